@@ -1,0 +1,92 @@
+"""What a task yields and what the runner relies on: events, and the Task and Method protocols.
+
+A task is given a way to make a method and yields events; the runner writes them down. Nothing here
+knows a dataset, a model or a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured number: ``metric`` over the ``n`` samples of ``slice`` ("mean" is the mean over slices)."""
+
+    slice: str
+    metric: str
+    value: float
+    unit: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One batch of a stream. ``entropy`` (nats) and ``loss`` are batch means, ``updated`` counts the samples that
+    took part in an update; ``loss`` is None where the method optimises nothing."""
+
+    step: int
+    slice: str
+    n: int
+    correct: int
+    entropy: float
+    loss: float | None
+    updated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts per class over one slice: what was predicted, and what was true."""
+
+    slice: str
+    predicted: tuple[int, ...]
+    label: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Something that forbids averaging this run in silently."""
+
+    kind: Literal["collapse", "nan"]
+    slice: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A sentence that must stand beside the numbers, such as a substitute for missing data; ``key`` names its topic."""
+
+    key: str
+    text: str
+
+
+Event = Row | Point | Histogram | Flag | Note
+
+
+class Method(Protocol):
+    """Adapts a model to the inputs that it is shown. Sees inputs, never labels."""
+
+    forward_passes: int
+    backward_passes: int
+    updated: int  # samples that took part in an update
+    last_loss: Tensor | None  # mean loss of the latest batch, on the device, or None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Predicts one batch, (N, 3, H, W) in [0, 1] to logits (N, C), and learns from it."""
+        ...
+
+    def reset(self) -> None:
+        """Back to the state of construction, bit for bit."""
+        ...
+
+
+class Task(Protocol):
+    """A protocol over data and a model. ``len()`` is the number of Points that ``run`` will yield."""
+
+    def __len__(self) -> int: ...
+
+    def run(self, make_method: Callable[..., Method]) -> Iterator[Event]: ...
