@@ -1,0 +1,34 @@
+"""Names: a valid one passes, another one is refused in one line with the nearest and all valid names."""
+
+import pytest
+
+from tasks.names import lookup
+
+VALID = ("gaussian_noise", "shot_noise", "fog")
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_a_valid_name_is_returned(name):
+    assert lookup(name, VALID, "corruption") == name
+
+
+def test_a_generator_of_names_is_enough():
+    assert lookup("fog", (name for name in VALID), "corruption") == "fog"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("gausian_noise", "gaussian_noise"), ("FOG", "fog"), ("shotnoise", "shot_noise")]
+)
+def test_the_nearest_name_comes_first(typed, meant):
+    with pytest.raises(ValueError, match=f"^unknown corruption '{typed}'; nearest: {meant}") as caught:
+        lookup(typed, VALID, "corruption")
+    assert str(caught.value).endswith("; valid: gaussian_noise, shot_noise, fog")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["zzz", "", 3, None, ["fog"]])
+def test_nothing_near_and_things_that_are_no_names(name):
+    with pytest.raises(ValueError, match="^unknown corruption .*; valid: gaussian_noise, shot_noise, fog$") as caught:
+        lookup(name, VALID, "corruption")
+    if name == "zzz":
+        assert "nearest" not in str(caught.value)
