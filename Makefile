@@ -1,0 +1,54 @@
+# One target per check; nothing here needs more than python3 >= 3.11 and a network for the first installation.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= report/demo
+PYTEST_ARGS ?= -n 2
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo report test test-all lint format type clean
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dembench needs Python 3.11 or newer (make PYTHON=...)")'
+	$(PYTHON) -m venv $(VENV)
+
+# Two stamps: what a user needs, and that plus the checks. The second makes the first, so that neither is done twice.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $(VENV)/.installed $@
+
+setup: $(VENV)/.installed-test  ## .venv with everything, test tools included
+
+demo: $(VENV)/.installed  ## EM, DEM and AdaDEM in Tent on small real images, and the report of it
+	$(BIN)/dembench demo --out $(DEMO)
+
+report: $(VENV)/.installed  ## report of all runs under runs/
+	$(BIN)/dembench report runs --out report
+
+lint: $(VENV)/.installed-test  ## ruff, rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-test  ## rewrite the files in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(VENV)/.installed-test  ## mypy, strict, on core
+	$(BIN)/mypy
+
+test: lint type  ## lint, types, and all tests that take seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+test-all: lint type  ## the slow tests too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clean:  ## remove what building and testing leave (not .venv, not runs/)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+"""Settings of all tests: one torch thread, repeatable Hypothesis, a cache folder of their own, honest skips."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("dembench", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("dembench")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives the session a cache folder, which the workers of pytest-xdist inherit; one set by the user is kept."""
+    if not hasattr(config, "workerinput") and "DEMBENCH_CACHE" not in os.environ:
+        config.dembench_cache = tempfile.mkdtemp(prefix="dembench-tests-")
+        os.environ["DEMBENCH_CACHE"] = config.dembench_cache
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if folder := getattr(config, "dembench_cache", None):
+        shutil.rmtree(folder, ignore_errors=True)
+        del os.environ["DEMBENCH_CACHE"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needs = {
+        "data": pytest.mark.skipif(
+            "DEMBENCH_DATA" not in os.environ, reason="needs real images: set DEMBENCH_DATA to their folder"
+        ),
+        "gpu": pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    }
+    for item in items:
+        for name, skip in needs.items():
+            if item.get_closest_marker(name):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def cache_folder() -> Path:
+    """The cache folder of this test session, shared by its workers."""
+    return Path(os.environ["DEMBENCH_CACHE"])
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """$DEMBENCH_DATA; for tests marked ``data``."""
+    if "DEMBENCH_DATA" not in os.environ:
+        pytest.skip("needs real images: set DEMBENCH_DATA to their folder")
+    return Path(os.environ["DEMBENCH_DATA"])
