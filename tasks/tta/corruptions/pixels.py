@@ -1,0 +1,96 @@
+"""What several corruptions share: uint8 to float64 and back, and resampling as small matrices.
+
+Sums run in float64 and end in ``to_uint8``, so the order of a sum (which differs with batch shape and device) moves a
+value by some 1e-13 and a pixel only if it lies that close to the edge of a grey level, which the guard keeps empty of
+the values that are whole grey levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+SIZE = 32
+GUARD = 1e-6  # grey levels; a sum that should be a whole grey level may come out a little below it
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 to float64 in [0, 1]."""
+    return images.to(torch.float64) / 255
+
+
+def to_uint8(values: Tensor, guard: float = 0.0) -> Tensor:
+    """[0, 1], clipped, to uint8 by truncation as the original script does, after ``guard`` grey levels are added."""
+    return (values.clamp(0, 1) * 255 + guard).to(torch.uint8)
+
+
+def per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Builds a constant tensor on the CPU, once per arguments, and keeps a copy per device (last argument)."""
+    on_cpu = cache(build)
+
+    @cache
+    def on_device(*args: object) -> Tensor:
+        *given, device = args
+        return on_cpu(*given).to(device)
+
+    return on_device
+
+
+def along_both(matrix: Tensor, images: Tensor) -> Tensor:
+    """Applies one (P, Q) matrix to the rows and to the columns of (..., Q, Q)."""
+    return matrix @ (images @ matrix.T)
+
+
+def reflect(position: Tensor, size: int = SIZE) -> Tensor:
+    """Positions outside 0 .. size - 1 mirrored at the border's pixel, as OpenCV's reflect-101: -1 is 1."""
+    position = position.abs() % (2 * size - 2)
+    return torch.minimum(position, 2 * size - 2 - position)
+
+
+@per_device
+def gaussian_matrix(sigma: float, truncate: float, mode: str) -> Tensor:
+    """(32, 32) float64: the Gaussian filter of scipy.ndimage along one axis, in mode "nearest" or "reflect"."""
+    radius = int(truncate * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.ones_like(offsets) if radius == 0 else torch.exp(-0.5 / sigma**2 * offsets**2)
+    weights = weights / weights.sum()
+    source = torch.arange(SIZE)[:, None] + offsets.long()
+    if mode == "nearest":
+        source = source.clamp(0, SIZE - 1)
+    else:  # the border pixel is repeated: -1 is 0
+        source = source % (2 * SIZE)
+        source = torch.minimum(source, 2 * SIZE - 1 - source)
+    return torch.zeros(SIZE, SIZE, dtype=torch.float64).scatter_add_(1, source, weights.expand(SIZE, -1))
+
+
+def centre_zoom_matrix(factor: float) -> Tensor:
+    """(32, 32) float64: along one axis, crop ceil(32 / factor) at the centre, enlarge it linearly, trim to 32.
+
+    As scipy.ndimage.zoom places the grid: the ends of crop and output coincide. A last position that rounding puts
+    beyond the crop is 0 there, and here.
+    """
+    crop = math.ceil(SIZE / factor)
+    top = (SIZE - crop) // 2
+    size = round(crop * factor)
+    step = (crop - 1) / (size - 1)
+    trim = (size - SIZE) // 2
+    matrix = torch.zeros(SIZE, SIZE, dtype=torch.float64)
+    for row in range(SIZE):
+        position = (row + trim) * step
+        if position > crop - 1:
+            continue
+        low = int(position)
+        matrix[row, top + low] += 1 - (position - low)
+        if position > low:
+            matrix[row, top + low + 1] += position - low
+    return matrix
+
+
+def gather_pixels(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Pixels of (N, C, 32, 32) at (N, 32, 32) int64 rows and columns, each image by its own; (N, C, 32, 32)."""
+    place = (row * SIZE + column).flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, place).view_as(images)
