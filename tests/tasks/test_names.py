@@ -32,3 +32,8 @@ def test_nothing_near_and_things_that_are_no_names(name):
         lookup(name, VALID, "corruption")
     if name == "zzz":
         assert "nearest" not in str(caught.value)
+
+
+def test_a_very_long_list_is_cut_and_counted():
+    with pytest.raises(ValueError, match=r"nearest: net1345, .*; valid: net0, net1, .*net99, \.\.\. \(2000 in all\)$"):
+        lookup("net12345", [f"net{k}" for k in range(2000)], "model")

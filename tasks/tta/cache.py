@@ -1,0 +1,46 @@
+"""The cache folder: files that can be made again, written so that a half-written one is never read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """``cache``, else $DEMBENCH_CACHE, else dembench in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
+    chosen = cache or os.environ.get("DEMBENCH_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dembench"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls ``write`` with a temporary file beside ``path`` and puts that in its place once it is complete.
+
+    Two processes may do so at once: each writes its own file, the later one stays.
+    Raises: OSError where the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def file_hash(path: Path, digits: int = 16) -> str:
+    """The first ``digits`` hexadecimal digits of the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:digits]
+
+
+def short_hash(*parts: object, digits: int = 16) -> str:
+    """The first ``digits`` hexadecimal digits of the sha256 of ``parts`` by their repr, in order."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:digits]
