@@ -16,10 +16,9 @@ from tasks.tta.corruptions.draws import Draws
 from tasks.tta.corruptions.pixels import (
     GUARD,
     SIZE,
-    along_both,
     centre_zoom_matrix,
     gather_pixels,
-    gaussian_matrix,
+    gaussian_weights,
     per_device,
     reflect,
     to_float,
@@ -34,28 +33,52 @@ ZOOM = (7, 12, 16, 21, 26)  # factors 1, 1.01, ..; a float range includes the en
 
 @per_device
 def defocus_matrix(severity: int) -> Tensor:
-    """(1024, 1024) float64: correlation with the smoothed disc, mirrored borders; image row vectors times this."""
+    """(1024, 1024) float64: correlation with the smoothed disc, mirrored borders; image row vectors times this.
+
+    The kernel is float32, as OpenCV computes it: its sum misses 1 by some 1e-8, which keeps even areas of one colour
+    off the edge of a grey level.
+    """
     radius, sigma = DEFOCUS[severity - 1]
     reach = torch.arange(-3, 4)
-    disc = (reach[:, None] ** 2 + reach**2 <= radius**2).to(torch.float64)
-    side = math.exp(-0.5 / sigma**2)
-    smooth = [side / (1 + 2 * side), 1 / (1 + 2 * side), side / (1 + 2 * side)]
-    for axis in (0, 1):
-        disc = sum(weight * disc.roll(shift, axis) for weight, shift in zip(smooth, (-1, 0, 1), strict=True))
+    disc = (reach[:, None] ** 2 + reach**2 <= radius**2).to(torch.float32)
     disc = disc / disc.sum()
+    side = math.exp(-0.5 / sigma**2)
+    middle, side = torch.tensor([1.0, side], dtype=torch.float64).div(1 + 2 * side).to(torch.float32)
+    for axis in (1, 0):
+        disc = disc * middle + (disc.roll(1, axis) + disc.roll(-1, axis)) * side
     matrix = torch.zeros(SIZE, SIZE, SIZE, SIZE, dtype=torch.float64)  # source row, column; output row, column
     place = torch.arange(SIZE)
     for down in range(7):
         for right in range(7):
             rows, columns = reflect(place + down - 3), reflect(place + right - 3)
-            matrix[rows[:, None], columns, place[:, None], place] += disc[down, right]
+            matrix[rows[:, None], columns, place[:, None], place] += disc[down, right].double()
     return matrix.view(SIZE**2, SIZE**2)
 
 
 def defocus_blur(images: Tensor, severity: int, draws: Draws | None = None) -> Tensor:
     """Averages over a small disc."""
     blurred = to_float(images).flatten(2) @ defocus_matrix(severity, images.device)
-    return to_uint8(blurred.view(images.shape), GUARD)
+    return to_uint8(blurred.view(images.shape))
+
+
+def gaussian(values: Tensor, sigma: float) -> Tensor:
+    """The Gaussian filter of scikit-image on (N, C, 32, 32) float64: cut off at 4 sigma, borders repeated.
+
+    Added up tap by tap in scipy's order, so that truncation to grey levels falls as it does there.
+    """
+    weights = gaussian_weights(sigma, 4.0)
+    radius = len(weights) // 2
+    if radius == 0:
+        return values
+    place = torch.arange(SIZE, device=values.device)
+    for axis in (2, 3):
+        total = values * weights[radius]
+        for step in range(radius, 0, -1):
+            before = values.index_select(axis, (place - step).clamp(min=0))
+            after = values.index_select(axis, (place + step).clamp(max=SIZE - 1))
+            total = total + (before + after) * weights[radius + step]
+        values = total
+    return values
 
 
 def glass_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
@@ -65,15 +88,14 @@ def glass_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
     -1 or 0 on each axis. Such a pixel is scanned later, so it still holds its old value, and one pass is one gather.
     """
     sigma, passes = GLASS[severity - 1]
-    matrix = gaussian_matrix(sigma, 4.0, "nearest", images.device)
-    images = to_uint8(along_both(matrix, to_float(images)), GUARD)
+    images = to_uint8(gaussian(to_float(images), sigma))
     offsets = draws.below("offsets", 2, passes, 2, SIZE, SIZE) - 1
     place = torch.arange(SIZE, device=images.device)
     moved = (place >= 2) & (place[:, None] >= 2)
     for number in range(passes):
         down, right = (offsets[:, number] * moved).unbind(1)
         images = gather_pixels(images, place[:, None] + down, place + right)
-    return to_uint8(along_both(matrix, to_float(images)), GUARD)
+    return to_uint8(gaussian(to_float(images), sigma))
 
 
 def motion(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor:
@@ -83,7 +105,7 @@ def motion(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor
         images: (N, C, 32, 32) uint8.
         degrees: (N,) float64, direction of the line, 0 to the right and 90 down.
         radius, sigma: the line has 2 * radius + 1 pixels.
-    Returns: (N, C, 32, 32) uint8, rounded. Outside the image its border pixel goes on.
+    Returns: (N, C, 32, 32) uint8, rounded to 16 bits and then cut to 8. Outside the image its border pixel goes on.
     Source: MotionBlurImage of ImageMagick's effect.c.
     """
     steps = torch.arange(2 * radius + 1, device=images.device, dtype=torch.float64)
@@ -99,7 +121,7 @@ def motion(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor
     total = torch.zeros_like(values)
     for step, weight in enumerate(weights):
         total += gather_pixels(values, rows[:, step, :, None], columns[:, step, None, :]) * weight
-    return (total + 0.5).to(torch.uint8)
+    return ((total * 257 + 0.5).floor() / 257).to(torch.uint8)
 
 
 def motion_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:

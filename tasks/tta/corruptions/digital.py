@@ -7,6 +7,7 @@ does, the affine map as OpenCV does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
@@ -19,7 +20,8 @@ from tasks.tta.corruptions.pixels import (
     SIZE,
     along_both,
     gather_pixels,
-    gaussian_matrix,
+    gaussian_weights,
+    mirror,
     per_device,
     reflect,
     to_float,
@@ -45,12 +47,13 @@ def contrast(images: Tensor, severity: int, draws: Draws | None = None) -> Tenso
 
 
 def affine(images: Tensor, moves: Tensor) -> Tensor:
-    """Maps three points to themselves plus ``moves``, bilinear on a grid of 1/32 pixel, mirrored borders.
+    """Maps three points to themselves plus ``moves``, bilinear, mirrored borders.
 
     Args:
         images: (N, 3, 32, 32) float32.
         moves: (N, 3, 2) float64, x and y, of the points (26, 26), (26, 6) and (6, 6).
-    Returns: (N, 3, 32, 32) float32. Source: OpenCV's getAffineTransform and warpAffine.
+    Returns: (N, 3, 32, 32) float32. Source: OpenCV's getAffineTransform and warpAffine, without the
+    rounding of positions to 1/32 pixel of its older versions.
     """
     points = torch.tensor([[26.0, 26.0], [26.0, 6.0], [6.0, 6.0]], dtype=torch.float64, device=images.device)
     moved = points.to(torch.float32) + moves.to(torch.float32)  # as the original rounds them
@@ -64,22 +67,31 @@ def affine(images: Tensor, moves: Tensor) -> Tensor:
     inverse_y = torch.stack([-along_x[:, 1], along_x[:, 0]], 1) / determinant[:, None]
     place = torch.arange(SIZE, device=images.device, dtype=torch.float64)
 
-    def source(row: Tensor) -> Tensor:
-        """Where each output pixel comes from along one axis, in 1/32 pixel, rounded as OpenCV's fixed point."""
-        start = -(row[:, 0] * shift[:, 0] + row[:, 1] * shift[:, 1])
-        lines = torch.round((row[:, 1, None] * place + start[:, None]) * 1024).long() + 16
-        steps = torch.round(row[:, 0, None] * place * 1024).long()
-        return (lines[:, :, None] + steps[:, None, :]) >> 5
+    def source(row: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each output pixel comes from along one axis: the pixel before, and the part of the way to the next."""
+        start = row[:, 0] * shift[:, 0] + row[:, 1] * shift[:, 1]
+        position = row[:, 0, None, None] * place + row[:, 1, None, None] * place[:, None] - start[:, None, None]
+        before = position.floor()
+        return before.long(), (position - before).to(torch.float32)[:, None]
 
-    x, y = source(inverse_x), source(inverse_y)
-    part_x, part_y = ((place_in % 32).to(torch.float32)[:, None] / 32 for place_in in (x, y))
-    x, y = x >> 5, y >> 5
-    left, right = reflect(x), reflect(x + 1)
-    top, bottom = reflect(y), reflect(y + 1)
-    upper = gather_pixels(images, top, left) * ((1 - part_y) * (1 - part_x))
-    upper = upper + gather_pixels(images, top, right) * ((1 - part_y) * part_x)
-    upper = upper + gather_pixels(images, bottom, left) * (part_y * (1 - part_x))
-    return upper + gather_pixels(images, bottom, right) * (part_y * part_x)
+    x, part_x = source(inverse_x)
+    y, part_y = source(inverse_y)
+    return bilinear(images, y, x, part_y, part_x, reflect)
+
+
+def bilinear(
+    values: Tensor, row: Tensor, column: Tensor, down: Tensor, right: Tensor, fold: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """(N, 3, 32, 32) values between pixels (N, 32, 32) and the next ones, ``down`` and ``right`` of the way to them.
+
+    Steps from value to value, so that an area of one colour keeps it exactly; ``fold`` brings positions inside.
+    """
+    rows, columns = (fold(row), fold(row + 1)), (fold(column), fold(column + 1))
+    lines = []
+    for line in rows:
+        left, beyond = (gather_pixels(values, line, place) for place in columns)
+        lines.append(left + (beyond - left) * right)
+    return lines[0] + (lines[1] - lines[0]) * down
 
 
 def displace(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
@@ -88,21 +100,18 @@ def displace(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     Borders repeat their pixel and mirror on, as mode "reflect" of scipy.ndimage.map_coordinates.
     """
     place = torch.arange(SIZE, device=images.device)
-
-    def fold(position: Tensor) -> Tensor:
-        position = position % (2 * SIZE)
-        return torch.minimum(position, 2 * SIZE - 1 - position)
-
     y, x = place[:, None] + down.to(torch.float64), place + right.to(torch.float64)
     top, left = y.floor(), x.floor()
-    part_y, part_x = (y - top)[:, None], (x - left)[:, None]
-    top, left = top.long(), left.long()
-    values = images.to(torch.float64)
-    upper = gather_pixels(values, fold(top), fold(left)) * (1 - part_x)
-    upper = upper + gather_pixels(values, fold(top), fold(left + 1)) * part_x
-    lower = gather_pixels(values, fold(top + 1), fold(left)) * (1 - part_x)
-    lower = lower + gather_pixels(values, fold(top + 1), fold(left + 1)) * part_x
-    return (upper * (1 - part_y) + lower * part_y).to(torch.float32)
+    parts = (y - top)[:, None], (x - left)[:, None]
+    return bilinear(images.to(torch.float64), top.long(), left.long(), *parts, mirror).to(torch.float32)
+
+
+@per_device
+def smoothing_matrix(sigma: float) -> Tensor:
+    """(32, 32) float64: along one axis, the Gaussian filter of scikit-image cut off at 3 sigma, mirrored borders."""
+    weights = torch.tensor(gaussian_weights(sigma, 3.0), dtype=torch.float64)
+    source = mirror(torch.arange(SIZE)[:, None] + torch.arange(len(weights)) - len(weights) // 2)
+    return torch.zeros(SIZE, SIZE, dtype=torch.float64).scatter_add_(1, source, weights.expand(SIZE, -1))
 
 
 def elastic_transform(images: Tensor, severity: int, draws: Draws) -> Tensor:
@@ -111,7 +120,7 @@ def elastic_transform(images: Tensor, severity: int, draws: Draws) -> Tensor:
     moves = draws.uniform("moves", 3, 2) * (2 * reach) - reach
     image = affine(images.to(torch.float32) / 255, moves)
     if size:
-        matrix = gaussian_matrix(sigma, 3.0, "reflect", images.device)
+        matrix = smoothing_matrix(sigma, images.device)
         right, down = (
             (along_both(matrix, draws.uniform(axis, SIZE, SIZE) * 2 - 1) * size).to(torch.float32)
             for axis in ("right", "down")

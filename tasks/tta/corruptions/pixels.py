@@ -51,20 +51,18 @@ def reflect(position: Tensor, size: int = SIZE) -> Tensor:
     return torch.minimum(position, 2 * size - 2 - position)
 
 
-@per_device
-def gaussian_matrix(sigma: float, truncate: float, mode: str) -> Tensor:
-    """(32, 32) float64: the Gaussian filter of scipy.ndimage along one axis, in mode "nearest" or "reflect"."""
+def mirror(position: Tensor, size: int = SIZE) -> Tensor:
+    """Positions outside 0 .. size - 1 mirrored at the border, as scipy.ndimage's "reflect": -1 is 0."""
+    position = position % (2 * size)
+    return torch.minimum(position, 2 * size - 1 - position)
+
+
+def gaussian_weights(sigma: float, truncate: float) -> list[float]:
+    """The 2 * int(truncate * sigma + 0.5) + 1 weights of scipy.ndimage's Gaussian filter."""
     radius = int(truncate * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    weights = torch.ones_like(offsets) if radius == 0 else torch.exp(-0.5 / sigma**2 * offsets**2)
-    weights = weights / weights.sum()
-    source = torch.arange(SIZE)[:, None] + offsets.long()
-    if mode == "nearest":
-        source = source.clamp(0, SIZE - 1)
-    else:  # the border pixel is repeated: -1 is 0
-        source = source % (2 * SIZE)
-        source = torch.minimum(source, 2 * SIZE - 1 - source)
-    return torch.zeros(SIZE, SIZE, dtype=torch.float64).scatter_add_(1, source, weights.expand(SIZE, -1))
+    weights = [math.exp(-0.5 * (step / sigma) ** 2) if step else 1.0 for step in range(-radius, radius + 1)]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 def centre_zoom_matrix(factor: float) -> Tensor:
