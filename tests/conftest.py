@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import hypothesis
 import pytest
 import torch
 
+SUPPORT = Path(__file__).parent / "support"
+sys.path.insert(0, str(SUPPORT))  # modules that tests name in configurations
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("dembench", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("dembench")
@@ -54,3 +57,9 @@ def data_folder() -> Path:
     if "DEMBENCH_DATA" not in os.environ:
         pytest.skip("needs real images: set DEMBENCH_DATA to their folder")
     return Path(os.environ["DEMBENCH_DATA"])
+
+
+@pytest.fixture(scope="session")
+def stub_configs() -> Path:
+    """Configurations of the task ``stub`` (tests/support/dembench_stub.py)."""
+    return SUPPORT / "configs"

@@ -1,0 +1,81 @@
+"""The command ``dembench``: finds the named subcommand and calls it. Imports nothing heavy before that."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+COMMANDS = {
+    "run": "run once: task, method, loss, model, data and protocol by name",
+    "sweep": "run a grid of runs, by a file or by name; what is done is skipped",
+    "list": "names that can be used, and whether their data is on this machine",
+    "report": "one page of tables and figures from run directories",
+    "demo": "a small sweep on embedded data and the report of it",
+    "bench": "time the losses",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def __init__(self, prog: str, **kwargs: object) -> None:
+        super().__init__(prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(fail(f"{self.prog}: {message}"))
+
+
+def fail(message: str, status: int = 2) -> int:
+    """Prints ``message`` to stderr and returns the exit status."""
+    print(message, file=sys.stderr)
+    return status
+
+
+def usage() -> str:
+    lines = [f"  {name:<8}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dembench COMMAND ...",
+            "",
+            "Entropy minimisation losses (EM, DEM, AdaDEM), measured.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "dembench COMMAND --help tells more; dembench --version gives the version.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 something failed, 2 wrong usage."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print("dembench", version("dembench"))
+        except PackageNotFoundError:
+            print("dembench, not installed")
+        return 0
+    from tasks.names import lookup
+
+    try:
+        name = lookup(argv[0], COMMANDS, "command")
+    except ValueError as error:
+        return fail(f"dembench: {error}")
+    try:
+        return importlib.import_module(f"scripts.{name}").main(argv[1:])
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

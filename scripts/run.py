@@ -1,0 +1,66 @@
+"""dembench run: one run from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.cli import Parser, fail
+
+EXAMPLE = """examples:
+  dembench run method=tent loss=adadem protocol=continual
+  dembench run data=cifar10c data.root=DIR model=cifar_resnet20 method=tent loss=dem loss.tau=1.4 loss.alpha=1.4 seed=1
+
+`dembench list` shows all names. Results go to runs/<id>/ (out=DIR for another place); a finished run is not run
+again (force=true does). device=auto|cpu|cuda, precision=fp32|bf16, threads=N, progress=false are settings too."""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser("dembench run", description="Run once; print the path of result.json last.", epilog=EXAMPLE)
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="names of groups, and values inside them")
+    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
+    p.add_argument("--show", action="store_true", help="print the composed configuration and stop")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_intermixed_args(argv)
+    from omegaconf import OmegaConf
+
+    from tasks.compose import ConfigError, compose
+
+    try:
+        cfg = compose(args.overrides, args.config_dir)
+        if args.show:
+            print(OmegaConf.to_yaml(cfg, resolve=True), end="")
+            return 0
+        from tasks import experiment, progress, runs
+
+        prepared = experiment.prepare(cfg)
+        with progress.shown(cfg.progress, title(prepared.config)) as watch:
+            outcome = experiment.run(prepared, command=shlex.join(["dembench", "run", *argv]), watch=watch)
+    except ConfigError as error:
+        return fail(f"dembench run: {error}")
+    except KeyboardInterrupt:
+        return fail("dembench run: stopped; started again, this run begins anew", status=130)
+    except runs.RunBusy as error:
+        return fail(f"dembench run: {error}", status=1)
+    if not outcome.ran:
+        print("finished before; force=true runs it again", file=sys.stderr)
+    print(outcome.path)
+    return 0
+
+
+def title(config: dict) -> str:
+    """The names of a run in a few words: "tent adadem cifar_resnet20 continual seed 1"."""
+    names = config["choices"]
+    words = [names[group] for group in ("method", "loss", "model", "protocol") if names.get(group)]
+    return " ".join([*words, "seed", str(config["seed"])])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

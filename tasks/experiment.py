@@ -1,0 +1,209 @@
+"""One run, from a composed configuration to its result file."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from tasks import runs
+from tasks.base import Event, Method, Task
+from tasks.compose import GROUPS, ConfigError, check_signatures
+
+Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points the whole run has
+
+
+@dataclass
+class Prepared:
+    """A run that can start: everything is loaded and checked, nothing is computed."""
+
+    id: str
+    config: dict[str, Any]  # resolved, plain containers
+    task: Task
+    make_method: Callable[..., Method]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the result is, and whether it was computed now or found."""
+
+    path: Path
+    ran: bool
+    result: dict[str, Any]
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration in plain containers, interpolations resolved, ``device`` as the kind that is used.
+
+    Raises: ConfigError where the device asked for is not there.
+    """
+    cfg = cfg.copy()
+    cfg.device = resolve_device(cfg.device)
+    if cfg.precision == "bf16" and cfg.device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError(f"precision=bf16: {torch.cuda.get_device_name()} cannot; use precision=fp32")
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" to "cuda" where there is one, else "cpu"; raises ConfigError for "cuda" where there is none."""
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ConfigError("device=cuda: PyTorch finds no CUDA device here; use device=cpu or device=auto")
+    return ("cuda" if there else "cpu") if device == "auto" else device
+
+
+def seed_all(seed: int) -> None:
+    """Python, NumPy's global generator, and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def make_repeatable(threads: int) -> None:
+    """Sets torch's threads, and algorithms that give the same bits each time where there are such."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what constructors and checks raise about their arguments into ConfigError.
+
+    Not where DEMBENCH_TRACEBACK is set, so that the place of a mistake in a user's own class can be seen.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except InstantiationException as error:
+        cause = error.__cause__
+        if os.environ.get("DEMBENCH_TRACEBACK") or not isinstance(cause, (ValueError, TypeError, OSError, ImportError)):
+            raise
+        raise ConfigError(str(cause)) from error
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("DEMBENCH_TRACEBACK"):
+            raise
+        raise ConfigError(str(error)) from error
+
+
+def fingerprints(data: Any = None, model: Any = None) -> dict[str, str]:
+    """What the id has in place of paths; parts that have none are left out."""
+    found = {"data": getattr(data, "fingerprint", None), "weights": getattr(model, "weights_id", None)}
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def prepare(cfg: DictConfig) -> Prepared:
+    """Builds task, loss and method from a composed configuration and checks that the data is there.
+
+    Raises: ConfigError for whatever the user can put right.
+    """
+    config = resolve(cfg)
+    check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
+    make_repeatable(config["threads"])
+    seed_all(config["seed"])
+    with user_errors():
+        method = instantiate(config["method"], loss=instantiate(config["loss"]))
+        task = instantiate(config["task"])
+        check_data(getattr(task, "data", None))
+    parts = fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+    return Prepared(runs.run_id(config, parts), config, task, method)
+
+
+def check_data(data: Any) -> None:
+    """Calls ``data.check()`` where there is one."""
+    if hasattr(data, "check"):
+        data.check()
+
+
+def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) -> Outcome:
+    """Runs once and writes the run directory; a finished run is read back unless ``force`` is set.
+
+    Args:
+        prepared: from ``prepare``; ``out`` and ``force`` are in its config.
+        command: what the record gives as the way to repeat this.
+        watch: called with each event and the number of Points to come in all.
+    Raises: ConfigError where the task refuses its settings before the first event; RunBusy where another process is
+        writing the same run; anything else that the task raises, in which case there is no result.json.
+    """
+    config = prepared.config
+    directory = Path(config["out"]) / prepared.id
+    if (found := _finished(directory, config["force"])) is not None:
+        return Outcome(directory / "result.json", False, found)
+    with user_errors():
+        directory.mkdir(parents=True, exist_ok=True)
+    with runs.lock(directory):
+        if (found := _finished(directory, config["force"])) is not None:  # another process was faster
+            return Outcome(directory / "result.json", False, found)
+        for left in directory.glob(".*.tmp"):
+            left.unlink()
+        environment = runs.environment(config["device"], config["threads"])
+        runs.write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        runs.write_json(directory / "environment.json", environment)
+        started = runs.now()
+        recorder, cost = _measure(prepared, watch)
+        names = config["choices"]
+        result = {
+            "schema": runs.SCHEMA,
+            "id": prepared.id,
+            **{group: names.get(group) for group in GROUPS},
+            "data": getattr(getattr(prepared.task, "data", None), "name", names.get("data")),
+            "seed": config["seed"],
+            **recorder.body(),
+            "cost": cost,
+            "config": config,
+            "environment": environment,
+            "started": started,
+            "finished": runs.now(),
+            "command": command,
+        }
+        runs.write_atomic(directory / "curve.csv", recorder.curve())
+        runs.write_json(directory / "result.json", result)
+    return Outcome(directory / "result.json", True, result)
+
+
+def _finished(directory: Path, force: bool) -> dict[str, Any] | None:
+    if force:
+        return None
+    with user_errors():
+        return runs.read_result(directory)
+
+
+def _measure(prepared: Prepared, watch: Watcher | None) -> tuple[runs.Recorder, dict[str, Any]]:
+    made: list[Any] = []
+
+    def make_method(*args: Any, **kwargs: Any) -> Method:
+        made.append(prepared.make_method(*args, **kwargs))
+        return made[-1]
+
+    make_repeatable(prepared.config["threads"])
+    seed_all(prepared.config["seed"])  # again: preparing draws more numbers when it trains than when it loads
+    recorder = runs.Recorder()
+    total = len(prepared.task)
+    start = time.perf_counter()
+    events = iter(prepared.task.run(make_method))
+    with user_errors():  # settings that only the method can judge
+        event = next(events, None)
+    while event is not None:
+        recorder.add(event)
+        if watch is not None:
+            watch(event, total)
+        event = next(events, None)
+    if prepared.config["device"] == "cuda":
+        torch.cuda.synchronize()
+    cost = {"wall_seconds": round(time.perf_counter() - start, 3)}
+    for name in ("forward_passes", "backward_passes", "updated"):
+        cost[name] = sum(int(getattr(method, name, 0)) for method in made)
+    return recorder, cost
