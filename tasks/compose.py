@@ -7,6 +7,7 @@ refuses it without naming what is valid (on the command line).
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,14 @@ def header(text: str, name: str) -> str:
     return ""
 
 
+def lookup_or_fail(name: str, valid: Iterable[str], what: str) -> str:
+    """``tasks.names.lookup`` that raises ConfigError."""
+    try:
+        return lookup(name, valid, what)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def parse(words: Sequence[str]) -> list[Override]:
     """Command line words such as ``method.lr=1e-3``, in Hydra's grammar.
 
@@ -133,9 +142,15 @@ def choose(words: Sequence[str] | Mapping[str, Any]) -> Choice:
     return Choice(groups, values, frozenset(added))
 
 
-def compose(words: Sequence[str] | Mapping[str, Any] | Choice = (), config_dir: Path | None = None) -> DictConfig:
+def compose(
+    words: Sequence[str] | Mapping[str, Any] | Choice = (), config_dir: Path | None = None, *, complete: bool = True
+) -> DictConfig:
     """Composes one run and checks every name, key and kind of value in it.
 
+    Args:
+        words: overrides as a user writes them, or a mapping from keys to plain values.
+        config_dir: own configurations, beside the package's.
+        complete: refuse values that the user has to give and has not given.
     Returns: the configuration, unresolved, with a node ``choices`` of the names chosen per group.
     Raises: ConfigError, one line, with the valid names and the nearest ones.
     """
@@ -145,10 +160,12 @@ def compose(words: Sequence[str] | Mapping[str, Any] | Choice = (), config_dir: 
         _set(cfg, key, value, new=key in choice.added)
     for key, valid in VALUES.items():
         if cfg[key] not in valid:
-            _lookup(str(cfg[key]), valid, key)
+            lookup_or_fail(str(cfg[key]), valid, key)
     for key, least in (("seed", 0), ("threads", 1)):
         if not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or cfg[key] < least:
             raise ConfigError(f"{key}: expected an integer of at least {least}, got {cfg[key]!r}")
+    if not complete:
+        return cfg
     _check_missing(cfg, config_dir)
     try:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -179,18 +196,21 @@ def check_signatures(node: Any, path: str = "") -> None:
         if key.startswith("_") and key.endswith("_"):
             continue
         if key not in parameters and not takes_more:
-            _lookup(key, [name for name in parameters if name != "self"], f"argument of {path}")
+            lookup_or_fail(key, [name for name in parameters if name != "self"], f"argument of {path}")
         literals = _literals(hints.get(key))
         if literals and value not in literals:
-            _lookup(str(value), [str(literal) for literal in literals], f"{path}.{key}")
+            lookup_or_fail(str(value), [str(literal) for literal in literals], f"{path}.{key}")
 
 
 def _unknown_key(cfg: DictConfig, key: str) -> None:
     """Names the keys at the same level: all of the same group, or all that stand alone."""
     valid = flat_keys(cfg)
     group = key.split(".")[0]
-    near = [k for k in valid if k.startswith(f"{group}.")] or [k for k in valid if ("." in k) == ("." in key)]
-    _lookup(key, near, "key")
+    near = [k for k in valid if k.startswith(f"{group}.")]
+    if group in GROUPS and "." in key and not near:
+        raise ConfigError(f"unknown key {key!r}; {group}={cfg.choices.get(group)} takes no values")
+    near = near or [k for k in valid if ("." in k) == ("." in key)]
+    lookup_or_fail(key, near, "key")
 
 
 def flat_keys(cfg: DictConfig) -> list[str]:
@@ -206,11 +226,11 @@ def flat_keys(cfg: DictConfig) -> list[str]:
 def _full_names(groups: Mapping[str, str], config_dir: Path | None) -> dict[str, str]:
     """Group names as Hydra wants them: ``tent`` -> ``tta/tent``; checks that each exists."""
     task = groups.get("task", "tta")
-    _lookup(task, options("task", config_dir=config_dir), "task")
+    lookup_or_fail(task, options("task", config_dir=config_dir), "task")
     full = {"task": task}
     for group, name in groups.items():
         name = name.removeprefix(f"{task}/")
-        _lookup(name, options(group, task, config_dir), group)
+        lookup_or_fail(name, options(group, task, config_dir), group)
         full[group] = name if group in SHARED else f"{task}/{name}"
     return full
 
@@ -292,11 +312,9 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _locate(target: str, path: str) -> Any:
-    from hydra.utils import get_object
-
     try:
-        return get_object(target)
-    except Exception as error:  # Hydra wraps whatever importing raised
+        return pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}: cannot import {target}: {_first_line(error)}") from error
 
 
@@ -323,13 +341,6 @@ def _literals(hint: Any) -> tuple[Any, ...]:
                 return ()  # something else is allowed too
         return tuple(found)
     return ()
-
-
-def _lookup(name: str, valid: Iterable[str], what: str) -> str:
-    try:
-        return lookup(name, valid, what)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def _first_line(error: BaseException) -> str:

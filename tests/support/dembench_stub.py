@@ -91,7 +91,7 @@ class Task:
                     os._exit(9)
                 if mode == "sleep":
                     time.sleep(0.2)
-                entropy = float("notfinite") if mode == "notfinite" else float(torch.rand(()))
+                entropy = float("nan") if mode == "notfinite" else float(torch.rand(()))
                 yield Point(step, slice, 4, 3, entropy, None if mode == "ok" else 0.5, 4)
                 step += 1
             if mode == "collapse":
@@ -100,7 +100,7 @@ class Task:
             yield Row(
                 slice,
                 "error",
-                float("notfinite") if mode == "notfinite" else 0.25,
+                float("nan") if mode == "notfinite" else 0.25,
                 "fraction",
                 4 * self.protocol.batches,
             )

@@ -1,0 +1,116 @@
+"""dembench list: names that can be used, and whether what they need is on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from scripts.cli import Parser, fail
+
+ORDER = ("task", "method", "loss", "model", "data", "protocol", "sweep")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser("dembench list", description="Show names, and whether what they need is on this machine.")
+    p.add_argument("group", nargs="?", help=f"one of {', '.join(ORDER)}; all without it")
+    p.add_argument("--task", default="tta", help="whose methods, models, data and protocols (default: tta)")
+    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    from tasks.names import lookup
+
+    groups = ORDER
+    try:
+        if args.group is not None:
+            groups = (lookup(args.group, ORDER, "group"),)
+        from tasks.compose import options
+
+        lookup(args.task, options("task", config_dir=args.config_dir), "task")
+    except ValueError as error:
+        return fail(f"dembench list: {error}")
+    show({group: rows(group, args.task, args.config_dir) for group in groups})
+    return 0
+
+
+def rows(group: str, task: str, config_dir: Path | None) -> list[tuple[str, str, str, str]]:
+    """One line per name of a group: name, state ("", "here" or "missing"), what it is, how to get what is missing."""
+    from tasks.compose import header, options, read_option
+
+    found = []
+    for name in options(group, task, config_dir):
+        text = read_option(group, name, task, config_dir)
+        state, reason = state_of(group, name, task, config_dir)
+        get = "" if state != "missing" else header(text, "Get") or reason
+        found.append((name, state, header(text, "About"), get))
+    return found
+
+
+def state_of(group: str, name: str, task: str, config_dir: Path | None) -> tuple[str, str]:
+    """Whether a dataset or a model can be used as it stands: ("here" | "missing" | "", why not)."""
+    from tasks.compose import ConfigError, compose
+
+    if group not in ("data", "model"):
+        return "", ""
+    try:
+        cfg = compose({"task": task, group: name}, config_dir, complete=group == "data")
+        node = cfg[group]
+        if group == "data":
+            from hydra.utils import instantiate
+
+            from tasks.experiment import check_data, user_errors
+
+            with user_errors():
+                check_data(instantiate(node))
+            return "here", ""
+        return model_state(node)
+    except ConfigError as error:
+        return "missing", str(error)
+
+
+def model_state(node: Any) -> tuple[str, str]:
+    """A model is here where its weights file is; one that names an architecture needs its library."""
+    from omegaconf import OmegaConf
+
+    library = str(node["_target_"]).rpartition(".")[2].removesuffix("_model")
+    if library in ("timm", "torchvision") and find_spec(library) is None:
+        return "missing", f"needs {library}"
+    weights = None if OmegaConf.is_missing(node, "weights") else node.get("weights")
+    if isinstance(weights, str) and "/" in weights and not Path(weights).is_file():
+        return "missing", f"no file {weights}"
+    return "here", ""
+
+
+def show(groups: dict[str, list[tuple[str, str, str, str]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    styles = {"here": "green", "missing": "yellow"}
+    for group, lines in groups.items():
+        table = Table(
+            title=group, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
+        table.add_column("name", no_wrap=True, style="cyan")
+        if any(state for _, state, _, _ in lines):
+            table.add_column("on this machine", no_wrap=True)
+        table.add_column("what it is")
+        for name, state, about, get in lines:
+            text = Text(about)
+            if get:
+                text.append(f"\nget: {get}", style="dim")
+            cells = [Text(state, style=styles.get(state, ""))] if len(table.columns) == 3 else []
+            table.add_row(Text(name), *cells, text)
+        console.print(table)
+        console.print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""dembench report: one page of tables and figures from run directories."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.cli import Parser, fail
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser("dembench report", description="Write a report of finished runs; print the path of its page last.")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders that hold run directories")
+    p.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="where to write it (default: report)"
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
+    for folder in args.runs:
+        if not folder.is_dir():
+            return fail(f"dembench report: no folder {folder}; `dembench run` and `dembench sweep` make runs")
+    from tasks.report import write_report
+
+    try:
+        page = write_report(args.runs, args.out)
+    except (ValueError, OSError) as error:
+        return fail(f"dembench report: {error}")
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
