@@ -1,0 +1,187 @@
+"""Run directories -> Run records. Reads files and judges nothing: what cannot be used is listed with its reason."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEMA = 1
+RUN_FILES = ("result.json", "config.yaml", "environment.json", "curve.csv")
+NAMES = ("id", "task", "method", "loss", "model", "data", "protocol", "status")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished run. ``scores`` maps (slice, metric) to a value in the unit of ``units[metric]``; ``sizes`` maps a
+    slice to its number of samples; ``histograms`` maps a slice to (predicted, label) counts per class."""
+
+    id: str
+    task: str
+    method: str
+    loss: str
+    model: str
+    data: str
+    protocol: str
+    status: str
+    seed: int
+    flags: tuple[tuple[str, str, str], ...]
+    notes: tuple[tuple[str, str], ...]
+    scores: dict[tuple[str, str], float]
+    units: dict[str, str]
+    sizes: dict[str, int]
+    histograms: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    cost: dict[str, float]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    fingerprints: dict[str, str]
+    command: str
+    path: Path
+
+    @property
+    def slices(self) -> list[str]:
+        """Slices in the order of the stream, without "mean"."""
+        return [name for name in self.sizes if name != "mean"]
+
+    @property
+    def collapsed(self) -> bool:
+        return self.status == "collapse"
+
+    def score(self, metric: str, part: str = "mean") -> float:
+        """The value over ``part``; NaN for a run that met a NaN or lacks the number. Without a recorded mean, the plain
+        mean over the slices."""
+        if self.status == "nan":
+            return math.nan
+        value = self.scores.get((part, metric))
+        if value is None and part == "mean":
+            values = [self.scores[name, metric] for name in self.slices if (name, metric) in self.scores]
+            value = sum(values) / len(values) if values else None
+        return math.nan if value is None or not math.isfinite(value) else value
+
+    def curve(self) -> Curve | None:
+        """The per-batch record, or None where there is none that can be read."""
+        try:
+            with open(self.path / "curve.csv", encoding="utf-8", newline="") as file:
+                columns, *rows = csv.reader(file)
+            at = [columns.index(name) for name in ("slice", "n", "correct")]
+            parts = tuple(row[at[0]] for row in rows)
+            counts = np.array([[row[at[1]], row[at[2]]] for row in rows], dtype=float).reshape(-1, 2)
+        except (OSError, ValueError, IndexError):
+            return None
+        return Curve(parts, counts[:, 0], counts[:, 1]) if parts else None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Per batch: its slice, its samples and the correct ones among them, arrays of (batches,)."""
+
+    slices: tuple[str, ...]
+    n: np.ndarray
+    correct: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A directory or run that is in no number of the report, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """All that was found: finished runs sorted by id, and what was set aside."""
+
+    runs: tuple[Run, ...]
+    unfinished: tuple[Aside, ...]
+    unreadable: tuple[Aside, ...]
+    duplicates: tuple[Aside, ...]
+
+
+def load(roots: list[Path]) -> Collection:
+    """Reads every run directory at or under ``roots``; a run id found twice is taken once.
+
+    Raises: ValueError when a root is missing or when there is no finished run.
+    """
+    runs: dict[str, Run] = {}
+    unfinished, unreadable, duplicates = [], [], []
+    folders: dict[Path, None] = {}
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise ValueError(f"report: no such directory: {root}")
+        for folder in find_runs(root):
+            folders.setdefault(folder.resolve())
+    for folder in folders:
+        if not (folder / "result.json").is_file():
+            unfinished.append(Aside(folder.name, "no result.json: started and not finished"))
+            continue
+        try:
+            run = read_run(folder)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            unreadable.append(Aside(folder.name, f"{type(error).__name__}: {error}"))
+            continue
+        first = runs.setdefault(run.id, run)
+        if first is not run:
+            same = first.scores == run.scores
+            reason = "the same numbers" if same else "DIFFERENT NUMBERS; the first one found is used"
+            duplicates.append(Aside(run.id, f"found twice, with {reason}"))
+    if not runs:
+        held = f"; {len(unfinished)} unfinished, {len(unreadable)} unreadable" if unfinished or unreadable else ""
+        raise ValueError(f"report: no finished run under {', '.join(map(str, roots)) or 'no directory at all'}{held}")
+    ordered = tuple(runs[key] for key in sorted(runs))
+    return Collection(ordered, *(tuple(sorted(x, key=lambda a: a.name)) for x in (unfinished, unreadable, duplicates)))
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Run directories at or under ``root``: those that hold a file of a run or are named like a run id."""
+    found = []
+    for folder, children, files in os.walk(root):
+        if any(name in files for name in RUN_FILES) or re.fullmatch("[0-9a-f]{12}", Path(folder).name):
+            found.append(Path(folder))
+            children.clear()
+        else:
+            children[:] = sorted(name for name in children if not name.startswith("."))
+    return found
+
+
+def read_run(folder: Path) -> Run:
+    """One ``result.json`` as a Run. Raises ValueError, TypeError or KeyError where it is not one."""
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise ValueError(f"expected a record of schema {SCHEMA}")
+    if missing := [name for name in (*NAMES, "seed", "rows") if name not in record]:
+        raise ValueError(f"lacks {', '.join(missing)}")
+    scores, units, sizes = {}, {}, {}
+    for row in record["rows"]:
+        key = (str(row["slice"]), str(row["metric"]))
+        scores[key] = math.nan if row["value"] is None else float(row["value"])
+        units.setdefault(key[1], str(row.get("unit", "")))
+        sizes.setdefault(key[0], int(row.get("n") or 0))
+    flags = ((str(f["kind"]), str(f.get("slice", "")), str(f.get("message", ""))) for f in record.get("flags") or ())
+    cost = record.get("cost") or {}
+    return Run(
+        **{name: str(record[name]) for name in NAMES},
+        seed=int(record["seed"]),
+        flags=tuple(flags),
+        notes=tuple((str(note["key"]), str(note["text"])) for note in record.get("notes") or ()),
+        scores=scores,
+        units=units,
+        sizes=sizes,
+        histograms={
+            str(name): (tuple(map(int, h["predicted"])), tuple(map(int, h["label"])))
+            for name, h in (record.get("histograms") or {}).items()
+        },
+        cost={str(k): float(v) for k, v in cost.items() if isinstance(v, int | float)},
+        config=dict(record.get("config") or {}),
+        environment=dict(record.get("environment") or {}),
+        fingerprints={str(k): str(v) for k, v in (record.get("fingerprints") or {}).items()},
+        command=str(record.get("command") or ""),
+        path=folder,
+    )

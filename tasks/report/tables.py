@@ -1,0 +1,167 @@
+"""A table once, written three ways: CSV with a column per number, Markdown, and LaTeX (booktabs). The page shows the
+same entries, so that a number has one source and one rounding."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One cell. ``text`` is the main line and ``sub`` the small one below; ``numbers`` are the CSV values, one for each
+    of the column's ``parts``; ``sort`` is the sort key; ``span`` counts the columns that it covers."""
+
+    text: str
+    sub: str = ""
+    numbers: tuple[str, ...] = ()
+    sort: float | str | None = None
+    mark: str = ""  # "", "best" or "second"
+    span: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading; ``parts`` name the numbers of each entry in CSV (one unnamed text column without them)."""
+
+    title: str
+    parts: tuple[str, ...] = ()
+    numeric: bool = True
+
+
+@dataclass(slots=True)
+class Table:
+    """Columns, rows of entries, a caption that states unit and protocol, and footnotes."""
+
+    name: str
+    title: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Entry]]
+    footnotes: list[str] = field(default_factory=list)
+
+    def csv(self) -> str:
+        """Plain numbers, one per column, rounded as in the other formats; a spanning entry fills its first column."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        header = []
+        for column in self.columns:
+            header += [f"{column.title}: {part}" for part in column.parts] or [column.title]
+        writer.writerow([guard(name) for name in header])
+        for row in self.rows:
+            line, at = [], 0
+            for entry in row:
+                covered = self.columns[at : at + entry.span]
+                at += entry.span
+                width = sum(len(column.parts) or 1 for column in covered)
+                values = list(entry.numbers) or [guard(entry.text)]
+                line += values + [""] * (width - len(values))
+            writer.writerow(line)
+        return out.getvalue()
+
+    def markdown(self) -> str:
+        """GitHub's dialect, caption first and footnotes last."""
+        lines = [f"**{md(self.title)}.** {md(self.caption)}", ""]
+        lines.append("| " + " | ".join(md(column.title) for column in self.columns) + " |")
+        lines.append("|" + "|".join("---:" if column.numeric else ":---" for column in self.columns) + "|")
+        for row in self.rows:
+            cells = []
+            for entry in row:
+                text = md(entry.text)
+                text = f"**{text}**" if entry.mark == "best" else f"<u>{text}</u>" if entry.mark == "second" else text
+                cells.append(text + (f"; {md(entry.sub)}" if entry.sub else ""))
+                cells += ["\N{DITTO MARK}"] * (entry.span - 1)
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += [f"\n{md(note)}" for note in self.footnotes]
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """A table environment; needs the booktabs package only."""
+        align = "".join("r" if column.numeric else "l" for column in self.columns)
+        body = []
+        for row in self.rows:
+            cells = []
+            for entry in row:
+                text = tex(entry.text)
+                text = rf"\textbf{{{text}}}" if entry.mark == "best" else text
+                text = rf"\underline{{{text}}}" if entry.mark == "second" else text
+                if entry.sub:
+                    text = rf"\shortstack[r]{{{text}\\{{\scriptsize {tex(entry.sub)}}}}}"
+                cells.append(rf"\multicolumn{{{entry.span}}}{{c}}{{{text}}}" if entry.span > 1 else text)
+            body.append("  " + " & ".join(cells) + r" \\")
+        notes = " ".join([self.caption, *self.footnotes])
+        lines = [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}[t]",
+            r"  \centering",
+            rf"  \caption{{\textbf{{{tex(self.title)}.}} {tex(notes)}}}",
+            rf"  \label{{tab:{self.name}}}",
+            rf"  \begin{{tabular}}{{{align}}}",
+            r"  \toprule",
+            "  " + " & ".join(tex(column.title) for column in self.columns) + r" \\",
+            r"  \midrule",
+            *body,
+            r"  \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Writes NAME.csv, NAME.md and NAME.tex into ``folder``."""
+        for suffix, text in self.sources():
+            (folder / f"{self.name}.{suffix}").write_text(text, encoding="utf-8", newline="\n")
+
+    def sources(self) -> Iterator[tuple[str, str]]:
+        yield "csv", self.csv()
+        yield "md", self.markdown()
+        yield "tex", self.latex()
+
+
+def number(value: float | None, digits: int, sign: bool = False) -> str:
+    """Fixed-point text with a true minus sign; empty for None."""
+    if value is None:
+        return ""
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.replace("-", "+" if sign else "")
+    return text.replace("-", MINUS)
+
+
+def plain(text: str) -> str:
+    """``number`` for machines: an ASCII minus and no plus."""
+    return text.replace(MINUS, "-").removeprefix("+")
+
+
+def slug(*parts: str) -> str:
+    """A file name of a-z, 0-9 and single hyphens, from any text."""
+    return re.sub("[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")[:100] or "table"
+
+
+def guard(text: str) -> str:
+    """Text that a spreadsheet does not run as a formula."""
+    return f"'{text}" if text[:1] in ("=", "@") else text
+
+
+def md(text: str) -> str:
+    text = re.sub(r"([\\`*_\[\]<>|#$~])", r"\\\1", text)
+    return re.sub(r"\s+", " ", text)
+
+
+TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", MINUS: "$-$", "±": r"$\pm$", "Δ": r"$\Delta$", "τ": r"$\tau$", "α": r"$\alpha$",
+    "·": r"$\cdot$", "†": r"$\dagger$", "‡": r"$\ddagger$", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$",
+    "–": "--", "“": "``", "”": "''", "…": r"\dots{}",
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    return re.sub(r"\s+", " ", "".join(TEX.get(character, character) for character in text))
