@@ -24,6 +24,7 @@ from core._kernels import (
     Block,
     blocks_of,
     centre,
+    closed_form,
     cut,
     drop_masked_classes,
     fill,
@@ -70,57 +71,53 @@ def _pseudo_labels(c: Tensor, ranks: Tensor) -> Tensor:
     return c.clone().eq_(0).mul_(ranks).amax(1, keepdim=True)
 
 
-def _one_hot(labels: Tensor, ranks: Tensor) -> Tensor:
-    return (labels - ranks).eq_(0)
+def _address(labels: Tensor, ranks: Tensor) -> Tensor:
+    """How a block's positions name their rows of the table: row numbers (M,), or a one-hot block laid out as z is."""
+    classes = ranks.shape[-1] if ranks.dim() == 1 else ranks.shape[0]
+    return (classes - labels).long().squeeze(1) if indexed(classes) else (labels - ranks).eq_(0)
 
 
-def _rows(labels: Tensor, classes: int) -> Tensor:
-    return (classes - labels).long().squeeze(1)
-
-
-def _gather(table: Tensor, labels: Tensor, ranks: Tensor) -> Tensor:
+def _gather(table: Tensor, address: Tensor) -> Tensor:
     """Row a_k of the table for each position, laid out as z is."""
     if indexed(table.shape[-1]):
-        return table.index_select(0, _rows(labels, table.shape[-1]))
-    one_hot = _one_hot(labels, ranks)
-    return one_hot @ table if one_hot.dim() == 2 else table.t() @ one_hot
+        return table.index_select(0, address)
+    return address @ table if address.dim() == 2 else table.t() @ address
 
 
 class _Tally:
     """Sums of p and counts per pseudo label over the batch, and the table's step from them."""
 
-    def __init__(self, classes: int, like: Tensor):
-        self.sums = like.new_zeros(classes, classes)
-        self.counts = like.new_zeros(classes)
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+        self.counts: Tensor | None = None
 
-    def add(self, p: Tensor, labels: Tensor, ranks: Tensor, skip: Tensor | None) -> None:
-        """Out of place, so that it holds under ``torch.func.vmap``, where p carries one axis more than the sums."""
+    def add(self, p: Tensor, address: Tensor, skip: Tensor | None) -> None:
+        """Adds a block, whose p is 0 at positions to skip. Out of place, so that it holds under ``torch.func.vmap``."""
         classes = p.shape[1]
         if indexed(classes):
-            if skip is not None:
-                p = p.masked_fill(skip, 0)
-            counted = torch.ones_like(labels) if skip is None else (~skip).to(p.dtype)
-            rows = _rows(labels, classes)
-            self.sums = self.sums.index_add(0, rows, p)
-            self.counts = self.counts.index_add(0, rows, counted.squeeze(1))
+            counted = p.new_ones(p.shape[0]) if skip is None else (~skip).squeeze(1).to(p.dtype)
+            sums = p.new_zeros(classes, classes) if self.sums is None else self.sums
+            counts = p.new_zeros(classes) if self.counts is None else self.counts
+            self.sums, self.counts = sums.index_add(0, address, p), counts.index_add(0, address, counted)
             return
-        one_hot = _one_hot(labels, ranks)
         if skip is not None:
-            one_hot.masked_fill_(skip, 0)
+            address = address.masked_fill(skip, 0)
         if p.dim() == 2:
-            self.sums = self.sums + one_hot.t() @ p
-            self.counts = self.counts + one_hot.sum(0)
+            sums, counts = address.t() @ p, address.sum(0)
         else:
-            self.sums = self.sums + (one_hot @ p.transpose(1, 2)).sum(0)
-            self.counts = self.counts + one_hot.sum((0, 2))
+            sums, counts = (address @ p.transpose(1, 2)).sum(0), address.sum((0, 2))
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.counts = counts if self.counts is None else self.counts + counts
 
     def step(self, table: Tensor, momentum: float, inplace: bool) -> Tensor:
         """Row k moves by ``momentum`` towards the mean of p over pseudo label k; rows without a sample stay."""
+        assert self.sums is not None and self.counts is not None  # there is at least one block
         if distributed():
             torch.distributed.all_reduce(self.sums)
             torch.distributed.all_reduce(self.counts)
-        means = self.sums / self.counts.clamp(min=1).unsqueeze(1)
-        weight = (self.counts.clamp(max=1) * momentum).unsqueeze(1)
+        counts = self.counts.unsqueeze(1)
+        means = self.sums / counts.clamp(min=1)
+        weight = counts.clamp(max=1) * momentum
         return table.lerp_(means, weight) if inplace else table.lerp(means, weight)
 
 
@@ -133,18 +130,19 @@ def distributed() -> bool:
     )
 
 
-def _step_named_rows(table: Tensor, p: Tensor, labels: Tensor, skip: Tensor | None, momentum: float) -> None:
+def _step_named_rows(table: Tensor, p: Tensor, rows: Tensor, skip: Tensor | None, momentum: float) -> None:
     """``_Tally.step`` in place where the batch is smaller than the table: only rows that the batch names are touched.
 
     A row that several samples name is written several times with one and the same content.
     """
-    classes = table.shape[0]
-    rows = _rows(labels, classes)
-    counted = torch.ones_like(labels) if skip is None else (~skip).to(p.dtype)
-    counts = p.new_zeros(classes).index_add_(0, rows, counted.squeeze(1)).index_select(0, rows).unsqueeze(1)
-    table.index_copy_(0, rows, table.index_select(0, rows).mul_(1 - momentum * counts.clamp(max=1)))
-    share = p * (counted * momentum / counts.clamp(min=1))
-    table.index_add_(0, rows, share if skip is None else share.masked_fill_(skip, 0))
+    counted = p.new_ones(p.shape[0]) if skip is None else (~skip).squeeze(1).to(p.dtype)
+    counts = p.new_zeros(p.shape[1]).index_add_(0, rows, counted).index_select(0, rows).unsqueeze(1)
+    if skip is None:
+        table.index_copy_(0, rows, table.index_select(0, rows).mul_(1 - momentum))
+        table.index_add_(0, rows, p * (momentum / counts))
+    else:
+        table.index_copy_(0, rows, table.index_select(0, rows).mul_(1 - momentum * counts.clamp(max=1)))
+        table.index_add_(0, rows, p * (momentum / counts.clamp(min=1)))
 
 
 class Statistics(NamedTuple):
@@ -156,9 +154,9 @@ class Statistics(NamedTuple):
     labels: Tensor
 
 
-def _reward(c: Tensor, p: Tensor, u: Tensor, options: Options) -> Tensor:
-    """What the gradient takes off: p (z + T + 1), or without MEC p (log p + H); overwrites c."""
-    return c.sub_(u - 1 if options.mec else u).mul_(p)
+def _reward(weighted: Tensor, p: Tensor, u: Tensor, options: Options) -> Tensor:
+    """What the gradient takes off: p (z + T + 1), or without MEC p (log p + H); overwrites ``weighted``, which is p c."""
+    return weighted.addcmul_(p, u - 1 if options.mec else u, value=-1)
 
 
 def _delta(reward: Tensor, p: Tensor, options: Options) -> Tensor:
@@ -178,13 +176,12 @@ def _delta(reward: Tensor, p: Tensor, options: Options) -> Tensor:
     return norm.clamp_(min=1) if options.norm_type == 1 else norm  # its sum is 1, so its L1 norm is not below 1
 
 
-def _value(c: Tensor, m: Tensor, u: Tensor, delta: Tensor | None, rows: Tensor, options: Options) -> Tensor:
-    """-(1/delta) sum (p - alpha a_k) z, from c with -m for classes that are masked out, which puts their z at 0."""
+def _value(c: Tensor, m: Tensor, u: Tensor, rows: Tensor, options: Options) -> Tensor:
+    """-sum (p - alpha a_k) z, from c with -m for classes that are masked out, which puts their z at 0."""
     value = (c * rows).sum(1, keepdim=True)
     if options.alpha != 1:
         value = value.mul_(options.alpha) - (1 - options.alpha) * m
-    value = value.sub_(u)
-    return value if delta is None else value.div_(delta)
+    return value.sub_(u)
 
 
 def _shown(z: Tensor, m: Tensor, skip: Tensor | None) -> Tensor:
@@ -213,37 +210,40 @@ def adadem_forward(
     step = momentum if options.mec else None
     single = len(blocks) == 1
     named_rows = single and inplace and indexed(classes) and z.shape[0] <= classes and not distributed()
-    tally = None if step is None or named_rows else _Tally(classes, table)
+    tally = None if step is None or named_rows else _Tally()
     parts = []
     for block in blocks:
         skipped = cut(skip, block)
         m, c, p = look(cut(z, block), skipped)
         labels = _pseudo_labels(c, ranks)
+        address = _address(labels, ranks)
         c = drop_masked_classes(c, masked)
-        u = (c * p).sum(1, keepdim=True)
+        weighted = c * p
+        u = weighted.sum(1, keepdim=True)
         if tally is not None:
-            tally.add(p, labels, ranks, skipped)
+            tally.add(p, address, skipped)
         elif step is not None:
-            _step_named_rows(table, p, labels, skipped, step)
+            _step_named_rows(table, p, address, skipped, step)
         if not single:
-            parts.append((m, u, _delta(_reward(c, p, u, options), p, options), labels))
+            parts.append((m, u, _delta(_reward(weighted, p, u, options), p, options), labels))
     if tally is not None:
         table = tally.step(table, step, inplace)
 
     if single:
-        rows = _gather(table, labels, ranks) if options.mec else table
-        value = torch.zeros_like(u)
+        rows, value = table, None
         if options.mec:
-            value = _value(_shown(z, m, skip) if masked else c, m, u, None, rows, options)
+            rows = _gather(table, address)
+            value = _value(_shown(z, m, skip) if masked else c, m, u, rows, options)
             rows = _hide(rows, z) if masked else rows
-        reward = _reward(c, p, u, options)
+        reward = _reward(weighted, p, u, options)
         delta = _delta(reward, p, options)
         statistics, grad = Statistics(m, u, delta, labels), None
         if z.numel() > SMALL and not (indexed(classes) and z.shape[0] <= classes):
             rows = table
         elif differentiable and z.numel() <= SMALL:
-            grad = _gradient(reward, rows, -1 / delta, options).to(z.dtype)
-        return silence(value.div_(delta), skip), statistics, table, rows, grad
+            grad = _gradient(reward, rows, options).div_(-delta).to(z.dtype)
+        value = torch.zeros_like(u) if value is None else value.div_(delta)
+        return silence(value, skip), statistics, table, rows, grad
 
     statistics = Statistics(*join(parts, z, blocks))
     value = torch.zeros_like(statistics.u)
@@ -251,8 +251,8 @@ def adadem_forward(
         m, u, delta, labels = (cut(x, block) for x in statistics)
         zb, skipped = cut(z, block), cut(skip, block)
         c = _shown(zb, m, skipped) if masked else centre(zb, m, skipped)
-        rows = _gather(table, labels, ranks)
-        cut(value, block).copy_(silence(_value(c, m, u, delta, rows, options), skipped))
+        rows = _gather(table, _address(labels, ranks))
+        cut(value, block).copy_(silence(_value(c, m, u, rows, options).div_(delta), skipped))
     return value, statistics, table, table, None
 
 
@@ -261,84 +261,64 @@ def _hide(rows: Tensor, z: Tensor) -> Tensor:
     return rows * (z > -math.inf)
 
 
-def _gradient(reward: Tensor, rows: Tensor, weight: Tensor, options: Options, out: Tensor | None = None) -> Tensor:
-    """(reward - alpha a_k) times a weight; overwrites the reward."""
-    if options.mec:
-        reward = reward.sub_(rows, alpha=options.alpha)
-    return torch.mul(reward, weight, out=out)
+def _gradient(reward: Tensor, rows: Tensor, options: Options) -> Tensor:
+    """reward - alpha a_k, which is the gradient but for -1/delta; overwrites the reward."""
+    return reward.sub_(rows, alpha=options.alpha) if options.mec else reward
 
 
-class AdaDEMGradient(torch.autograd.Function):
-    """Gives a value of ``adadem_forward`` its closed-form gradient, -(1/delta) (p (z + T + 1) - alpha a_k)."""
+def _adadem_save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    z, _, u, delta, labels, rows, grad, skip, ctx.options, ctx.gathered = inputs
+    ctx.save_for_backward(z, u, delta, labels, rows, grad, skip)
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(
-        z: Tensor,
-        value: Tensor,
-        u: Tensor,
-        delta: Tensor,
-        labels: Tensor,
-        rows: Tensor,
-        grad: Tensor | None,
-        skip: Tensor | None,
-        options: Options,
-        gathered: bool,
-    ) -> Tensor:
-        return value.clone()
+def _adadem_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    z, u, delta, labels, rows, grad, skip = ctx.saved_tensors
+    options = ctx.options
+    g = silence(g.unsqueeze(1), skip)
+    if grad is not None and not torch.is_grad_enabled():
+        return (grad * g).to(z.dtype), *(None,) * 9
+    weight = g / -delta
+    ranks = _ranks(z, u.dtype)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        z, _, u, delta, labels, rows, grad, skip, ctx.options, ctx.gathered = inputs
-        ctx.save_for_backward(z, u, delta, labels, rows, grad, skip)
+    def calibrators(block: Block, masked: bool) -> Tensor:
+        if ctx.gathered or not options.mec:
+            return rows
+        found = _gather(rows, _address(cut(labels, block), ranks))
+        return _hide(found, cut(z, block)) if masked else found
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        z, u, delta, labels, rows, grad, skip = ctx.saved_tensors
-        options = ctx.options
-        g = silence(g, skip)
-        if grad is not None and not torch.is_grad_enabled():
-            return (grad * g).to(z.dtype), *(None,) * 9
-        weight = g / -delta
-        ranks = _ranks(z, u.dtype)
+    if torch.is_grad_enabled():  # the gradient itself is to be differentiated; delta and a_k are constants
+        p, log_p = softmax_graph(z, 1, skip)
+        entropy = -(p * log_p).sum(1, keepdim=True)
+        grad = p * (log_p + entropy + 1 if options.mec else log_p + entropy)
+        if options.mec:
+            grad = grad - options.alpha * calibrators(WHOLE, True)
+        return ((grad * weight).to(z.dtype), *(None,) * 9)
+    masked = may_mask_classes(z)
 
-        def calibrators(block: Block, masked: bool) -> Tensor:
-            if ctx.gathered or not options.mec:
-                return rows
-            found = _gather(rows, cut(labels, block), ranks)
-            return _hide(found, cut(z, block)) if masked else found
+    def gradient(block: Block, out: Tensor | None) -> Tensor:
+        _, c, p = look(cut(z, block), cut(skip, block))
+        reward = _reward(drop_masked_classes(c, masked).mul_(p), p, cut(u, block), options)
+        return torch.mul(_gradient(reward, calibrators(block, masked), options), cut(weight, block), out=out)
 
-        if torch.is_grad_enabled():  # the gradient itself is to be differentiated; delta and a_k are constants
-            p, log_p = softmax_graph(z, 1, skip)
-            entropy = -(p * log_p).sum(1, keepdim=True)
-            grad = p * (log_p + entropy + 1 if options.mec else log_p + entropy)
-            if options.mec:
-                grad = grad - options.alpha * calibrators(WHOLE, True)
-            return ((grad * weight).to(z.dtype), *(None,) * 9)
-        masked = may_mask_classes(z)
+    return (fill(z, blocks_of(z), gradient), *(None,) * 9)
 
-        def gradient(block: Block, out: Tensor | None) -> Tensor:
-            _, c, p = look(cut(z, block), cut(skip, block))
-            reward = _reward(drop_masked_classes(c, masked), p, cut(u, block), options)
-            return _gradient(reward, calibrators(block, masked), cut(weight, block), options, out)
 
-        return (fill(z, blocks_of(z), gradient), *(None,) * 9)
+_adadem_gradient_of = closed_form(_adadem_save, _adadem_backward)
 
 
 def adadem(
     z: Tensor, table: Tensor, skip: Tensor | None, options: Options, momentum: float | None, inplace: bool
 ) -> tuple[Tensor, Tensor]:
-    """AdaDEM of every position with its closed-form gradient, (M, 1) or (N, 1, S), and the table it used."""
+    """AdaDEM of every position with its closed-form gradient, (M,) or (N, S), and the table it used."""
     differentiable = torch.is_grad_enabled()
     with torch.no_grad():
         value, statistics, table, rows, grad = adadem_forward(
             z.detach(), table, skip, options, momentum, inplace, differentiable
         )
         if not differentiable:
-            return value, table
+            return value.squeeze(1), table
         gathered = rows is not table
         if inplace and not gathered:  # the next batch may move the table before this one goes backward
             rows = rows.clone() if options.mec else rows
     _, u, delta, labels = statistics
-    return AdaDEMGradient.apply(z, value, u, delta, labels, rows, grad, skip, options, gathered), table
+    return _adadem_gradient_of(z, value, u, delta, labels, rows, grad, skip, options, gathered), table

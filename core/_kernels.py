@@ -108,7 +108,7 @@ def may_mask_classes(z: Tensor) -> bool:
     """False where it is cheap to know that no logit is minus infinity; True costs a few passes over the logits."""
     if z.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
-    return z.numel() > 0 and not bool(z.amin() > -math.inf)
+    return z.numel() > 0 and not z.amin().item() > -math.inf
 
 
 def look(z: Tensor, skip: Tensor | None, tau: float = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,6 +155,42 @@ def _log_sum(c: Tensor, p: Tensor) -> Tensor:
     return -torch.where(top > 0.5, others.log1p(), top.log())
 
 
+def closed_form(
+    save: Callable[[Any, tuple[Any, ...]], None], backward: Callable[..., tuple[Tensor | None, ...]]
+) -> Callable[..., Tensor]:
+    """A function of (z, value, ...) that returns the value, (M,) or (N, S), differentiable in z by ``backward``.
+
+    It stands on two autograd functions: ``torch.func`` wants the context set up apart from the forward pass, and that
+    costs each call more than the forward pass of a small batch.
+    """
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor:
+            save(ctx, inputs)
+            return inputs[1].squeeze(1).clone()  # type: ignore[no-any-return]
+
+    class Transformed(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*inputs: Any) -> Tensor:
+            return inputs[1].squeeze(1).clone()  # type: ignore[no-any-return]
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            save(ctx, inputs)
+
+    Eager.backward = Transformed.backward = staticmethod(backward)  # type: ignore[method-assign,assignment]
+
+    def apply(*inputs: Any) -> Tensor:
+        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+            return Eager.apply(*inputs)  # type: ignore[no-untyped-call,no-any-return]
+        return Transformed.apply(*inputs)  # type: ignore[no-untyped-call,no-any-return]
+
+    return apply
+
+
 def dem_forward(z: Tensor, tau: float, alpha: float, skip: Tensor | None, differentiable: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """DEM (eq. 11) of every position of z, (M, C) or (N, C, S): -u_tau + alpha log s - (1 - alpha) m.
 
@@ -190,55 +226,40 @@ def _dem_gradient(
     return torch.add(reward.mul_(weight), q * (alpha if g is None else g * alpha), out=out)
 
 
-class DEMGradient(torch.autograd.Function):
-    """Gives a value of ``dem_forward`` its closed-form gradient, alpha p - p_tau (z + T_tau + tau) / tau."""
+def _dem_save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    z, _, u, grad, skip, ctx.tau, ctx.alpha = inputs
+    ctx.save_for_backward(z, u, grad, skip)
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(
-        z: Tensor,
-        value: Tensor,
-        u: Tensor,
-        grad: Tensor | None,
-        skip: Tensor | None,
-        tau: float,
-        alpha: float,
-    ) -> Tensor:
-        return value.clone()
+def _dem_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    z, u, grad, skip = ctx.saved_tensors
+    tau, alpha = ctx.tau, ctx.alpha
+    g = silence(g.unsqueeze(1), skip)
+    if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+        p, log_p = softmax_graph(z, tau, skip)
+        entropy = -(p * log_p).sum(1, keepdim=True)
+        grad = alpha * softmax_graph(z, 1, skip)[0] - p * (log_p + entropy + 1)
+        return ((grad * g).to(z.dtype), *(None,) * 6)
+    if grad is not None:
+        return (grad * g).to(z.dtype), *(None,) * 6
+    masked = may_mask_classes(z)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        z, _, u, grad, skip, ctx.tau, ctx.alpha = inputs
-        ctx.save_for_backward(z, u, grad, skip)
+    def gradient(block: Block, out: Tensor | None) -> Tensor:
+        skipped = cut(skip, block)
+        _, c, p = look(cut(z, block), skipped, tau)
+        q = p if tau == 1 or alpha == 0 else silence(c.softmax(1), skipped)
+        c = drop_masked_classes(c, masked)
+        return _dem_gradient(c, p, q, cut(u, block), cut(g, block), tau, alpha, out)
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        z, u, grad, skip = ctx.saved_tensors
-        tau, alpha = ctx.tau, ctx.alpha
-        g = silence(g, skip)
-        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-            p, log_p = softmax_graph(z, tau, skip)
-            entropy = -(p * log_p).sum(1, keepdim=True)
-            grad = alpha * softmax_graph(z, 1, skip)[0] - p * (log_p + entropy + 1)
-            return ((grad * g).to(z.dtype), *(None,) * 6)
-        if grad is not None:
-            return (grad * g).to(z.dtype), *(None,) * 6
-        masked = may_mask_classes(z)
+    return (fill(z, blocks_of(z), gradient), *(None,) * 6)
 
-        def gradient(block: Block, out: Tensor | None) -> Tensor:
-            skipped = cut(skip, block)
-            _, c, p = look(cut(z, block), skipped, tau)
-            q = p if tau == 1 or alpha == 0 else silence(c.softmax(1), skipped)
-            c = drop_masked_classes(c, masked)
-            return _dem_gradient(c, p, q, cut(u, block), cut(g, block), tau, alpha, out)
 
-        return (fill(z, blocks_of(z), gradient), *(None,) * 6)
+_dem_gradient_of = closed_form(_dem_save, _dem_backward)
 
 
 def dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None) -> Tensor:
-    """DEM of every position with its closed-form gradient, (M, 1) or (N, 1, S)."""
+    """DEM of every position with its closed-form gradient, (M,) or (N, S)."""
     differentiable = torch.is_grad_enabled()
     with torch.no_grad():
         value, u, grad = dem_forward(z.detach(), tau, alpha, skip, differentiable)
-    return DEMGradient.apply(z, value, u, grad, skip, tau, alpha) if differentiable else value
+    return _dem_gradient_of(z, value, u, grad, skip, tau, alpha) if differentiable else value.squeeze(1)

@@ -158,13 +158,13 @@ def adadem_step(
         table = table.to(dtype)
     z = kernels.canonical(logits, rows)
     value, table = calibrator.adadem(z, table, _skip(mask, rows, logits.dim()), options, momentum, inplace)
-    return _reduce(_positions(value, logits, rows), mask, reduction), table
+    return _reduce(_positions(value, logits), mask, reduction), table
 
 
 def _dem(logits: Tensor, tau: float, alpha: float, mask: Tensor | None, reduction: str) -> Tensor:
     rows = kernels.classes_innermost(logits)
     value = kernels.dem(kernels.canonical(logits, rows), tau, alpha, _skip(mask, rows, logits.dim()))
-    return _reduce(_positions(value, logits, rows), mask, reduction)
+    return _reduce(_positions(value, logits), mask, reduction)
 
 
 def _skip(mask: Tensor | None, rows: bool, dims: int) -> Tensor | None:
@@ -174,11 +174,9 @@ def _skip(mask: Tensor | None, rows: bool, dims: int) -> Tensor | None:
     return kernels.canonical((~mask).unsqueeze(1), rows or dims == 2)
 
 
-def _positions(value: Tensor, logits: Tensor, rows: bool) -> Tensor:
-    """A result per position, (M, 1) or (N, 1, S), in the shape (N, ...) of the logits' positions."""
-    if logits.dim() == 2:
-        return value.squeeze(1)
-    return value.reshape(logits.shape[:1] + logits.shape[2:])
+def _positions(value: Tensor, logits: Tensor) -> Tensor:
+    """A result per position, (M,) or (N, S), in the shape (N, ...) of the logits' positions."""
+    return value if logits.dim() == 2 else value.reshape(logits.shape[:1] + logits.shape[2:])
 
 
 def _reduce(value: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
