@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 
 def cache_folder(cache: str | Path | None = None) -> Path:
     """``cache``, else $DEMBENCH_CACHE, else dembench in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
@@ -33,6 +35,25 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def load_array(path: Path) -> np.ndarray | None:
+    """The array of a cached .npy file, in memory; None where there is none or it cannot be read, to be made again."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder and a file in it. Raises: PermissionError, which names what to set, before any work is lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        text = f"the cache folder {folder} cannot be written ({error}); set DEMBENCH_CACHE to one that can"
+        raise PermissionError(text) from error
 
 
 def file_hash(path: Path, digits: int = 16) -> str:

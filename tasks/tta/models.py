@@ -70,9 +70,9 @@ def torchvision_model(arch: str, weights: str | Path | None = "DEFAULT", num_cla
 
     lookup(arch, [name for name in zoo.list_models(module=zoo) if name not in MULTI_HEAD], "torchvision model")
     known = zoo.get_model_weights(arch)
-    named = weights is not None and (weights == "DEFAULT" or not _looks_like_a_path(weights))
+    named = weights is not None and not _looks_like_a_path(weights)
     chosen: Any = known.DEFAULT
-    if named and weights != "DEFAULT":
+    if named and not _is_default(weights):
         chosen = known[lookup(str(weights), ["DEFAULT", *(entry.name for entry in known)], f"weights of {arch}")]
     if named and num_classes != len(chosen.meta["categories"]):
         raise ValueError(f"{chosen} has {len(chosen.meta['categories'])} classes, but num_classes={num_classes}")
@@ -108,7 +108,7 @@ def timm_model(arch: str, weights: str | Path | None = "DEFAULT", num_classes: i
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")]
     if tag:
         lookup(tag, tags, f"timm weights of {base}")
-    if weights is not None and weights != "DEFAULT":
+    if weights is not None and not _is_default(weights):
         path = _existing(weights)
         state = _read_state(path)
         net = timm.create_model(arch, pretrained=False, num_classes=num_classes)
@@ -141,6 +141,10 @@ def _timm() -> ModuleType:
 
 def _finish(net: nn.Module, mean: Any, std: Any, num_classes: int, weights_id: str) -> Normalized:
     return Normalized(mean, std, net, num_classes=num_classes, weights_id=weights_id).eval()
+
+
+def _is_default(weights: str | Path | None) -> bool:
+    return str(weights).upper() == "DEFAULT"
 
 
 def _looks_like_a_path(weights: str | Path) -> bool:

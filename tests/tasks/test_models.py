@@ -205,7 +205,7 @@ def test_timm_names_tags_and_downloads_are_explained(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(FileNotFoundError, match=r"resnet50.a1_in1k .* \(no route to host\); .*weights=PATH"):
-        timm_model("resnet50.a1_in1k")
+        timm_model("resnet50.a1_in1k", "default")
 
 
 def test_a_missing_timm_names_its_extra(monkeypatch):
