@@ -6,6 +6,7 @@ Source: Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261, with the constant
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tasks.tta.corruptions.draws import Draws
 
 GENERATOR_VERSION = "1"  # a part of every cache key: change it whenever the output changes
 
-_APPLY = {  # in the standard continual order
+_APPLY: dict[str, Callable[..., Tensor]] = {  # in the standard continual order
     "gaussian_noise": noise.gaussian_noise,
     "shot_noise": noise.shot_noise,
     "impulse_noise": noise.impulse_noise,

@@ -109,8 +109,8 @@ def motion(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor
     Source: MotionBlurImage of ImageMagick's effect.c.
     """
     steps = torch.arange(2 * radius + 1, device=images.device, dtype=torch.float64)
-    weights = torch.exp(-(steps**2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).tolist()
+    weights = [math.exp(-(step**2) / (2 * sigma**2)) for step in range(2 * radius + 1)]
+    whole = sum(weights)
     angle = degrees * (math.pi / 180)
     right = torch.ceil(steps * angle.cos()[:, None] - 0.5).long()
     down = torch.ceil(steps * angle.sin()[:, None] - 0.5).long()
@@ -120,8 +120,8 @@ def motion(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor
     values = images.to(torch.float64)
     total = torch.zeros_like(values)
     for step, weight in enumerate(weights):
-        total += gather_pixels(values, rows[:, step, :, None], columns[:, step, None, :]) * weight
-    return ((total * 257 + 0.5).floor() / 257).to(torch.uint8)
+        total += gather_pixels(values, rows[:, step, :, None], columns[:, step, None, :]) * (weight / whole)
+    return ((total * 257 + 0.5).long() // 257).to(torch.uint8)
 
 
 def motion_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:

@@ -19,6 +19,7 @@ from tasks.tta.corruptions.draws import Draws
 from tasks.tta.corruptions.pixels import (
     SIZE,
     along_both,
+    divide,
     gather_pixels,
     gaussian_weights,
     mirror,
@@ -42,7 +43,7 @@ JPEG = (80, 65, 58, 50, 40)  # quality
 
 def contrast(images: Tensor, severity: int, draws: Draws | None = None) -> Tensor:
     """Scales each channel about its mean."""
-    means = images.sum((2, 3), keepdim=True, dtype=torch.int64).to(torch.float64) / (255 * SIZE**2)
+    means = divide(images.sum((2, 3), keepdim=True, dtype=torch.int64).to(torch.float64), 255 * SIZE**2)
     return to_uint8((to_float(images) - means) * CONTRAST[severity - 1] + means)
 
 
@@ -59,8 +60,8 @@ def affine(images: Tensor, moves: Tensor) -> Tensor:
     moved = points.to(torch.float32) + moves.to(torch.float32)  # as the original rounds them
     moved = moved.to(torch.float64)
     # columns of the linear part: what 20 pixels along x and along y become
-    along_x = (moved[:, 1] - moved[:, 2]) / 20
-    along_y = (moved[:, 0] - moved[:, 1]) / 20
+    along_x = divide(moved[:, 1] - moved[:, 2], 20)
+    along_y = divide(moved[:, 0] - moved[:, 1], 20)
     shift = moved[:, 2] - along_x * 6 - along_y * 6
     determinant = along_x[:, 0] * along_y[:, 1] - along_y[:, 0] * along_x[:, 1]
     inverse_x = torch.stack([along_y[:, 1], -along_y[:, 0]], 1) / determinant[:, None]
@@ -118,7 +119,7 @@ def elastic_transform(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """A random affine map, then (from severity 2 on) a smooth random displacement of each pixel."""
     size, sigma, reach = ELASTIC[severity - 1]
     moves = draws.uniform("moves", 3, 2) * (2 * reach) - reach
-    image = affine(images.to(torch.float32) / 255, moves)
+    image = affine(divide(images.to(torch.float32), 255), moves)
     if size:
         matrix = smoothing_matrix(sigma, images.device)
         right, down = (
@@ -148,8 +149,10 @@ def box_matrix(source: int, target: int) -> Tensor:
 def box_resize(images: Tensor, size: int) -> Tensor:
     """uint8 (N, C, H, H) to (N, C, size, size), equal to Pillow's BOX resize: whole numbers, so exact in any order."""
     matrix = box_matrix(images.shape[-1], size, images.device)
-    for step in (lambda values: values @ matrix.T, lambda values: matrix @ values):  # rows first, as Pillow
-        images = torch.floor((step(images.to(torch.float64)) + 2**21) / 2**22).clamp(0, 255).to(torch.uint8)
+    for side in (1, 2):  # along the rows first, as Pillow: uint8 between the two
+        values = images.to(torch.float64)
+        values = values @ matrix.T if side == 1 else matrix @ values
+        images = torch.floor((values + 2**21) / 2**22).clamp(0, 255).to(torch.uint8)
     return images
 
 

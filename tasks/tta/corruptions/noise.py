@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tasks.tta.corruptions.draws import Draws
-from tasks.tta.corruptions.pixels import SIZE, per_device, to_float, to_uint8
+from tasks.tta.corruptions.pixels import SIZE, divide, per_device, to_float, to_uint8
 
 GAUSSIAN = (0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation
 SHOT = (500, 250, 100, 75, 50)  # photons in a white pixel
@@ -49,7 +49,7 @@ def shot_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Replaces every value by a Poisson count of photons."""
     photons = SHOT[severity - 1]
     counts = poisson_counts(images, draws.uniform("noise", 3, SIZE, SIZE), photons)
-    return to_uint8(counts.to(torch.float64) / photons)
+    return to_uint8(divide(counts.to(torch.float64), photons))
 
 
 def impulse_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,14 @@ SIZE = 32
 GUARD = 1e-6  # grey levels; a sum that should be a whole grey level may come out a little below it
 
 
+def divide(values: Tensor, by: float) -> Tensor:
+    """Divides by a number, correctly rounded everywhere: with a Python number, CUDA multiplies by its inverse."""
+    return values / torch.full((), by, dtype=values.dtype, device=values.device)
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 to float64 in [0, 1]."""
-    return images.to(torch.float64) / 255
+    return divide(images.to(torch.float64), 255)
 
 
 def to_uint8(values: Tensor, guard: float = 0.0) -> Tensor:
@@ -33,7 +39,7 @@ def per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
     on_cpu = cache(build)
 
     @cache
-    def on_device(*args: object) -> Tensor:
+    def on_device(*args: Any) -> Tensor:
         *given, device = args
         return on_cpu(*given).to(device)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tasks.tta.corruptions.blur import motion
 from tasks.tta.corruptions.draws import Draws
-from tasks.tta.corruptions.pixels import SIZE, along_both, centre_zoom_matrix, per_device, to_float, to_uint8
+from tasks.tta.corruptions.pixels import SIZE, along_both, centre_zoom_matrix, divide, per_device, to_float, to_uint8
 
 SNOW = (  # mean, deviation, zoom, threshold of the flakes; radius, sigma of their fall; share of the image kept
     (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
@@ -33,11 +33,12 @@ def snow(images: Tensor, severity: int, draws: Draws) -> Tensor:
     layer = draws.normal("flakes", 1, SIZE, SIZE) * deviation + mean
     layer = along_both(flake_matrix(zoom, images.device), layer)
     layer = to_uint8(torch.where(layer < threshold, 0.0, layer))
-    layer = motion(layer, draws.uniform("angle") * 90 - 135, radius, sigma).to(torch.float64) / 255
-    image = images.to(torch.float32) / 255  # float32 up to the sum, as the original
-    red, green, blue = image.split(1, 1)
+    layer = motion(layer, draws.uniform("angle") * 90 - 135, radius, sigma)
+    image = divide(images.to(torch.float32), 255)  # float32 up to the sum, as the original
+    red, green, blue = image[:, 0:1], image[:, 1:2], image[:, 2:3]
     grey = red * 0.299 + green * 0.587 + blue * 0.114
     image = image * keep + torch.maximum(image, grey * 1.5 + 0.5) * (1 - keep)
+    layer = to_float(layer)
     return to_uint8(image.to(torch.float64) + layer + layer.flip(2, 3))
 
 
@@ -108,7 +109,7 @@ def brightness(images: Tensor, severity: int, draws: Draws | None = None) -> Ten
     hue = torch.where(red == value, (green - blue) / safe, 0.0)
     hue = torch.where(green == value, 2 + (blue - red) / safe, hue)
     hue = torch.where(blue == value, 4 + (red - green) / safe, hue)
-    hue = torch.where(delta == 0, 0.0, hue / 6 % 1)
+    hue = torch.where(delta == 0, 0.0, divide(hue, 6) % 1)
     saturation = torch.where(value == 0, 0.0, delta / torch.where(value == 0, 1.0, value))
     value = (value + BRIGHTNESS[severity - 1]).clamp(0, 1)
     sector = torch.floor(hue * 6)
