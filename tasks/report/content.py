@@ -31,7 +31,7 @@ SPOKEN = {
 def main_table(block: Block) -> Table:
     """Method and setting by loss: mean and deviation over seeds, gain over EM, best and second best."""
     metric, keys = block.metric, setting_keys(block)
-    columns = [Column("Method", numeric=False), *(Column(leaf(key)) for key in keys)]
+    columns = [Column("Method", numeric=False), *setting_columns(block, keys)]
     losses = block.shown_columns
     value_parts = (f"{metric.label} ({metric.unit})" if metric.unit else metric.label, "sd", "n", "collapsed", "nan")
     gain_parts = ("gain over EM", "low", "high", "pairs")
@@ -68,7 +68,7 @@ def main_table(block: Block) -> Table:
     if block.em and len(losses) > 1:
         caption += (
             f"Second line: gain over EM at the same setting in {points(metric)}, positive where the loss is better "
-            "than EM, with the paired 95 % t interval over seeds. "
+            "than EM, with the paired 95% t interval over seeds. "
         )
     caption += "Best mean in bold, second underlined; cells with a collapsed or NaN run are not ranked. "
     return Table(
@@ -236,7 +236,7 @@ def cost_table(block: Block) -> Table:
     metrics = [METRICS[name] for name in METRICS if name in recorded and name != block.metric.name]
     costs = [name for name in COSTS if any(name in run.cost for run in block.runs)]
     keys = setting_keys(block)
-    columns = [Column("Method", numeric=False), *(Column(leaf(key)) for key in keys), Column("Loss", numeric=False)]
+    columns = [Column("Method", numeric=False), *setting_columns(block, keys), Column("Loss", numeric=False)]
     columns += [Column(f"{m.label} ({m.unit})", ("mean", "sd")) for m in metrics]
     columns += [Column(COSTS[name][0], ("mean", "sd")) for name in costs]
     columns.append(Column("seeds", ("n",)))
@@ -319,6 +319,12 @@ def setting_keys(block: Block) -> list[str]:
     return sorted(keys, key=lambda key: (leaf(key) != "lr", key))
 
 
+def setting_columns(block: Block, keys: list[str]) -> list[Column]:
+    """A column for each hyperparameter, to the right where all its values are numbers."""
+    values = {key: [v for _, setting in block.rows for k, v in setting if k == key] for key in keys}
+    return [Column(leaf(key), numeric=all(isinstance(v, int | float) for v in values[key])) for key in keys]
+
+
 def sortable(value: Any) -> float | str | None:
     return value if isinstance(value, int | float | None) else str(value)
 
@@ -335,7 +341,7 @@ def describe(block: Block) -> str:
     images = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "no"
     said.append(f"{len(block.slices)} slices of {images} samples")
     quiet = lambda key, value: key in SPOKEN or value is None or value == "given"  # noqa: E731
-    said += [f"{leaf(key)} {show(value)}" for key, value in context.items() if not quiet(key, value)]
+    said += [f"{key.replace('.', ' ')} {show(value)}" for key, value in context.items() if not quiet(key, value)]
     methods = []
     for method in block.methods:
         fixed = {k: v for m, s in block.rows if m == method for k, v in s if k not in block.varying[method]}
@@ -348,7 +354,7 @@ def describe(block: Block) -> str:
         if fixed:
             losses.append(f"{pretty(loss)}: {', '.join(f'{leaf(k)} {show(v)}' for k, v in sorted(fixed.items()))}")
     tail = "".join(f" {text}." for text in (*methods, *losses))
-    return f"{pretty(block.protocol)} protocol: {'; '.join(said)}.{tail}"
+    return f"Protocol {pretty(block.protocol)}: {'; '.join(said)}.{tail}"
 
 
 def run_label(run: Run) -> str:

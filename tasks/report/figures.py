@@ -163,12 +163,12 @@ def stream_figure(block: Block, method: str, window: int = 5) -> Figure | None:
         panels.append((f"every loss at {what}" if what else "", defaults))
     if bests and {id(cell) for cell in bests} != {id(cell) for cell in defaults}:
         panels.append(("each loss at its best setting (chosen on this stream)", bests))
-    free = list(block.free.values())
+    free = [block.free[row] for row in block.rows if row in block.free]
     if not panels:
         if block.cells or not free or method != block.methods[0]:
             return None
         panels.append(("", []))
-    figure, axes = canvas(9.2, 0.55 + 2.55 * len(panels), len(panels), 1, sharex=True)
+    figure, axes = canvas(9.2, 0.55 + 2.55 * len(panels), len(panels), 1, sharex=True, sharey=True)
     with matplotlib.rc_context(STYLE):
         pairs = zip(axes, panels, strict=True)
         drawn = [stream_panel(ax[0], block, free + cells, title, window) for ax, (title, cells) in pairs]
@@ -218,7 +218,7 @@ def stream_panel(axes: Axes, block: Block, cells: list[Cell], title: str, window
             axes.axvline(start - 0.5, color=GREY, linewidth=0.6, alpha=0.6)
         axes.text(
             (start + end - 1) / 2, 1.01, name.replace(" ", "\n"), transform=axes.get_xaxis_transform(),
-            ha="center", va="bottom", fontsize=6.3, color=GREY, linespacing=0.95,
+            ha="center", va="bottom", fontsize=5.9, color=GREY, linespacing=0.95,
         )  # fmt: skip
     axes.grid(axis="x", visible=False)
     axes.set_xlim(-0.5, len(order) - 0.5)
@@ -232,7 +232,7 @@ def stream_panel(axes: Axes, block: Block, cells: list[Cell], title: str, window
 
 
 def rate_figure(block: Block, method: str) -> Figure | None:
-    """The main metric against the learning rate, a line per loss with 95 % bands."""
+    """The main metric against the learning rate, a line per loss with 95% bands."""
     import matplotlib
 
     series = {}
@@ -246,43 +246,50 @@ def rate_figure(block: Block, method: str) -> Figure | None:
                 series[column] = sorted(best.items())
     if not series:
         return None
-    figure, ((axes,),) = canvas(5.6, 3.4)
-    metric = block.metric
+    means = [cell.estimate(block.metric).mean for cells in series.values() for _, cell in cells]
+    low, middle, high = min(means), float(np.median(means)), max(means)
+    closer = block.metric.sign < 0 and high - low > 4 * (middle - low) > 0
+    figure, axes = canvas(8.4 if closer else 5.6, 3.2, 1, 2 if closer else 1)
     with matplotlib.rc_context(STYLE):
-        for column, cells in series.items():
-            scores = [cell.estimate(metric) for _, cell in cells]
-            x, mean = np.array([lr for lr, _ in cells]), np.array([score.mean for score in scores])
-            colour, style = colour_of(column, block), line_of(column, block)
-            axes.plot(
-                x, mean, color=colour, linestyle=style, marker="o", markersize=3.5, label=block.column_label(column)
-            )
-            low = np.array([np.nan if s.low is None else s.low for s in scores])
-            high = np.array([np.nan if s.high is None else s.high for s in scores])
-            axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-            bad = np.array([not cell.clean for _, cell in cells])
-            axes.plot(x[bad], mean[bad], linestyle="none", marker="x", markersize=8, color=colour)
-        reach = axes.get_ylim()
-        for i, row in enumerate(row for row in block.rows if row in block.free):
-            score = block.free[row].estimate(metric)
-            if score.n:
-                axes.axhline(
-                    score.mean, color=GREY, linestyle=LINES[1 + i % 3], linewidth=1.1, label=block.row_label(row)
-                )
-        rates = sorted({lr for cells in series.values() for lr, _ in cells})
-        axes.set_xscale("log")
-        axes.set_xticks(rates, [show(lr) for lr in rates])
-        axes.set_xticks([], minor=True)
-        axes.set_ylim(min(reach[0], axes.get_ylim()[0]), axes.get_ylim()[1])
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel(f"{metric.label} ({metric.unit})" if metric.unit else metric.label)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for ax in axes[0]:
+            rate_panel(ax, block, series)
+        if closer:
+            reach = 3 * (middle - low)
+            axes[0][1].set_ylim(low - 0.15 * reach, low + reach)
+            axes[0][1].set_title("the same, closer")
+        unit = f" ({block.metric.unit})" if block.metric.unit else ""
+        axes[0][0].set_ylabel(f"{block.metric.label}{unit}")
+        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     flagged = any(not cell.clean for cells in series.values() for _, cell in cells)
+    crosses = "× marks rates at which a run collapsed or met a NaN. " if flagged else ""
     caption = (
-        f"{metric.label.capitalize()} against learning rate, mean over seeds with 95 % t intervals; grey lines learn "
-        f"nothing. {'× marks rates at which a run collapsed or met a NaN. ' if flagged else ''}{describe(block)}"
+        f"{block.metric.label.capitalize()} against learning rate, mean over seeds with 95% t intervals; "
+        f"grey lines learn nothing. {crosses}{describe(block)}"
     )
     title = f"{block.title}: sensitivity to the learning rate, {pretty(method)}"
     return Figure(slug("lr", block.task, block.title, method), title, caption, figure)
+
+
+def rate_panel(axes: Axes, block: Block, series: dict[Key, list[tuple[float, Cell]]]) -> None:
+    for column, cells in series.items():
+        scores = [cell.estimate(block.metric) for _, cell in cells]
+        x, mean = np.array([lr for lr, _ in cells]), np.array([score.mean for score in scores])
+        colour, style = colour_of(column, block), line_of(column, block)
+        axes.plot(x, mean, color=colour, linestyle=style, marker="o", markersize=3.5, label=block.column_label(column))
+        low = np.array([np.nan if s.low is None else s.low for s in scores])
+        high = np.array([np.nan if s.high is None else s.high for s in scores])
+        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+        bad = np.array([not cell.clean for _, cell in cells])
+        axes.plot(x[bad], mean[bad], linestyle="none", marker="x", markersize=8, color=colour)
+    for i, row in enumerate(row for row in block.rows if row in block.free):
+        score = block.free[row].estimate(block.metric)
+        if score.n:
+            axes.axhline(score.mean, color=GREY, linestyle=LINES[1 + i % 3], linewidth=1.1, label=block.row_label(row))
+    rates = sorted({lr for cells in series.values() for lr, _ in cells})
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [show(lr) for lr in rates])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("learning rate")
 
 
 # --- prediction shares ---
@@ -382,7 +389,10 @@ def reward_curves(num_classes: int = 10) -> Figure:
             ax.set_xlim(1 / num_classes, 1)
             ax.set_xlabel("probability of the top class")
             ax.set_ylabel("reward of its logit")
-            ax.legend(loc="best", fontsize=7.5)
+            low, high = ax.get_ylim()
+            crowded = len(lines) > 5
+            ax.set_ylim(low, high + 0.3 * (high - low) * crowded)
+            ax.legend(loc="upper center" if crowded else "best", ncols=3 if crowded else 1, fontsize=7.5)
     caption = (
         f"Reward (minus the gradient of the loss) of the top logit against its probability, {num_classes} classes, the "
         "others equally likely; computed from the library's losses by autograd. Thin dots: each other logit. EM's "

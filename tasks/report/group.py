@@ -22,6 +22,7 @@ PRETTY = {
     "source": "Source", "norm": "NORM", "tent": "Tent", "tta": "Corruption test-time adaptation",
 }  # fmt: skip
 METHOD_ORDER = ("source", "norm")
+PROTOCOL_ORDER = ("single_domain", "continual")
 LOSS_FREE = ("source", "norm")
 PATHS = ("root", "source", "frost", "weights", "out", "cache")
 NOT_CONTEXT = ("method", "loss", "choices", "hydra", "out", "force", "progress", "seed", "runs")
@@ -215,12 +216,12 @@ class Block:
 
 
 def build_blocks(runs: Iterable[Run]) -> list[Block]:
-    """Groups runs into blocks, sorted by task, data, model and protocol."""
+    """Groups runs into blocks, ordered by task, data, model and protocol."""
     named = defaultdict(list)
     for run in runs:
         named[run.task, run.data, run.model, run.protocol].append(run)
     blocks = []
-    for names in sorted(named):
+    for names in sorted(named, key=lambda n: (*n[:3], rank(PROTOCOL_ORDER, n[3]), n[3])):
         contexts = contexts_of(named[names])
         groups: dict[Setting, list[Run]] = defaultdict(list)
         for run, context in zip(named[names], contexts, strict=True):
@@ -352,7 +353,7 @@ def show(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float | int):
         text = f"{value:g}"
-        if value and abs(value) < 0.01:
+        if isinstance(value, float) and value and abs(value) < 0.1:
             mantissa, exponent = f"{value:e}".split("e")
             text = f"{float(mantissa):g}e{int(exponent)}"
         return text

@@ -167,7 +167,7 @@ def read_run(folder: Path) -> Run:
     flags = ((str(f["kind"]), str(f.get("slice", "")), str(f.get("message", ""))) for f in record.get("flags") or ())
     cost = record.get("cost") or {}
     return Run(
-        **{name: str(record[name]) for name in NAMES},
+        **{name: "none" if record[name] is None else str(record[name]) for name in NAMES},
         seed=int(record["seed"]),
         flags=tuple(flags),
         notes=tuple((str(note["key"]), str(note["text"])) for note in record.get("notes") or ()),

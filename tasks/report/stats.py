@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Mean of ``n`` values, their standard deviation (n - 1 in the denominator) and the 95 % Student-t interval of the
+    """Mean of ``n`` values, their standard deviation (n - 1 in the denominator) and the 95% Student-t interval of the
     mean. With one value deviation and interval are None: nothing is claimed; with none, the mean is NaN."""
 
     mean: float
@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate(values: list[float]) -> Estimate:
-    """Mean and 95 % t interval of finite ``values``."""
+    """Mean and 95% t interval of finite ``values``."""
     n = len(values)
     if n == 0:
         return Estimate(math.nan, None, None, None, 0)
@@ -50,7 +50,7 @@ def paired(values: dict[int, float], base: dict[int, float]) -> Estimate:
 
 @cache
 def t_quantile(freedom: int) -> float:
-    """The two-sided 95 % quantile of Student's t."""
+    """The two-sided 95% quantile of Student's t."""
     from scipy.special import stdtrit  # the quantile behind scipy.stats.t, without that module's slow import
 
     return float(stdtrit(freedom, (1 + LEVEL) / 2))

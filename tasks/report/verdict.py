@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.report.content import gain_numbers, gain_text, points
-from tasks.report.group import Block, Cell, Key, leaf, pretty, show
+from tasks.report.content import COLLAPSED, gain_numbers, gain_text, points
+from tasks.report.group import Block, Cell, Key, Metric, leaf, pretty, show
 from tasks.report.stats import Estimate
 from tasks.report.tables import Column, Entry, Table, number
 
@@ -51,8 +51,8 @@ class Verdict:
         """The judgement alone."""
         if self.best.low is None:
             return f"{self.loss} against EM: one seed, no claim"
-        names = {1: "is better than EM", -1: "is worse than EM", 0: "cannot be told from EM"}
-        at = f" at each one's best {self.what}" if self.swept else ""
+        names = {1: "is better than EM", -1: "is worse than EM", 0: "cannot be told apart from EM"}
+        at = f", each at its best {self.what}" if self.swept else ""
         return f"{self.loss} {names[self.best.verdict]}{at}"
 
     @property
@@ -62,21 +62,27 @@ class Verdict:
         noun = "accuracy" if metric.name in ("error", "accuracy") else f"{metric.label} (as a gain)"
         unit, text = points(metric), f"{pretty(self.method)}, {self.loss} minus EM in {noun}: "
         if not self.swept:
-            return text + f"{said(self.best, metric.digits)} {unit}."
+            return text + f"{said(self.best, metric.digits, unit)}."
         ems, owns = self.short(self.em, block.em), self.short(self.own, self.column)
-        text += (
-            f"{said(self.best, metric.digits)} {unit} at each loss's best {self.what} (EM {ems}; {self.loss} {owns})"
-        )
+        text += f"{said(self.best, metric.digits, unit)} at each loss's best {self.what} "
+        text += f"(EM {ems}; {self.loss} {owns}), chosen on the test stream itself"
         if not self.equal:
             return text + f"; there is no {self.what} that both have."
         single = all(gain.low is None for _, gain in self.equal)
         counts = {sign: sum(gain.verdict == sign for _, gain in self.equal) for sign in (1, -1, 0)}
-        listed = "; ".join(f"{self.short_plain(cell)}: {gain_text(gain, metric)}" for cell, gain in self.equal)
+        listed = "; ".join(
+            f"{self.short_plain(cell)}: {gain_text(gain, metric)}{self.marker(cell)}" for cell, gain in self.equal
+        )
         tally = f"better at {counts[1]}, worse at {counts[-1]}, undecided at {counts[0]} of {len(self.equal)}"
         return text + f". At equal {self.what} {'' if single else f'{tally} '}({listed})."
 
     def short_plain(self, cell: Cell) -> str:
         return show(cell.lr) if self.what == "learning rate" else self.block.setting_label(cell)
+
+    def marker(self, cell: Cell) -> str:
+        """The collapse marker where a run of ``cell`` or of EM at the same setting collapsed."""
+        base = self.block.cells.get(((cell.method, cell.setting), self.block.em))
+        return f" {COLLAPSED}" if cell.collapsed or (base and base.collapsed) else ""
 
     @property
     def flagged(self) -> int:
@@ -84,13 +90,14 @@ class Verdict:
         return self.own.collapsed + self.em.collapsed
 
 
-def said(gain: Estimate, digits: int) -> str:
+def said(gain: Estimate, digits: int, unit: str) -> str:
+    """A difference in words, with its interval where there is one."""
     if not gain.n:
-        return "no seed in common, no"
+        return "no seed in common"
     mean, low, high = (number(x, digits, sign=True) for x in (gain.mean, gain.low, gain.high))
     if not low:
-        return f"{mean} (one seed, no interval)"
-    return f"{mean}, 95 % interval [{low}, {high}], n = {gain.n} seeds,"
+        return f"{mean} {unit} (one seed, no interval)"
+    return f"{mean} {unit} (95% interval [{low}, {high}], n = {gain.n} seeds)"
 
 
 def verdicts(block: Block) -> list[Verdict]:
@@ -121,38 +128,57 @@ def summary_table(items: list[Verdict]) -> Table:
             settings.setdefault(item.block.setting_label(cell), (cell.lr or 0.0, item.block.setting_label(cell)))
     names = sorted(settings, key=lambda name: settings[name])
     parts = ("gain", "low", "high", "pairs")
-    columns = [Column(name, numeric=False) for name in ("Data", "Model", "Protocol", "Method", "Loss")]
+    said_once, kept = identities(items)
+    columns = [Column(name, numeric=False) for name in kept]
     columns += [Column(name, parts) for name in names]
     columns += [Column("best against best", parts), Column("best settings: EM; loss", numeric=False)]
     rows = []
     for item in items:
         block, metric = item.block, item.block.metric
-        extra = "".join(f", {leaf(k)} {show(v)}" for k, v in block.distinct.items())
-        text = (block.data, block.model, block.protocol + extra, pretty(item.method), item.loss)
-        entries = [Entry(value) for value in text]
-        gains = {block.setting_label(cell): gain for cell, gain in item.equal} if item.swept else {}
-        for gain in [*(gains.get(name) for name in names), item.best]:
-            entry = (
-                Entry(gain_text(gain, metric), "", gain_numbers(gain, metric), gain.mean)
-                if gain and gain.n
-                else Entry("–")
-            )
-            entries.append(entry)
-        edges = [
-            item.short_plain(c) + ("*" if item.edge(c, k) else "")
-            for c, k in ((item.em, block.em), (item.own, item.column))
-        ]
+        entries = [Entry(identity(item)[name]) for name in kept]
+        gains = {block.setting_label(cell): (gain, item.marker(cell)) for cell, gain in item.equal}
+        picked = [gains.get(name) if item.swept else None for name in names]
+        for found in [*picked, (item.best, f" {COLLAPSED}" if item.flagged else "")]:
+            entries.append(gain_entry(*found, metric) if found and found[0].n else Entry("–"))
+        pairs = ((item.em, block.em), (item.own, item.column))
+        edges = [item.short_plain(cell) + ("*" if item.edge(cell, column) else "") for cell, column in pairs]
         entries.append(Entry("; ".join(edges) if item.swept else "one setting"))
         rows.append(entries)
     unit = points(items[0].block.metric) if items else "points"
     caption = (
-        f"Gain over EM in {unit} with the paired 95 % t interval over seeds; positive: better than EM. "
+        f"Gain over EM in {unit} with the paired 95% t interval over seeds; positive: better than EM. "
         "“Best against best”: each loss at the setting with the best mean over seeds, chosen on the test stream "
-        "itself, so optimistic for both."
+        f"itself, so optimistic for both.{said_once}"
     )
-    notes = (
-        ["* the best setting lies at the edge of the grid; the optimum may be outside."]
-        if any("*" in r[-1].text for r in rows)
-        else []
-    )
+    marked = any(COLLAPSED in entry.text for row in rows for entry in row)
+    notes = [f"{COLLAPSED} a run of one of the two collapsed; its error is part of the mean."] if marked else []
+    edge = "* the best setting lies at the edge of the grid; the optimum may be outside."
+    notes += [edge] if any("*" in row[-1].text for row in rows) else []
     return Table("summary", "Gain over EM", caption, columns, rows, notes)
+
+
+def identity(item: Verdict) -> dict[str, str]:
+    """What a row of the summary is about, by column."""
+    block = item.block
+    extra = "".join(f", {leaf(key)} {show(value)}" for key, value in block.distinct.items())
+    return {
+        "Data": block.data,
+        "Model": block.model,
+        "Protocol": block.protocol + extra,
+        "Method": pretty(item.method),
+        "Loss": item.loss,
+    }
+
+
+def identities(items: list[Verdict]) -> tuple[str, list[str]]:
+    """A sentence with what all rows share, and the names of the columns for the rest; the loss always has one."""
+    rows = [identity(item) for item in items]
+    shared = [name for name in rows[0] if name != "Loss" and len({row[name] for row in rows}) == 1] if rows else []
+    text = "; ".join(f"{name.lower()} {rows[0][name]}" for name in shared)
+    return f" All rows: {text}." if text else "", [name for name in (rows[0] if rows else ()) if name not in shared]
+
+
+def gain_entry(gain: Estimate, marker: str, metric: Metric) -> Entry:
+    """The difference, and its interval below."""
+    mean, _, interval = gain_text(gain, metric).partition(" ")
+    return Entry(mean + marker, interval, gain_numbers(gain, metric), gain.mean)
