@@ -40,20 +40,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def rows(group: str, task: str, config_dir: Path | None) -> list[tuple[str, str, str, str]]:
-    """One line per name of a group: name, state ("", "here" or "missing"), what it is, how to get what is missing."""
+    """One line per name of a group: name, state (see ``state_of``), what it is, how to get what is missing."""
     from tasks.compose import header, options, read_option
 
     found = []
     for name in options(group, task, config_dir):
         text = read_option(group, name, task, config_dir)
         state, reason = state_of(group, name, task, config_dir)
-        get = "" if state != "missing" else header(text, "Get") or reason
-        found.append((name, state, header(text, "About"), get))
+        get = header(text, "Get")
+        if state != "missing":
+            get = ""
+        elif get not in reason:
+            get = f"{get} ({reason})"
+        found.append((name, state, header(text, "About"), get or reason))
     return found
 
 
 def state_of(group: str, name: str, task: str, config_dir: Path | None) -> tuple[str, str]:
-    """Whether a dataset or a model can be used as it stands: ("here" | "missing" | "", why not)."""
+    """Whether a dataset or a model can be used as it stands.
+
+    Returns: "here", "library" (its weights are downloaded on first use), "missing" or, for other groups, ""; and why.
+    """
     from tasks.compose import ConfigError, compose
 
     if group not in ("data", "model"):
@@ -79,8 +86,8 @@ def model_state(node: Any) -> tuple[str, str]:
     from omegaconf import OmegaConf
 
     library = str(node["_target_"]).rpartition(".")[2].removesuffix("_model")
-    if library in ("timm", "torchvision") and find_spec(library) is None:
-        return "missing", f"needs {library}"
+    if library in ("timm", "torchvision"):
+        return ("library", "") if find_spec(library) else ("missing", f"{library} is not installed")
     weights = None if OmegaConf.is_missing(node, "weights") else node.get("weights")
     if isinstance(weights, str) and "/" in weights and not Path(weights).is_file():
         return "missing", f"no file {weights}"
@@ -93,7 +100,7 @@ def show(groups: dict[str, list[tuple[str, str, str, str]]]) -> None:
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    styles = {"here": "green", "missing": "yellow"}
+    styles = {"here": "green", "library": "green", "missing": "yellow"}
     for group, lines in groups.items():
         table = Table(
             title=group, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)

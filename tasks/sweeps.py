@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -84,9 +85,10 @@ def read_overrides(words: Sequence[str]) -> dict[str, list[Any]]:
     found = {}
     for override in parse(words):
         key = f"+{override.key_or_group}" if override.is_add() else override.key_or_group
-        found[key] = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-        if override.is_sweep_override():  # the iterator gives text
-            found[key] = [parse([f"x={text}"])[0].value() for text in found[key]]
+        if override.is_sweep_override():
+            found[key] = [Override._convert_value(value) for value in override.sweep_iterator()]
+        else:
+            found[key] = [override.value()]
     return found
 
 
@@ -173,8 +175,9 @@ def _as_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{k}:{_as_text(v)}" for k, v in value.items()) + "}"
     if isinstance(value, str) and not _plain(value):
-        escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + "\\'", value)
-        return f"'{escaped}'"
+        # Hydra's grammar: backslashes are doubled where a quote follows them, and nowhere else
+        doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", value)
+        return "'" + doubled.replace("'", "\\'") + "'"
     return str(value)
 
 

@@ -1,0 +1,184 @@
+"""Every configuration composes; every mistake in one is a line that helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from tasks.compose import ConfigError, check_signatures, compose, header, options, read_option
+from tasks.sweeps import expand, read_sweep, to_arguments
+
+PER_TASK = ("method", "model", "data", "protocol")
+GIVEN = {"cifar10c": {"data.root": "x"}, "cifar10c_generated": {"data.source": "x"}}
+GIVEN |= {"timm": {"model.arch": "resnet18"}, "torchvision": {"model.arch": "resnet18"}}
+EVERY = [(group, name) for group in (*PER_TASK, "loss") for name in options(group, "tta")]
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY)
+def test_every_choice_composes_and_fits_what_it_builds(group: str, name: str) -> None:
+    cfg = compose({group: name, **GIVEN.get(name, {})})
+    assert cfg.choices[group] == name
+    check_signatures({group: OmegaConf.to_container(cfg[group], resolve=True)})
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY)
+def test_every_file_says_what_it_is(group: str, name: str) -> None:
+    assert header(read_option(group, name, "tta"), "About")
+
+
+def test_names_of_the_specification_are_there() -> None:
+    assert {"source", "norm", "tent"} <= set(options("method", "tta"))
+    assert {"em", "dem", "adadem"} <= set(options("loss"))
+    assert {"single_domain", "continual"} <= set(options("protocol", "tta"))
+    assert {"digits", "cifar10c", "cifar10c_generated", "cifar10_jpeg"} <= set(options("data", "tta"))
+    assert {"cifar_resnet20", "digits_convnet", "digits_transformer", "torchvision", "timm"} <= set(
+        options("model", "tta")
+    )
+
+
+@pytest.mark.parametrize("name", ["source", "norm", "tent"])
+def test_methods_are_built_without_a_model(name: str) -> None:
+    cfg = compose({"method": name})
+    assert callable(instantiate(cfg.method, loss=instantiate(cfg.loss)))
+
+
+@pytest.mark.parametrize("protocol", ["single_domain", "continual"])
+def test_protocols_are_built(protocol: str) -> None:
+    built = instantiate(compose({"protocol": protocol, "seed": 7}).protocol)
+    assert built.reset is (protocol == "single_domain")
+    assert (built.severity, built.batch_size, built.order_seed) == (5, 200, 7)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("model", ["cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56"])
+def test_models_of_the_data_folder_are_built(model: str) -> None:
+    assert instantiate(compose({"model": model}).model).weights_id
+
+
+@pytest.mark.data
+def test_images_of_the_data_folder_are_found() -> None:
+    instantiate(compose({"data": "cifar10_jpeg", "data.num_images": 20}).data).check()
+
+
+def test_command_line_and_mapping_agree() -> None:
+    words = {
+        "method": "tent",
+        "method.lr": 3e-4,
+        "loss": "dem",
+        "loss.alpha": 0.0,
+        "protocol.corruptions": ["fog"],
+        "seed": 2,
+    }
+    assert to_arguments(words)[1] == "method.lr=0.0003"
+    assert compose(to_arguments(words)) == compose(words)
+
+
+def test_groups_override_the_defaults_of_the_task_and_values_their_files() -> None:
+    cfg = compose(["method=tent", "method.lr=1e-2", "protocol=continual", "loss=dem", "loss.tau=1.4", "seed=3"])
+    assert cfg.method.lr == 0.01
+    assert cfg.protocol.reset is False
+    assert cfg.protocol.order_seed == cfg.task.seed == 3
+    assert (cfg.loss.tau, cfg.loss.alpha) == (1.4, 1.0)
+    assert dict(cfg.choices)["method"] == "tent"
+
+
+def test_full_group_names_are_taken_too() -> None:
+    assert compose(["method=tta/norm"]) == compose(["method=norm"])
+
+
+def test_an_integer_for_a_number_is_that_number() -> None:
+    assert isinstance(compose(["loss=dem", "loss.tau=1"]).loss.tau, float)
+
+
+def test_composing_twice_gives_independent_configurations() -> None:
+    first = compose(["seed=1"])
+    first.method.lr = 5.0
+    assert compose(["seed=1"]).method.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["method=tnet"], ["unknown method 'tnet'", "nearest: tent", "valid: norm, source, tent"]),
+        (["loss=adaden"], ["unknown loss 'adaden'", "nearest: adadem", "dem, em"]),
+        (["task=tta2"], ["unknown task", "valid: tta"]),
+        (["protocol=continuous"], ["unknown protocol", "nearest: continual"]),
+        (["metod=tent"], ["unknown key 'metod'", "nearest: method", "valid: task, method, loss"]),
+        (["method.learning_rate=1"], ["unknown key 'method.learning_rate'", "valid: method.optimizer, method.lr"]),
+        (["method=norm", "method.lr=1"], ["method=norm takes no values"]),
+        (["sed=1"], ["unknown key 'sed'", "nearest: seed"]),
+        (["+extra=1"], ["unknown key 'extra'"]),
+        (["choices.method=x"], ["unknown key"]),
+        (["task.seed=1"], ["unknown key"]),
+        (["device=gpu"], ["unknown device 'gpu'", "valid: auto, cpu, cuda"]),
+        (["precision=fp16"], ["unknown precision 'fp16'", "bf16"]),
+        (["seed=x"], ["seed: expected a number, got 'x'"]),
+        (["seed=-1"], ["seed: expected an integer of at least 0"]),
+        (["threads=0"], ["threads: expected an integer of at least 1"]),
+        (["method.lr=fast"], ["method.lr: expected a number, got 'fast'"]),
+        (["method.lr=true"], ["method.lr: expected a number, got True"]),
+        (["method.steps=1.5"], ["method.steps: expected an integer, got 1.5"]),
+        (["method.episodic=1"], ["method.episodic: expected true or false, got 1"]),
+        (["seed=0,1"], ["several values", "dembench sweep"]),
+        (["method"], ["expected key=value, got 'method'"]),
+        (["~method=tent"], ["cannot use '~method=tent'"]),
+        (["++foo=1"], ["cannot use '++foo=1'"]),
+        (["out=["], ["cannot read 'out=['"]),
+        (["method=[tent]"], ["method: expected a name"]),
+        (["data=cifar10c"], ["data=cifar10c needs a value: data.root=...", "zenodo.org"]),
+        (["model=timm"], ["needs a value: model.arch=..."]),
+    ],
+)
+def test_mistakes_are_one_line_that_helps(words: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(words)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_arguments_and_literal_values_are_checked_before_anything_is_built(stub_configs: Path) -> None:
+    def check(*words: str) -> None:
+        cfg = compose(["task=stub", "data.root=x", *words], stub_configs)
+        check_signatures({"method": OmegaConf.to_container(cfg.method)})
+
+    check()
+    with pytest.raises(ConfigError, match="unknown method.speed 'fst'; nearest: fast; valid: slow, fast"):
+        check("method.speed=fst")
+    with pytest.raises(ConfigError, match="unknown argument of method 'rate'; .*valid: model, loss, speed, lr"):
+        check("method=misspelt")
+    with pytest.raises(ConfigError, match="unknown argument of method 'sped'; nearest: speed"):
+        check("+method.sped=slow")
+
+
+def test_a_target_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="loss: cannot import core.NoSuchLoss"):
+        check_signatures({"loss": {"_target_": "core.NoSuchLoss"}})
+
+
+def test_own_configurations_stand_beside_the_packages(stub_configs: Path) -> None:
+    assert "plain" in options("loss", config_dir=stub_configs)
+    assert "adadem" in options("loss", config_dir=stub_configs)
+    assert compose(["loss=plain"], stub_configs).loss._target_ == "dembench_stub.Loss"
+
+
+def test_demo_sweep_is_what_it_says() -> None:
+    runs = expand(read_sweep("demo"))
+    assert len(runs) == 2 * 2 * 3 + 3 * 2 * 3
+    for words in runs:
+        compose(words)
+
+
+def test_cifar_sweep_is_what_it_says() -> None:
+    runs = expand(read_sweep("cifar10_jpeg"))
+    assert len(runs) == 2 * 2 * 3 + 3 * 5 * 2 * 3
+    tent = [words for words in runs if words["method"] == "tent"]
+    assert {words["method.lr"] for words in tent} == {1e-4, 3e-4, 1e-3, 3e-3, 1e-2}
+    pairs = {(w["protocol"], w["loss.tau"], w["loss.alpha"]) for w in tent if w["loss"] == "dem"}
+    assert pairs == {("single_domain", 1.1, 0.0), ("continual", 1.4, 1.4)}
+    assert {words["data.num_images"] for words in runs} == {2000}
+    compose(runs[0])
