@@ -7,6 +7,7 @@ is the same on every machine and device, so an image gets the same numbers in an
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -55,7 +56,9 @@ class Draws:
 
     def __init__(self, seed: int, corruption: str, severity: int, index: Tensor) -> None:
         """``index``: (N,) int64, each image's number in its dataset; its device is where the numbers are made."""
-        self.base = mix_int(mix_int(seed + _GOLDEN) ^ mix_int(_text_key(corruption) + severity * _GOLDEN))
+        self.base = mix_int(
+            mix_int(operator.index(seed) + _GOLDEN) ^ mix_int(_text_key(corruption) + severity * _GOLDEN)
+        )
         self.images = mix(index + _signed(_GOLDEN))
 
     def bits(self, purpose: str, *shape: int) -> Tensor:

@@ -26,7 +26,7 @@ def load_photos(folder: str | Path) -> tuple[Tensor, ...]:
 
     At a fifth, the bilinear sample falls on the middle of each five pixels, so nothing is averaged.
     Raises: FileNotFoundError where the folder or one of frost1 .. frost5 (any extension) is missing, ValueError where
-    a file is no image or has fewer than 165 pixels a side.
+    a file is no image or has fewer than 163 pixels a side.
     """
     folder = Path(folder)
     where = (
@@ -53,7 +53,7 @@ def _load(path: Path, changed: int) -> Tensor:
     height, width = (round(side / SHRINK) for side in photo.shape[:2])
     if min(height, width) <= SIZE:
         raise ValueError(
-            f"frost: expected at least {(SIZE + 1) * SHRINK} pixels a side, got "
+            f"frost: expected at least {SIZE * SHRINK + 3} pixels a side, got "
             f"{photo.shape[1]} x {photo.shape[0]} in {str(path)!r}"
         )
     middle = SHRINK // 2

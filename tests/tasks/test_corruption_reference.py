@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from corruption_pictures import Replay
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,8 +30,8 @@ SAMPLED += ("elastic_transform",)  # frost apart: without photos it is another t
 BANDS = (0.5, 1.5, 2.5, 4.5, 8.5, 23)  # cycles per 32 pixels
 SEEDS = 4
 ERROR = 1 + len(BANDS)  # place of the error rate: after mean, deviation and one band less than bounds
-# one chance in a hundred that any statistic of any severity of any corruption fails by luck (Bonferroni)
-LIMIT = float(scipy.stats.norm.isf(0.01 / 2 / (len(SAMPLED) * len(SEVERITIES) * (ERROR + 1))))
+# one chance in a thousand that any statistic of any severity of any corruption fails by luck (Bonferroni): 4.7
+LIMIT = float(scipy.stats.norm.isf(0.001 / 2 / (len(SAMPLED) * len(SEVERITIES) * (ERROR + 1))))
 
 
 class Reference:
@@ -72,18 +73,6 @@ def test_deterministic_corruptions_equal_the_original(reference: Reference, corr
 
 
 # The random corruptions on NumPy's numbers
-
-
-class Replay:
-    """Given numbers in place of drawn ones, by purpose."""
-
-    def __init__(self, **numbers: list | NDArray) -> None:
-        self.numbers = {name: torch.from_numpy(np.array(values)) for name, values in numbers.items()}
-
-    def uniform(self, purpose: str, *_: object) -> Tensor:
-        return self.numbers[purpose]
-
-    normal = below = uniform
 
 
 def replay_gaussian_noise(rng: np.random.RandomState, clean: Tensor, severity: int) -> Tensor:
