@@ -1,4 +1,4 @@
-"""What the tests of the corruptions share: pictures, numbers given in place of drawn ones, comparison in grey levels."""
+"""Shared by the tests of the corruptions: pictures, numbers given instead of drawn ones, comparison by grey level."""
 
 from __future__ import annotations
 
