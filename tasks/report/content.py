@@ -349,8 +349,8 @@ def describe(block: Block) -> str:
             methods.append(f"{pretty(method)}: {', '.join(f'{leaf(k)} {show(v)}' for k, v in sorted(fixed.items()))}")
     losses = []
     for loss in dict.fromkeys(name for name, _ in block.columns):
-        varying = block.varying_params[loss]
-        fixed = {k: v for n, p in block.columns if n == loss for k, v in p if k not in varying and v is not None}
+        named = {"tau", "alpha", *block.varying_params[loss]}
+        fixed = {k: v for n, p in block.columns if n == loss for k, v in p if k not in named and v is not None}
         if fixed:
             losses.append(f"{pretty(loss)}: {', '.join(f'{leaf(k)} {show(v)}' for k, v in sorted(fixed.items()))}")
     tail = "".join(f" {text}." for text in (*methods, *losses))

@@ -1,120 +1,21 @@
-"""Figures of the report: accuracy over the stream, learning-rate sensitivity, prediction shares, reward curves.
-
-Drawn once and saved as SVG for the page and as PDF and PNG for papers; the same numbers give the same bytes.
-"""
+"""Figures of the report: accuracy over the stream, learning-rate sensitivity, prediction shares, reward curves."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks.report.content import default_cell, describe, slice_labels
+from tasks.report.drawing import COLOURS, GREY, INK, LINES, PALETTE, SPARE, STYLE, Figure, canvas
 from tasks.report.group import Block, Cell, Key, pretty, show
 from tasks.report.load import Run
 from tasks.report.tables import slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
-
-INK = "#010203"  # becomes the page's own text colour
-GREY = "#767880"
-# by loss, after Okabe and Ito; the page swaps them for lighter ones in the dark
-COLOURS = {"em": "#c8501e", "dem": "#0e8a62", "dem_star": "#8a6d00", "adadem": "#0b62b0"}
-SPARE = ("#a0428c", "#5b54b0", "#3a3f4a")
-PALETTE = (*COLOURS.values(), *SPARE, GREY)
-LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1)))
-STYLE = {
-    "svg.hashsalt": "dembench",
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "pdf.fonttype": 42,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8.5,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "axes.grid": True,
-    "grid.color": GREY,
-    "grid.alpha": 0.22,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-
-
-@dataclass(slots=True)
-class Figure:
-    """A drawn figure with its name, title and caption."""
-
-    name: str
-    title: str
-    caption: str
-    canvas: Canvas
-    width: int = 0
-    svg: str = ""
-
-    def write(self, folder: Path) -> None:
-        """Saves NAME.pdf and NAME.png into ``folder`` and keeps the SVG for the page; the canvas is given up."""
-        import matplotlib
-
-        with matplotlib.rc_context(STYLE):
-            self.canvas.draw_without_rendering()
-            self.canvas.set_layout_engine("none")  # the layout is found; do not search for it in every format
-            out = io.StringIO()
-            self.canvas.savefig(out, format="svg", metadata={"Date": None})
-            self.svg, self.width = inline(out.getvalue(), self.name), round(self.canvas.get_figwidth() * 96)
-            metadata = {"CreationDate": None, "ModDate": None, "Title": self.title}
-            self.canvas.savefig(folder / f"{self.name}.pdf", metadata=metadata, facecolor="white")
-            self.canvas.savefig(folder / f"{self.name}.png", dpi=160, facecolor="white")
-
-
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Canvas, np.ndarray]:
-    """An empty figure and its axes as an array of (rows, columns); no window system is touched."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    with matplotlib.rc_context(STYLE):
-        figure = Canvas(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def inline(svg: str, name: str) -> str:
-    """An SVG document as an element: no prolog, metadata or namespaces, ids of its own, colours of the page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", svg)
-    head, body = svg.split(">", 1)
-    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head) + f' role="img" aria-labelledby="{name}-title"'
-    body = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", body)
-    body = body.replace(INK, "currentColor")
-    for number, colour in enumerate(PALETTE):
-        body = body.replace(colour, f"var(--p{number}, {colour})")
-    return f"{head}>{body}"
 
 
 def colour_of(column: Key | None, block: Block) -> str:

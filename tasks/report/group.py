@@ -203,7 +203,10 @@ class Block:
         return label(pretty(row[0]), row[1], self.varying[row[0]])
 
     def column_label(self, column: Key) -> str:
-        return label(pretty(column[0]), column[1], self.varying_params[column[0]])
+        """The loss with its τ and α, which are part of its name, and with whatever else varies."""
+        shown = [key for key in ("tau", "alpha") if dict(column[1]).get(key) is not None]
+        shown += [key for key in self.varying_params[column[0]] if key not in shown]
+        return label(pretty(column[0]), column[1], tuple(shown))
 
     def setting_label(self, cell: Cell) -> str:
         """Only the hyperparameters that vary: "lr 1e-3"; empty where none does."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.report import content, figures
+from tasks.report.drawing import Figure
 from tasks.report.group import LOSS_ORDER, Block, build_blocks, pretty, rank
 from tasks.report.load import Aside, Collection, Run, load
 from tasks.report.tables import Table
@@ -26,10 +27,15 @@ class Section:
     anchor: str
     main: Table
     more: list[Table]
-    figures: list[figures.Figure]
+    figures: list[Figure]
     notes: list[tuple[str, str, str]]
     verdicts: list[Verdict]
     commands: list[tuple[str, str, str]]
+
+    @property
+    def headlines(self) -> list[Verdict]:
+        """Verdicts that the first screen states: AdaDEM's, or all where AdaDEM was not run."""
+        return [v for v in self.verdicts if v.column[0] == "adadem"] or self.verdicts
 
 
 @dataclass(slots=True)
@@ -76,7 +82,7 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True)
     return page
 
 
-def things(tasks: Any, summary: Table) -> Iterator[Table | figures.Figure]:
+def things(tasks: Any, summary: Table) -> Iterator[Table | Figure]:
     """Everything that is written as files of its own."""
     if summary.rows:
         yield summary
@@ -175,7 +181,7 @@ def environments(runs: tuple[Run, ...]) -> list[tuple[str, list[tuple[str, str]]
     return [(f"{n} run{'s' if n > 1 else ''}", list(key)) for key, n in ordered]
 
 
-def render(found: Collection, tasks: list[Task], summary: Table, rewards: figures.Figure | None) -> str:
+def render(found: Collection, tasks: list[Task], summary: Table, rewards: Figure | None) -> str:
     """The HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -60,7 +60,7 @@ class Table:
                 covered = self.columns[at : at + entry.span]
                 at += entry.span
                 width = sum(len(column.parts) or 1 for column in covered)
-                values = list(entry.numbers) or [guard(entry.text)]
+                values = list(entry.numbers) or ["" if entry.text == "–" else guard(entry.text)]
                 line += values + [""] * (width - len(values))
             writer.writerow(line)
         return out.getvalue()
@@ -91,7 +91,9 @@ class Table:
                 text = tex(entry.text)
                 text = rf"\textbf{{{text}}}" if entry.mark == "best" else text
                 text = rf"\underline{{{text}}}" if entry.mark == "second" else text
-                if entry.sub:
+                if entry.sub and entry.span > 1:
+                    text += rf" {{\scriptsize {tex(entry.sub)}}}"
+                elif entry.sub:
                     text = rf"\shortstack[r]{{{text}\\{{\scriptsize {tex(entry.sub)}}}}}"
                 cells.append(rf"\multicolumn{{{entry.span}}}{{c}}{{{text}}}" if entry.span > 1 else text)
             body.append("  " + " & ".join(cells) + r" \\")
@@ -150,7 +152,7 @@ def guard(text: str) -> str:
 
 
 def md(text: str) -> str:
-    text = re.sub(r"([\\`*_\[\]<>|#$~])", r"\\\1", text)
+    text = re.sub(r"([\\`*_<>|#$~]|\](?=[(\[:]))", r"\\\1", text)  # a bracket alone is no link: intervals stay readable
     return re.sub(r"\s+", " ", text)
 
 

@@ -68,13 +68,14 @@ class Verdict:
         text += f"(EM {ems}; {self.loss} {owns}), chosen on the test stream itself"
         if not self.equal:
             return text + f"; there is no {self.what} that both have."
-        single = all(gain.low is None for _, gain in self.equal)
-        counts = {sign: sum(gain.verdict == sign for _, gain in self.equal) for sign in (1, -1, 0)}
         listed = "; ".join(
             f"{self.short_plain(cell)}: {gain_text(gain, metric)}{self.marker(cell)}" for cell, gain in self.equal
         )
-        tally = f"better at {counts[1]}, worse at {counts[-1]}, undecided at {counts[0]} of {len(self.equal)}"
-        return text + f". At equal {self.what} {'' if single else f'{tally} '}({listed})."
+        signs = [None if gain.low is None else gain.verdict for _, gain in self.equal]
+        words = [("better", 1), ("worse", -1), ("undecided", 0)] if set(signs) != {None} else []
+        words += [("one seed only", None)] if None in signs else []
+        tally = ", ".join(f"{word} at {signs.count(sign)}" for word, sign in words)
+        return f"{text}. At equal {self.what} {tally} of {len(signs)} ({listed})."
 
     def short_plain(self, cell: Cell) -> str:
         return show(cell.lr) if self.what == "learning rate" else self.block.setting_label(cell)
