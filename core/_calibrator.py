@@ -33,6 +33,7 @@ from core._kernels import (
     may_mask_classes,
     silence,
     softmax_graph,
+    transformed,
 )
 
 ONE_HOT_CLASSES = 128
@@ -68,13 +69,18 @@ def _ranks(z: Tensor, dtype: torch.dtype) -> Tensor:
 def _pseudo_labels(c: Tensor, ranks: Tensor) -> Tensor:
     """Rank of the first class whose c is 0, (M, 1) or (N, 1, S). In-place float passes, because argmax is many times
     slower where the classes are not innermost."""
-    return c.clone().eq_(0).mul_(ranks).amax(1, keepdim=True)
+    return _is_zero(c.clone()).mul_(ranks).amax(1, keepdim=True)
+
+
+def _is_zero(x: Tensor) -> Tensor:
+    """1 where x is 0, else 0, in the dtype of x; overwrites x, which is several times faster than by way of booleans."""
+    return (x == 0).to(x.dtype) if transformed() else x.eq_(0)  # vmap knows no rule for eq_
 
 
 def _address(labels: Tensor, ranks: Tensor) -> Tensor:
     """How a block's positions name their rows of the table: row numbers (M,), or a one-hot block laid out as z is."""
     classes = ranks.shape[-1] if ranks.dim() == 1 else ranks.shape[0]
-    return (classes - labels).long().squeeze(1) if indexed(classes) else (labels - ranks).eq_(0)
+    return (classes - labels).long().squeeze(1) if indexed(classes) else _is_zero(labels - ranks)
 
 
 def _gather(table: Tensor, address: Tensor) -> Tensor:
@@ -118,7 +124,10 @@ class _Tally:
         counts = self.counts.unsqueeze(1)
         means = self.sums / counts.clamp(min=1)
         weight = counts.clamp(max=1) * momentum
-        return table.lerp_(means, weight) if inplace else table.lerp(means, weight)
+        if inplace and not transformed():
+            return table.lerp_(means, weight)
+        moved = table.lerp(means, weight)
+        return table.copy_(moved) if inplace else moved
 
 
 def distributed() -> bool:
@@ -155,8 +164,8 @@ class Statistics(NamedTuple):
 
 
 def _reward(weighted: Tensor, p: Tensor, u: Tensor, options: Options) -> Tensor:
-    """What the gradient takes off: p (z + T + 1), or without MEC p (log p + H); overwrites ``weighted``, which is p c."""
-    return weighted.addcmul_(p, u - 1 if options.mec else u, value=-1)
+    """What the gradient takes off: p (z + T + 1), or without MEC p (log p + H); ``weighted`` is p c."""
+    return torch.addcmul(weighted, p, u - 1 if options.mec else u, value=-1)
 
 
 def _delta(reward: Tensor, p: Tensor, options: Options) -> Tensor:
@@ -172,8 +181,8 @@ def _delta(reward: Tensor, p: Tensor, options: Options) -> Tensor:
     else:
         norm = reward.abs().amax(1, keepdim=True)
     if options.norm_of == "em":
-        return norm.clamp_(min=_SMALLEST_EM_NORM)
-    return norm.clamp_(min=1) if options.norm_type == 1 else norm  # its sum is 1, so its L1 norm is not below 1
+        return norm.clamp(min=_SMALLEST_EM_NORM)
+    return norm.clamp(min=1) if options.norm_type == 1 else norm  # its sum is 1, so its L1 norm is not below 1
 
 
 def _value(c: Tensor, m: Tensor, u: Tensor, rows: Tensor, options: Options) -> Tensor:
@@ -209,7 +218,8 @@ def adadem_forward(
     ranks = _ranks(z, table.dtype)
     step = momentum if options.mec else None
     single = len(blocks) == 1
-    named_rows = single and inplace and indexed(classes) and z.shape[0] <= classes and not distributed()
+    few = indexed(classes) and z.shape[0] <= classes
+    named_rows = few and single and inplace and not (distributed() or transformed())
     tally = None if step is None or named_rows else _Tally()
     parts = []
     for block in blocks:
@@ -238,7 +248,7 @@ def adadem_forward(
         reward = _reward(weighted, p, u, options)
         delta = _delta(reward, p, options)
         statistics, grad = Statistics(m, u, delta, labels), None
-        if z.numel() > SMALL and not (indexed(classes) and z.shape[0] <= classes):
+        if z.numel() > SMALL and not few:
             rows = table
         elif differentiable and z.numel() <= SMALL:
             grad = _gradient(reward, rows, options).div_(-delta).to(z.dtype)

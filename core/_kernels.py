@@ -34,6 +34,11 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def transformed() -> bool:
+    """True inside ``torch.func`` transforms, where some operations in place are slow or not allowed."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def canonical(x: Tensor, rows: bool) -> Tensor:
     """Views (N, C, ...) as (M, C) if ``rows``, else as (N, C, S)."""
     if x.dim() == 2:
@@ -54,7 +59,7 @@ def blocks_of(z: Tensor) -> list[Block]:
         z.device.type != "cpu"
         or z.numel() <= SMALL
         or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        or transformed()
     ):
         return [WHOLE]
     classes = z.shape[1]
@@ -106,7 +111,7 @@ def fill(z: Tensor, blocks: list[Block], gradient: Callable[[Block, Tensor | Non
 
 def may_mask_classes(z: Tensor) -> bool:
     """False where it is cheap to know that no logit is minus infinity; True costs a few passes over the logits."""
-    if z.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if z.device.type != "cpu" or torch.compiler.is_compiling() or transformed():
         return True
     return z.numel() > 0 and not z.amin().item() > -math.inf
 
@@ -184,9 +189,8 @@ def closed_form(
     Eager.backward = Transformed.backward = staticmethod(backward)  # type: ignore[method-assign,assignment]
 
     def apply(*inputs: Any) -> Tensor:
-        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-            return Eager.apply(*inputs)  # type: ignore[no-untyped-call,no-any-return]
-        return Transformed.apply(*inputs)  # type: ignore[no-untyped-call,no-any-return]
+        chosen = Transformed if transformed() else Eager
+        return chosen.apply(*inputs)  # type: ignore[no-untyped-call,no-any-return]
 
     return apply
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core import functional
 from core._calibrator import Options
-from core._kernels import accumulation_dtype
+from core._kernels import accumulation_dtype, transformed
 from core.checks import check_adadem, check_dem, check_logits
 
 __all__ = ["CADF", "DEM", "EM", "GMC", "AdaDEM"]
@@ -132,7 +132,7 @@ class AdaDEM(nn.Module):
         elif dtype == torch.float64 and self.table.dtype != dtype:
             wide = self.table.double()
             self.table = wide / wide.sum(-1, keepdim=True)  # 1/C in float32 is not 1/C in float64
-        if torch._C._are_functorch_transforms_active() and self.training:
+        if self.training and transformed():
             _check_batched(logits, self.table)
         return self.table
 
@@ -146,8 +146,6 @@ class AdaDEM(nn.Module):
         saved = state_dict.get(f"{prefix}table")
         if saved is not None and self.table is None:
             self.table = torch.empty_like(saved)
-        elif saved is None and self.table is not None and args and f"{prefix}table" not in state_dict:
-            pass  # a missing key is reported by the base class
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

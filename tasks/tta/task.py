@@ -90,7 +90,7 @@ class CorruptionTTA:
     def run(self, make_method: Callable[..., Method]) -> Iterator[Event]:
         """Yields notes on the data, a Point for each batch, and rows, histogram and flags for each corruption."""
         yield from self.data.notes
-        model: nn.Module = self.model.to(self.device)
+        model: nn.Module = self.model.to(self.device, memory_format=torch.channels_last)  # a third faster on a CPU
         method = make_method(model=model if self.precision == "fp32" else Bfloat16(model, self.device.type))
         step, rows = 0, []
         for number, corruption in enumerate(self.corruptions):
@@ -103,6 +103,7 @@ class CorruptionTTA:
             sizes: list[tuple[int, int]] = []
             for start in range(0, len(images), self.protocol.batch_size):
                 x = images[start : start + self.protocol.batch_size].float().div_(255)
+                x = x.contiguous(memory_format=torch.channels_last)
                 y = labels[start : start + self.protocol.batch_size]
                 before = method.updated
                 logits = method(x).float()
