@@ -64,7 +64,7 @@ class Figure:
     name: str
     title: str
     caption: str
-    canvas: Canvas
+    canvas: Canvas | None
     width: int = 0
     svg: str = ""
 
@@ -76,6 +76,8 @@ class Figure:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
 
         figure, out = self.canvas, io.StringIO()
+        if figure is None:
+            raise ValueError(f"report: figure {self.name} is written already")
         with matplotlib.rc_context(STYLE):
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # the layout is found; savefig would search for it once per format
@@ -86,6 +88,7 @@ class Figure:
             FigureCanvasPdf(figure).print_pdf(folder / f"{self.name}.pdf", metadata=metadata)
             figure.set_dpi(160)
             FigureCanvasAgg(figure).print_png(folder / f"{self.name}.png")
+        self.canvas = None
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Canvas, np.ndarray]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tasks.report import content, figures
 from tasks.report.drawing import Figure
@@ -24,13 +22,16 @@ class Section:
     """One block on the page."""
 
     block: Block
-    anchor: str
     main: Table
     more: list[Table]
     figures: list[Figure]
     notes: list[tuple[str, str, str]]
     verdicts: list[Verdict]
     commands: list[tuple[str, str, str]]
+
+    @property
+    def anchor(self) -> str:
+        return self.main.name
 
     @property
     def headlines(self) -> list[Verdict]:
@@ -60,18 +61,20 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True)
     out = Path(out)
     for folder in ("tables", "figures") if with_figures else ("tables",):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    taken: Counter[str] = Counter()
+    taken = Counter(["summary", "runs", "reward-curves"])
     tasks: dict[str, Task] = {}
     for block in blocks:
         section = make_section(block, with_figures)
         tasks.setdefault(block.task, Task(block.task, pretty(block.task))).sections.append(section)
+        for item in (section.main, *section.more, *section.figures):
+            taken[item.name] += 1
+            if taken[item.name] > 1:
+                item.name = f"{item.name}-{taken[item.name]}"  # two titles that differ in signs only
+            item.write(out / ("tables" if isinstance(item, Table) else "figures"))
     summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
+    if summary.rows:
+        summary.write(out / "tables")
     runs_table = content.runs_table(blocks)
-    for item in things(tasks.values(), summary):
-        taken[item.name] += 1
-        if taken[item.name] > 1:
-            item.name = f"{item.name}-{taken[item.name]}"  # two names that differ in signs only
-        item.write(out / ("tables" if isinstance(item, Table) else "figures"))
     (out / "tables" / "runs.csv").write_text(runs_table.csv(), encoding="utf-8", newline="\n")
     rewards = None
     if with_figures:
@@ -80,17 +83,6 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True)
     page = out / "index.html"
     page.write_text(render(found, list(tasks.values()), summary, rewards), encoding="utf-8", newline="\n")
     return page
-
-
-def things(tasks: Any, summary: Table) -> Iterator[Table | Figure]:
-    """Everything that is written as files of its own."""
-    if summary.rows:
-        yield summary
-    for task in tasks:
-        for section in task.sections:
-            yield section.main
-            yield from section.more
-            yield from section.figures
 
 
 def make_section(block: Block, with_figures: bool) -> Section:
@@ -102,7 +94,7 @@ def make_section(block: Block, with_figures: bool) -> Section:
                     drawn.append(figure)
     main = content.main_table(block)
     more = [content.detail_table(block), content.cost_table(block)]
-    return Section(block, main.name, main, more, drawn, notes_of(block), verdicts(block), commands_of(block))
+    return Section(block, main, more, drawn, notes_of(block), verdicts(block), commands_of(block))
 
 
 def notes_of(block: Block) -> list[tuple[str, str, str]]:
