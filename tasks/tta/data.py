@@ -37,24 +37,20 @@ FROST_NOTE = Note(
 def balanced_subset(labels: np.ndarray, num_images: int | None) -> np.ndarray:
     """Positions of ``num_images`` entries, as many of each class as possible, ascending; None takes all.
 
-    Of N images and C classes each class gives N // C and the first N % C classes one more, evenly spaced in the
-    class's own order: with k of its m images, those at floor(j * m / k).
-    Raises: ValueError where a class has fewer images than its share.
+    Every class gives the same number, and the first classes one more where it does not divide evenly; a class that has
+    fewer gives all. A class's k of its m images are those at floor(j * m / k) in its own order.
+    Raises: ValueError where there are fewer than ``num_images``.
     """
     if num_images is None:
         return np.arange(len(labels))
-    classes = np.unique(labels)
-    share, more = divmod(num_images, len(classes))
-    chosen = []
-    for row, label in enumerate(classes):
-        own = np.flatnonzero(labels == label)
-        k = share + (row < more)
-        if k > len(own):
-            raise ValueError(
-                f"num_images: expected at most {len(own)} of class {label} among {len(labels)} images, "
-                f"but num_images={num_images} asks for {k}"
-            )
-        chosen.append(own[np.arange(k) * len(own) // max(k, 1)])
+    if num_images > len(labels):
+        raise ValueError(f"num_images: expected at most {len(labels)}, the images that there are, got {num_images}")
+    own = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    sizes = np.array([len(positions) for positions in own])
+    level = max(k for k in range(num_images + 1) if np.minimum(sizes, k).sum() <= num_images)
+    counts = np.minimum(sizes, level)
+    counts[np.flatnonzero(sizes > level)[: num_images - counts.sum()]] += 1
+    chosen = [positions[np.arange(k) * len(positions) // max(k, 1)] for positions, k in zip(own, counts, strict=True)]
     return np.sort(np.concatenate(chosen))
 
 

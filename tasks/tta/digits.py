@@ -22,7 +22,7 @@ RENDERING = {"version": 1, "size": 32, "ground": 0.2, "contrast": 0.6}
 NETS: dict[str, type[nn.Module]] = {"digits_convnet": DigitsConvNet, "digits_transformer": DigitsTransformer}
 RECIPES: dict[str, dict[str, float]] = {
     "digits_convnet": {"version": 1, "epochs": 15, "batch_size": 50, "lr": 3e-3, "weight_decay": 1e-4},
-    "digits_transformer": {"version": 1, "epochs": 25, "batch_size": 50, "lr": 2e-3, "weight_decay": 1e-2},
+    "digits_transformer": {"version": 1, "epochs": 25, "batch_size": 50, "lr": 3e-3, "weight_decay": 1e-2},
 }
 
 

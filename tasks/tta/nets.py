@@ -131,7 +131,7 @@ class TransformerBlock(nn.Module):
 class DigitsTransformer(nn.Module):
     """A small vision transformer with LayerNorm for 32x32 digits: 8x8 patches of 4x4 pixels; logits (N, 10)."""
 
-    def __init__(self, width: int = 48, heads: int = 4, depth: int = 2) -> None:
+    def __init__(self, width: int = 48, heads: int = 4, depth: int = 1) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, 4, stride=4)
         self.position = nn.Parameter(torch.randn(1, 64, width) * 0.02)

@@ -98,8 +98,19 @@ def test_a_subset_of_mixed_labels_is_balanced():
     chosen = balanced_subset(labels, 70)
     assert np.bincount(labels[chosen]).tolist() == [7] * 10
     assert (np.diff(chosen) > 0).all()
-    with pytest.raises(ValueError, match="at most 30 of class 0 among 300 images, but num_images=310 asks for 31"):
+    with pytest.raises(ValueError, match="expected at most 300, the images that there are, got 310"):
         balanced_subset(labels, 310)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "counts"),
+    [(1, [1, 0, 0]), (4, [2, 1, 1]), (6, [2, 2, 2]), (9, [4, 2, 3]), (11, [5, 2, 4]), (12, [5, 2, 5]), (14, [7, 2, 5])],
+)
+def test_a_class_that_has_fewer_gives_all(num_images, counts):
+    labels = np.array([0] * 7 + [1] * 2 + [2] * 5)
+    chosen = balanced_subset(labels, num_images)
+    assert np.bincount(labels[chosen], minlength=3).tolist() == counts
+    assert len(set(chosen.tolist())) == num_images
 
 
 @pytest.mark.parametrize("number", [0, -3, 2.5, True, "10"])
