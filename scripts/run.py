@@ -51,8 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench run: {error}", status=1)
     if not outcome.ran:
         print("finished before; force=true runs it again", file=sys.stderr)
+    if cfg.progress:
+        print(summary(outcome.result), file=sys.stderr)
     print(outcome.path)
     return 0
+
+
+def summary(result: dict) -> str:
+    """The means of a run in one line, and its status where that is not ok."""
+    means = [row for row in result["rows"] if row["slice"] == "mean"]
+    numbers = [
+        f"{row['metric']} {'not finite' if row['value'] is None else format(row['value'], '.4f')}" for row in means
+    ]
+    status = [] if result["status"] == "ok" else [f"status {result['status']}"]
+    return "mean: " + ", ".join([*numbers, *status, f"{result['cost']['wall_seconds']:.1f} s"])
 
 
 def title(config: dict) -> str:

@@ -135,7 +135,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         prepared: from ``prepare``; ``out`` and ``force`` are in its config.
         command: what the record gives as the way to repeat this.
         watch: called with each event and the number of Points to come in all.
-    Raises: ConfigError where the task refuses its settings before the first event; RunBusy where another process is
+    Raises: ConfigError where the method refuses its settings; RunBusy where another process is
         writing the same run; anything else that the task raises, in which case there is no result.json.
     """
     config = prepared.config
@@ -185,7 +185,8 @@ def _measure(prepared: Prepared, watch: Watcher | None) -> tuple[runs.Recorder, 
     made: list[Any] = []
 
     def make_method(*args: Any, **kwargs: Any) -> Method:
-        made.append(prepared.make_method(*args, **kwargs))
+        with user_errors():  # settings that only the method can judge
+            made.append(prepared.make_method(*args, **kwargs))
         return made[-1]
 
     make_repeatable(prepared.config["threads"])
@@ -193,14 +194,10 @@ def _measure(prepared: Prepared, watch: Watcher | None) -> tuple[runs.Recorder, 
     recorder = runs.Recorder()
     total = len(prepared.task)
     start = time.perf_counter()
-    events = iter(prepared.task.run(make_method))
-    with user_errors():  # settings that only the method can judge
-        event = next(events, None)
-    while event is not None:
+    for event in prepared.task.run(make_method):
         recorder.add(event)
         if watch is not None:
             watch(event, total)
-        event = next(events, None)
     if prepared.config["device"] == "cuda":
         torch.cuda.synchronize()
     cost = {"wall_seconds": round(time.perf_counter() - start, 3)}

@@ -71,6 +71,7 @@ def test_run_prints_the_path_last_and_does_not_run_twice(stub: list[str], capsys
     assert result["command"] == " ".join(["dembench", "run", *stub, "seed=4"])
     assert "fog/5: error 0.250" in said.err
     assert "note (stub): invented numbers" in said.err
+    assert "mean: error 0.2500, " in said.err
     assert main(["run", *stub, "seed=4"]) == 0
     again = capsys.readouterr()
     assert again.out == said.out

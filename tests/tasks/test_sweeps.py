@@ -189,6 +189,26 @@ def test_done_runs_are_skipped_and_forced_ones_are_not(base: Words, stub_configs
     assert log.read_text().split() == ["0", "1", "2", "0"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_of_another_process_is_waited_for_and_not_run_twice(
+    workers: int, base: Words, stub_configs: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.workers.RETRY_SECONDS", 0.05)
+    planned = plan([base, {**base, "seed": 1}], stub_configs)
+    held = runs.lock(planned[0].directory)
+    held.__enter__()
+
+    def finish_elsewhere(progress: Progress) -> None:
+        if progress.run is planned[1] and progress.kind == "done":
+            result = json.loads((progress.run.directory / "result.json").read_text())
+            runs.write_json(planned[0].directory / "result.json", result)
+            held.__exit__(None, None, None)
+
+    summary = execute(planned, workers, stub_configs, finish_elsewhere)
+    assert (summary.ran, summary.found, summary.failed) == (1, 1, {})
+    assert log.read_text().split() == ["1"]
+
+
 def test_estimate_is_by_method_and_shared_by_the_workers(base: Words, stub_configs: Path) -> None:
     planned = plan([{**base, "seed": seed} for seed in range(4)], stub_configs)
     assert estimate(planned, 2) is None
