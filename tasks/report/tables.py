@@ -101,7 +101,7 @@ class Table:
         lines = [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}[t]",
-            r"  \centering",
+            r"  \centering" + (r"\scriptsize\setlength{\tabcolsep}{2pt}" if len(self.columns) > 10 else ""),
             rf"  \caption{{\textbf{{{tex(self.title)}.}} {tex(notes)}}}",
             rf"  \label{{tab:{self.name}}}",
             rf"  \begin{{tabular}}{{{align}}}",
