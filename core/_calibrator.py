@@ -1,8 +1,8 @@
 """AdaDEM and its Marginal Entropy Calibrator (MEC) in closed form; notation and block scheme of ``core._kernels``.
 
-    delta = sum |p (z + T + 1)| = sum e |c - u + 1| / s
-    value = -(1/delta) sum (p - alpha a_k) z = -(1/delta) (u - alpha sum a_k c + (1 - alpha) m)
-    gradient = -(1/delta) (e (c - u + 1) / s - alpha a_k)
+    delta = sum |p (z + T + 1)| = sum p |c - u + 1|
+    value = -(1/delta) sum (p - alpha a_k) z
+    gradient = -(1/delta) (p (c - u + 1) - alpha a_k)
 
 Rows of the table meet the batch in one of two ways. Up to ``ONE_HOT_CLASSES`` classes, products with a one-hot matrix
 gather and scatter them (no index, any layout); beyond, rows are indexed, and where the batch is smaller than the table
@@ -28,6 +28,7 @@ from core._kernels import (
     cut,
     drop_masked_classes,
     fill,
+    full_precision,
     join,
     look,
     may_mask_classes,
@@ -73,7 +74,7 @@ def _pseudo_labels(c: Tensor, ranks: Tensor) -> Tensor:
 
 
 def _is_zero(x: Tensor) -> Tensor:
-    """1 where x is 0, else 0, in the dtype of x; overwrites x, which is several times faster than by way of booleans."""
+    """1 where x is 0, else 0, in the dtype of x; overwrites x, which is several times faster than booleans."""
     return (x == 0).to(x.dtype) if transformed() else x.eq_(0)  # vmap knows no rule for eq_
 
 
@@ -87,7 +88,8 @@ def _gather(table: Tensor, address: Tensor) -> Tensor:
     """Row a_k of the table for each position, laid out as z is."""
     if indexed(table.shape[-1]):
         return table.index_select(0, address)
-    return address @ table if address.dim() == 2 else table.t() @ address
+    with full_precision(table):
+        return address @ table if address.dim() == 2 else table.t() @ address
 
 
 class _Tally:
@@ -108,16 +110,18 @@ class _Tally:
             return
         if skip is not None:
             address = address.masked_fill(skip, 0)
-        if p.dim() == 2:
-            sums, counts = address.t() @ p, address.sum(0)
-        else:
-            sums, counts = (address @ p.transpose(1, 2)).sum(0), address.sum((0, 2))
+        with full_precision(p):
+            if p.dim() == 2:
+                sums, counts = address.t() @ p, address.sum(0)
+            else:
+                sums, counts = (address @ p.transpose(1, 2)).sum(0), address.sum((0, 2))
         self.sums = sums if self.sums is None else self.sums + sums
         self.counts = counts if self.counts is None else self.counts + counts
 
     def step(self, table: Tensor, momentum: float, inplace: bool) -> Tensor:
         """Row k moves by ``momentum`` towards the mean of p over pseudo label k; rows without a sample stay."""
-        assert self.sums is not None and self.counts is not None  # there is at least one block
+        assert self.sums is not None, "add() comes before step()"
+        assert self.counts is not None
         if distributed():
             torch.distributed.all_reduce(self.sums)
             torch.distributed.all_reduce(self.counts)
@@ -185,18 +189,14 @@ def _delta(reward: Tensor, p: Tensor, options: Options) -> Tensor:
     return norm.clamp(min=1) if options.norm_type == 1 else norm  # its sum is 1, so its L1 norm is not below 1
 
 
-def _value(c: Tensor, m: Tensor, u: Tensor, rows: Tensor, options: Options) -> Tensor:
-    """-sum (p - alpha a_k) z, from c with -m for classes that are masked out, which puts their z at 0."""
-    value = (c * rows).sum(1, keepdim=True)
-    if options.alpha != 1:
-        value = value.mul_(options.alpha) - (1 - options.alpha) * m
-    return value.sub_(u)
+def _value(z: Tensor, mean: Tensor, rows: Tensor, skip: Tensor | None, options: Options, masked: bool) -> Tensor:
+    """-sum (p - alpha a_k) z = alpha sum a_k (z - mean) - (1 - alpha) mean, where mean = sum p z.
 
-
-def _shown(z: Tensor, m: Tensor, skip: Tensor | None) -> Tensor:
-    """z - m with 0 put for a z of minus infinity."""
-    c = z.nan_to_num(nan=math.nan, posinf=math.inf, neginf=0.0) - m
-    return c if skip is None else c.masked_fill_(skip, 0)
+    Centred so, the rounding of a_k, whose sum is 1, meets small numbers. A class that is masked out counts with z = 0.
+    """
+    shown = z.nan_to_num(nan=math.nan, posinf=math.inf, neginf=0.0) if masked else z
+    value = centre(shown, mean, skip).mul_(rows).sum(1, keepdim=True)
+    return value if options.alpha == 1 else value.mul_(options.alpha) - (1 - options.alpha) * mean
 
 
 def adadem_forward(
@@ -236,14 +236,14 @@ def adadem_forward(
             _step_named_rows(table, p, address, skipped, step)
         if not single:
             parts.append((m, u, _delta(_reward(weighted, p, u, options), p, options), labels))
-    if tally is not None:
+    if tally is not None and step is not None:
         table = tally.step(table, step, inplace)
 
     if single:
         rows, value = table, None
         if options.mec:
             rows = _gather(table, address)
-            value = _value(_shown(z, m, skip) if masked else c, m, u, rows, options)
+            value = _value(z, m + u, rows, skip, options, masked)
             rows = _hide(rows, z) if masked else rows
         reward = _reward(weighted, p, u, options)
         delta = _delta(reward, p, options)
@@ -259,10 +259,9 @@ def adadem_forward(
     value = torch.zeros_like(statistics.u)
     for block in blocks if options.mec else ():
         m, u, delta, labels = (cut(x, block) for x in statistics)
-        zb, skipped = cut(z, block), cut(skip, block)
-        c = _shown(zb, m, skipped) if masked else centre(zb, m, skipped)
-        rows = _gather(table, _address(labels, ranks))
-        cut(value, block).copy_(silence(_value(c, m, u, rows, options).div_(delta), skipped))
+        rows, skipped = _gather(table, _address(labels, ranks)), cut(skip, block)
+        found = _value(cut(z, block), m + u, rows, skipped, options, masked).div_(delta)
+        cut(value, block).copy_(silence(found, skipped))
     return value, statistics, table, table, None
 
 
@@ -292,7 +291,7 @@ def _adadem_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
     def calibrators(block: Block, masked: bool) -> Tensor:
         if ctx.gathered or not options.mec:
-            return rows
+            return rows  # type: ignore[no-any-return]
         found = _gather(rows, _address(cut(labels, block), ranks))
         return _hide(found, cut(z, block)) if masked else found
 

@@ -16,7 +16,8 @@ of minus infinity) has p = 0 and takes no part.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +40,12 @@ def transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Shields matrix products from autocast, which would put them in half precision."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def canonical(x: Tensor, rows: bool) -> Tensor:
     """Views (N, C, ...) as (M, C) if ``rows``, else as (N, C, S)."""
     if x.dim() == 2:
@@ -55,12 +62,7 @@ def classes_innermost(x: Tensor) -> bool:
 
 def blocks_of(z: Tensor) -> list[Block]:
     """Splits the positions of z, (M, C) or (N, C, S), into slices of the first and of the last axis."""
-    if (
-        z.device.type != "cpu"
-        or z.numel() <= SMALL
-        or torch.compiler.is_compiling()
-        or transformed()
-    ):
+    if z.device.type != "cpu" or z.numel() <= SMALL or torch.compiler.is_compiling() or transformed():
         return [WHOLE]
     classes = z.shape[1]
     if z.dim() == 2:
@@ -82,7 +84,7 @@ def cut(x: Tensor | None, block: Block) -> Any:
     return x[block[0]] if x.dim() == 2 else x[block[0], :, block[1]]
 
 
-def join(parts: list[tuple[Tensor, ...]], z: Tensor, blocks: list[Block]) -> tuple[Tensor, ...]:
+def join(parts: Sequence[tuple[Tensor, ...]], z: Tensor, blocks: list[Block]) -> tuple[Tensor, ...]:
     """Puts the per-position results of all blocks together again: (M, 1) or (N, 1, S) each."""
     if len(blocks) == 1:
         return parts[0]
@@ -186,16 +188,18 @@ def closed_form(
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             save(ctx, inputs)
 
-    Eager.backward = Transformed.backward = staticmethod(backward)  # type: ignore[method-assign,assignment]
+    Eager.backward = Transformed.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def apply(*inputs: Any) -> Tensor:
         chosen = Transformed if transformed() else Eager
-        return chosen.apply(*inputs)  # type: ignore[no-untyped-call,no-any-return]
+        return chosen.apply(*inputs)  # type: ignore[no-any-return]
 
     return apply
 
 
-def dem_forward(z: Tensor, tau: float, alpha: float, skip: Tensor | None, differentiable: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def dem_forward(
+    z: Tensor, tau: float, alpha: float, skip: Tensor | None, differentiable: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """DEM (eq. 11) of every position of z, (M, C) or (N, C, S): -u_tau + alpha log s - (1 - alpha) m.
 
     Returns the value and u, (M, 1) or (N, 1, S), and the gradient where z is small and one is wanted.

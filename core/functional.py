@@ -93,8 +93,8 @@ def adadem(
 
     Args:
         logits, mask, reduction: as in ``em``.
-        table: (C, C) calibrator, already moved by this batch (``update_table``). None starts from ``uniform_table``
-            and moves it by this batch, as a fresh ``core.AdaDEM`` does.
+        table: (C, C) calibrator, rows sum to 1, already moved by this batch (``update_table``). None starts from
+            ``uniform_table`` and moves it by this batch, as a fresh ``core.AdaDEM`` does.
         norm: False puts delta = 1 (the paper's AdaDEM-MEC).
         norm_type: 1, 2 or infinity, the norm that delta is.
         norm_of: "cadf", or "em" for the norm of the whole entropy's gradient (AdaDEM-V), held above 1e-4.

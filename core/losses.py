@@ -109,6 +109,7 @@ class AdaDEM(nn.Module):
 
     def forward(self, logits: Tensor, mask: Tensor | None = None) -> Tensor:
         check_logits("adadem", logits, mask, self.reduction)
+        momentum: float | None
         if self.episodic:
             dtype = accumulation_dtype(logits)
             table = functional.uniform_table(logits.shape[1], device=logits.device, dtype=dtype)
@@ -137,7 +138,7 @@ class AdaDEM(nn.Module):
         return self.table
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaDEM:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.table is not None and self.table.dtype in (torch.float16, torch.bfloat16):
             self.table = self.table.float()  # a running mean drifts in half precision
         return self
