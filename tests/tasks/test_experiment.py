@@ -237,3 +237,48 @@ def test_seeds_reach_every_generator() -> None:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
     assert draw() == draw()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["source", "norm", "tent"])
+def test_real_runs_are_repeatable_and_count_what_they_cost(
+    method: str, precision: str, device: str, tmp_path: Path
+) -> None:
+    def go(place: str) -> experiment.Outcome:
+        words = {"method": method, "loss": "adadem", "protocol": "continual", "device": device, "precision": precision}
+        words |= {"data.num_images": 100, "protocol.corruptions": ["brightness", "fog"], "protocol.batch_size": 64}
+        return experiment.run(experiment.prepare(compose({**words, "out": str(tmp_path / place)})))
+
+    first, second = go("a"), go("b")
+    assert first.path.parent.name == second.path.parent.name
+    assert first.result["rows"] == second.result["rows"]
+    assert first.path.with_name("curve.csv").read_bytes() == second.path.with_name("curve.csv").read_bytes()
+    result = first.result
+    updates = 4 if method == "tent" else 0  # two corruptions of 64 + 36 images
+    cost = result["cost"]
+    assert (cost["forward_passes"], cost["backward_passes"], cost["updated"]) == (4, updates, 50 * updates)
+    errors = {row["slice"]: row for row in result["rows"] if row["metric"] == "error"}
+    assert list(errors) == ["brightness/5", "fog/5", "mean"]
+    assert errors["mean"]["value"] == pytest.approx((errors["brightness/5"]["value"] + errors["fog/5"]["value"]) / 2)
+    lines = list(csv.DictReader(first.path.with_name("curve.csv").open()))
+    wrong = sum(int(line["n"]) - int(line["correct"]) for line in lines if line["slice"] == "fog/5")
+    assert errors["fog/5"]["value"] == pytest.approx(wrong / 100)
+    assert [line["loss"] == "" for line in lines] == [method != "tent"] * 4
+    assert result["data"] == "digits-c"
+    assert [note["key"] for note in result["notes"]] == ["frost"]
+
+
+def test_single_domain_and_continual_runs_have_the_same_slices(tmp_path: Path) -> None:
+    rows = []
+    for protocol in ("single_domain", "continual"):
+        words = {"protocol": protocol, "data.num_images": 50, "protocol.corruptions": ["fog", "snow"]}
+        outcome = experiment.run(experiment.prepare(compose({**words, "out": str(tmp_path)})))
+        rows.append([(row["slice"], row["metric"], row["n"]) for row in outcome.result["rows"]])
+    assert rows[0] == rows[1]
+
+
+def test_a_wrong_argument_of_a_real_method_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown .*optimizer 'adm'.*adam, ") as caught:
+        experiment.run(experiment.prepare(compose({"method.optimizer": "adm", "out": str(tmp_path)})))
+    assert "\n" not in str(caught.value)
