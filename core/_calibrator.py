@@ -4,40 +4,42 @@
     value = -(1/delta) sum (p - alpha a_k) z
     gradient = -(1/delta) (p (c - u + 1) - alpha a_k)
 
-Rows of the table meet the batch in one of two ways. Up to ``ONE_HOT_CLASSES`` classes, products with a one-hot matrix
-gather and scatter them (no index, any layout); beyond, rows are indexed, and where the batch is smaller than the table
-only the rows that the batch names are touched.
+The table needs all of the batch before the first value can be formed, so there are two looks: one for the table's step
+and the rewards, one for the value and the calibrators. Rows of the table meet the batch by products with a one-hot
+matrix or by index (``by_index``), and where a batch of many classes is smaller than the table, only the rows that it
+names are touched.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.distributed
 from torch import Tensor
 
 from core._kernels import (
-    SMALL,
-    WHOLE,
-    Block,
+    Kept,
     blocks_of,
     centre,
     closed_form,
     cut,
-    drop_masked_classes,
-    fill,
+    eager_cpu,
     full_precision,
     join,
-    look,
-    may_mask_classes,
+    maximum,
+    probabilities,
     silence,
     softmax_graph,
     transformed,
+    wants_gradient,
+    weigh,
 )
 
 ONE_HOT_CLASSES = 128
+_SEARCHED = 1 << 13  # logits
 _SMALLEST_EM_NORM = 1e-4  # AdaDEM-V's delta vanishes for uniform and one-hot predictions; 1/delta must fit in float16
 
 
@@ -51,9 +53,13 @@ class Options(NamedTuple):
     alpha: float = 1.0
 
 
-def indexed(classes: int) -> bool:
-    """Whether rows of the table are indexed, which needs z as (M, C), rather than multiplied by one-hot blocks."""
-    return classes > ONE_HOT_CLASSES
+def by_index(z: Tensor) -> bool:
+    """Whether rows of the table are indexed rather than multiplied by one-hot blocks.
+
+    Indices win on a CPU and where there are many classes. With few, adding at indices is a queue on a GPU, and
+    ``torch.func.vmap`` has no way to do it in place.
+    """
+    return z.shape[1] > ONE_HOT_CLASSES or eager_cpu(z)
 
 
 def uniform_table(classes: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -67,27 +73,32 @@ def _ranks(z: Tensor, dtype: torch.dtype) -> Tensor:
     return ranks if z.dim() == 2 else ranks.unsqueeze(1)
 
 
-def _pseudo_labels(c: Tensor, ranks: Tensor) -> Tensor:
-    """Rank of the first class whose c is 0, (M, 1) or (N, 1, S). In-place float passes, because argmax is many times
-    slower where the classes are not innermost."""
-    return _is_zero(c.clone()).mul_(ranks).amax(1, keepdim=True)
+def _look(z: Tensor, skip: Tensor | None, dtype: torch.dtype, index: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """m, c, and how a block's positions name their rows of the table by the first of their greatest logits.
+
+    That is row numbers (M,), or a one-hot block laid out as z is. Where there is more than a little to search, in
+    float passes, since ``max`` with indices is many times slower than without.
+    """
+    if index and z.dim() == 2 and z.numel() <= _SEARCHED:
+        m, rows = z.max(1, keepdim=True)
+        m = m.to(dtype)
+        return m, centre(z, m, skip), rows.squeeze(1)
+    m, ranks = maximum(z), _ranks(z, dtype)
+    c = centre(z, m, skip)
+    # the sign is 0 at the greatest and -1 elsewhere
+    found = torch.add(ranks, c.sign(), alpha=z.shape[1] + 1).amax(1, keepdim=True)
+    if index:
+        return m, c, (z.shape[1] - found.nan_to_num(nan=1)).long().flatten()
+    return m, c, (ranks == found).to(dtype)
 
 
-def _is_zero(x: Tensor) -> Tensor:
-    """1 where x is 0, else 0, in the dtype of x; overwrites x, which is several times faster than booleans."""
-    return (x == 0).to(x.dtype) if transformed() else x.eq_(0)  # vmap knows no rule for eq_
-
-
-def _address(labels: Tensor, ranks: Tensor) -> Tensor:
-    """How a block's positions name their rows of the table: row numbers (M,), or a one-hot block laid out as z is."""
-    classes = ranks.shape[-1] if ranks.dim() == 1 else ranks.shape[0]
-    return (classes - labels).long().squeeze(1) if indexed(classes) else _is_zero(labels - ranks)
-
-
-def _gather(table: Tensor, address: Tensor) -> Tensor:
-    """Row a_k of the table for each position, laid out as z is."""
-    if indexed(table.shape[-1]):
-        return table.index_select(0, address)
+def _gather(table: Tensor, address: Tensor, like: Tensor) -> Tensor:
+    """Row a_k of the table for each position, laid out as ``like``, a block of z."""
+    if address.dim() == 1:
+        if like.dim() == 2:
+            return table.index_select(0, address)
+        images, classes, pixels = like.shape
+        return table.t().index_select(1, address).view(classes, images, pixels).transpose(0, 1)
     with full_precision(table):
         return address @ table if address.dim() == 2 else table.t() @ address
 
@@ -100,13 +111,9 @@ class _Tally:
         self.counts: Tensor | None = None
 
     def add(self, p: Tensor, address: Tensor, skip: Tensor | None) -> None:
-        """Adds a block, whose p is 0 at positions to skip. Out of place, so that it holds under ``torch.func.vmap``."""
-        classes = p.shape[1]
-        if indexed(classes):
-            counted = p.new_ones(p.shape[0]) if skip is None else (~skip).squeeze(1).to(p.dtype)
-            sums = p.new_zeros(classes, classes) if self.sums is None else self.sums
-            counts = p.new_zeros(classes) if self.counts is None else self.counts
-            self.sums, self.counts = sums.index_add(0, address, p), counts.index_add(0, address, counted)
+        """Adds a block, whose p is 0 at positions to skip."""
+        if address.dim() == 1:
+            self._add_rows(p, address, skip)
             return
         if skip is not None:
             address = address.masked_fill(skip, 0)
@@ -118,16 +125,37 @@ class _Tally:
         self.sums = sums if self.sums is None else self.sums + sums
         self.counts = counts if self.counts is None else self.counts + counts
 
+    def _add_rows(self, p: Tensor, rows: Tensor, skip: Tensor | None) -> None:
+        classes = p.shape[1]
+        counted = p.new_ones(rows.shape[0]) if skip is None else (~skip).flatten().to(p.dtype)
+        if self.sums is not None and self.counts is not None and classes > ONE_HOT_CLASSES:
+            self.counts.index_add_(0, rows, counted)
+            self.sums.index_add_(0, rows, p)
+            return
+        # of few classes, sums of sums: they lose fewer digits over many samples of a class
+        sums, counts = p.new_zeros(classes, classes), p.new_zeros(classes)
+        if transformed():  # zeros have one axis less than p
+            sums, counts = sums.index_add(0, rows, p), counts.index_add(0, rows, counted)
+        else:
+            counts.index_add_(0, rows, counted)
+            if p.dim() == 2:
+                sums.index_add_(0, rows, p)
+            else:
+                sums = sums.index_add_(1, rows, p.transpose(0, 1).reshape(classes, -1)).t()
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.counts = counts if self.counts is None else self.counts + counts
+
     def step(self, table: Tensor, momentum: float, inplace: bool) -> Tensor:
         """Row k moves by ``momentum`` towards the mean of p over pseudo label k; rows without a sample stay."""
         assert self.sums is not None, "add() comes before step()"
         assert self.counts is not None
         if distributed():
+            self.sums = self.sums.contiguous()
             torch.distributed.all_reduce(self.sums)
             torch.distributed.all_reduce(self.counts)
         counts = self.counts.unsqueeze(1)
-        means = self.sums / counts.clamp(min=1)
-        weight = counts.clamp(max=1) * momentum
+        means = self.sums.div_(counts.clamp(min=1))
+        weight = counts.clamp(max=1).mul_(momentum)
         if inplace and not transformed():
             return table.lerp_(means, weight)
         moved = table.lerp(means, weight)
@@ -158,22 +186,82 @@ def _step_named_rows(table: Tensor, p: Tensor, rows: Tensor, skip: Tensor | None
         table.index_add_(0, rows, p * (momentum / counts.clamp(min=1)))
 
 
-class Statistics(NamedTuple):
-    """What the forward pass knows of each position, (M, 1) or (N, 1, S); ``labels`` is the rank of the pseudo label."""
+def adadem(
+    z: Tensor, table: Tensor, skip: Tensor | None, options: Options, momentum: float | None, inplace: bool
+) -> tuple[Tensor, Tensor]:
+    """AdaDEM (eq. 12) of every position of z, (M, C) or (N, C, S), differentiable: (M,) or (N, S).
 
-    m: Tensor
-    u: Tensor
-    delta: Tensor
-    labels: Tensor
+    The table takes its step on this batch first, unless ``momentum`` is None; ``inplace`` says where that is written.
+    Returns the value and the table that was used.
+    """
+    wanted = wants_gradient(z)
+    with torch.no_grad():
+        value, kept, delta, table = _adadem(z.detach(), table, skip, options, momentum, inplace, wanted)
+    return closed_form(z, value, kept, delta, skip, partial(_reward_graph, mec=options.mec)), table
 
 
-def _reward(weighted: Tensor, p: Tensor, u: Tensor, options: Options) -> Tensor:
-    """What the gradient takes off: p (z + T + 1), or without MEC p (log p + H); ``weighted`` is p c."""
-    return torch.addcmul(weighted, p, u - 1 if options.mec else u, value=-1)
+def _adadem(
+    z: Tensor,
+    table: Tensor,
+    skip: Tensor | None,
+    options: Options,
+    momentum: float | None,
+    inplace: bool,
+    wanted: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Value, minus delta times its gradient, delta, and the table after its step."""
+    blocks, classes = blocks_of(z), z.shape[1]
+    kept = Kept(z, blocks, wanted)
+    step = momentum if options.mec else None
+    index = by_index(z)
+    few = index and inplace and z.dim() == 2 and len(blocks) == 1 and z.shape[0] <= classes
+    named_rows = few and not (distributed() or transformed())
+    tally = None if step is None or named_rows else _Tally()
+    parts: list[tuple[Tensor, Tensor]] = []
+    looks: list[tuple[Tensor | None, Tensor, bool]] = []
+    for block in blocks:
+        zb, skipped = cut(z, block), cut(skip, block)
+        m, c, address = _look(zb, skipped, table.dtype, index)
+        p = probabilities(zb, skipped, c.dtype)
+        weighted, u, masked = weigh(c, p)
+        reward = torch.addcmul(weighted, p, u - 1 if options.mec else u, value=-1, out=kept.target(block))
+        parts.append((u + m, _delta(reward, p, options)))
+        if tally is not None:
+            tally.add(p, address, skipped)
+        elif step is not None:
+            _step_named_rows(table, p, address, skipped, step)
+        looks.append((reward if wanted else None, address, masked))
+    if tally is not None and step is not None:
+        table = tally.step(table, step, inplace)
+
+    means, delta = join(parts, z, blocks)
+    if not options.mec:
+        for block, (kept_reward, _, _) in zip(blocks, looks, strict=True):
+            if kept_reward is not None:
+                kept.put(block, kept_reward)
+        return torch.zeros_like(delta), kept.tensor, delta, table
+    values = []
+    for block, (kept_reward, address, masked) in zip(blocks, looks, strict=True):
+        zb, mean, skipped = cut(z, block), cut(means, block), cut(skip, block)
+        rows = shown = _gather(table, address, zb)
+        if masked:  # a class that is masked out counts with z = 0, and gets no reward and no penalty
+            out = zb == -math.inf
+            zb, shown = zb.masked_fill(out, 0), rows.masked_fill(out, 0)
+        if kept_reward is not None:
+            kept.put(block, kept_reward.sub_(shown, alpha=options.alpha))
+        # sum (p - alpha a_k) z, centred at sum p z, so that the rounding of a_k, whose sum is 1, meets small numbers
+        value = rows.mul_(zb - mean).sum(1, keepdim=True)
+        if options.alpha != 1:
+            value = value.mul_(options.alpha) - (1 - options.alpha) * mean
+        values.append((silence(value.div_(cut(delta, block)), skipped),))
+    return join(values, z, blocks)[0], kept.tensor, delta, table
 
 
 def _delta(reward: Tensor, p: Tensor, options: Options) -> Tensor:
-    """Norm over the classes of CADF's gradient, or of the entropy's (AdaDEM-V), from the result of ``_reward``."""
+    """Norm over the classes of CADF's gradient, or of the entropy's (AdaDEM-V).
+
+    ``reward`` is p (z + T + 1), or without MEC p (log p + H).
+    """
     if not options.norm:
         return torch.ones_like(reward[:, :1])
     if (options.norm_of == "cadf") != options.mec:
@@ -189,145 +277,6 @@ def _delta(reward: Tensor, p: Tensor, options: Options) -> Tensor:
     return norm.clamp(min=1) if options.norm_type == 1 else norm  # its sum is 1, so its L1 norm is not below 1
 
 
-def _value(z: Tensor, mean: Tensor, rows: Tensor, skip: Tensor | None, options: Options, masked: bool) -> Tensor:
-    """-sum (p - alpha a_k) z = alpha sum a_k (z - mean) - (1 - alpha) mean, where mean = sum p z.
-
-    Centred so, the rounding of a_k, whose sum is 1, meets small numbers. A class that is masked out counts with z = 0.
-    """
-    shown = z.nan_to_num(nan=math.nan, posinf=math.inf, neginf=0.0) if masked else z
-    value = centre(shown, mean, skip).mul_(rows).sum(1, keepdim=True)
-    return value if options.alpha == 1 else value.mul_(options.alpha) - (1 - options.alpha) * mean
-
-
-def adadem_forward(
-    z: Tensor,
-    table: Tensor,
-    skip: Tensor | None,
-    options: Options,
-    momentum: float | None,
-    inplace: bool,
-    differentiable: bool,
-) -> tuple[Tensor, Statistics, Tensor, Tensor, Tensor | None]:
-    """AdaDEM (eq. 12) of every position of z, (M, C) or (N, C, S), after the table's step on this batch.
-
-    ``momentum`` None leaves the table as it is; ``inplace`` says where its step is written. Returns the value, the
-    statistics, the table, what the backward pass needs of it (the gathered rows where those are fewer), and the
-    gradient where z is small and one is wanted.
-    """
-    blocks, masked, classes = blocks_of(z), may_mask_classes(z), z.shape[1]
-    ranks = _ranks(z, table.dtype)
-    step = momentum if options.mec else None
-    single = len(blocks) == 1
-    few = indexed(classes) and z.shape[0] <= classes
-    named_rows = few and single and inplace and not (distributed() or transformed())
-    tally = None if step is None or named_rows else _Tally()
-    parts = []
-    for block in blocks:
-        skipped = cut(skip, block)
-        m, c, p = look(cut(z, block), skipped)
-        labels = _pseudo_labels(c, ranks)
-        address = _address(labels, ranks)
-        c = drop_masked_classes(c, masked)
-        weighted = c * p
-        u = weighted.sum(1, keepdim=True)
-        if tally is not None:
-            tally.add(p, address, skipped)
-        elif step is not None:
-            _step_named_rows(table, p, address, skipped, step)
-        if not single:
-            parts.append((m, u, _delta(_reward(weighted, p, u, options), p, options), labels))
-    if tally is not None and step is not None:
-        table = tally.step(table, step, inplace)
-
-    if single:
-        rows, value = table, None
-        if options.mec:
-            rows = _gather(table, address)
-            value = _value(z, m + u, rows, skip, options, masked)
-            rows = _hide(rows, z) if masked else rows
-        reward = _reward(weighted, p, u, options)
-        delta = _delta(reward, p, options)
-        statistics, grad = Statistics(m, u, delta, labels), None
-        if z.numel() > SMALL and not few:
-            rows = table
-        elif differentiable and z.numel() <= SMALL:
-            grad = _gradient(reward, rows, options).div_(-delta).to(z.dtype)
-        value = torch.zeros_like(u) if value is None else value.div_(delta)
-        return silence(value, skip), statistics, table, rows, grad
-
-    statistics = Statistics(*join(parts, z, blocks))
-    value = torch.zeros_like(statistics.u)
-    for block in blocks if options.mec else ():
-        m, u, delta, labels = (cut(x, block) for x in statistics)
-        rows, skipped = _gather(table, _address(labels, ranks)), cut(skip, block)
-        found = _value(cut(z, block), m + u, rows, skipped, options, masked).div_(delta)
-        cut(value, block).copy_(silence(found, skipped))
-    return value, statistics, table, table, None
-
-
-def _hide(rows: Tensor, z: Tensor) -> Tensor:
-    """The calibrators without the classes that are masked out, which get no reward and no penalty."""
-    return rows * (z > -math.inf)
-
-
-def _gradient(reward: Tensor, rows: Tensor, options: Options) -> Tensor:
-    """reward - alpha a_k, which is the gradient but for -1/delta; overwrites the reward."""
-    return reward.sub_(rows, alpha=options.alpha) if options.mec else reward
-
-
-def _adadem_save(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    z, _, u, delta, labels, rows, grad, skip, ctx.options, ctx.gathered = inputs
-    ctx.save_for_backward(z, u, delta, labels, rows, grad, skip)
-
-
-def _adadem_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    z, u, delta, labels, rows, grad, skip = ctx.saved_tensors
-    options = ctx.options
-    g = silence(g.unsqueeze(1), skip)
-    if grad is not None and not torch.is_grad_enabled():
-        return (grad * g).to(z.dtype), *(None,) * 9
-    weight = g / -delta
-    ranks = _ranks(z, u.dtype)
-
-    def calibrators(block: Block, masked: bool) -> Tensor:
-        if ctx.gathered or not options.mec:
-            return rows  # type: ignore[no-any-return]
-        found = _gather(rows, _address(cut(labels, block), ranks))
-        return _hide(found, cut(z, block)) if masked else found
-
-    if torch.is_grad_enabled():  # the gradient itself is to be differentiated; delta and a_k are constants
-        p, log_p = softmax_graph(z, 1, skip)
-        entropy = -(p * log_p).sum(1, keepdim=True)
-        grad = p * (log_p + entropy + 1 if options.mec else log_p + entropy)
-        if options.mec:
-            grad = grad - options.alpha * calibrators(WHOLE, True)
-        return ((grad * weight).to(z.dtype), *(None,) * 9)
-    masked = may_mask_classes(z)
-
-    def gradient(block: Block, out: Tensor | None) -> Tensor:
-        _, c, p = look(cut(z, block), cut(skip, block))
-        reward = _reward(drop_masked_classes(c, masked).mul_(p), p, cut(u, block), options)
-        return torch.mul(_gradient(reward, calibrators(block, masked), options), cut(weight, block), out=out)
-
-    return (fill(z, blocks_of(z), gradient), *(None,) * 9)
-
-
-_adadem_gradient_of = closed_form(_adadem_save, _adadem_backward)
-
-
-def adadem(
-    z: Tensor, table: Tensor, skip: Tensor | None, options: Options, momentum: float | None, inplace: bool
-) -> tuple[Tensor, Tensor]:
-    """AdaDEM of every position with its closed-form gradient, (M,) or (N, S), and the table it used."""
-    differentiable = torch.is_grad_enabled()
-    with torch.no_grad():
-        value, statistics, table, rows, grad = adadem_forward(
-            z.detach(), table, skip, options, momentum, inplace, differentiable
-        )
-        if not differentiable:
-            return value.squeeze(1), table
-        gathered = rows is not table
-        if inplace and not gathered:  # the next batch may move the table before this one goes backward
-            rows = rows.clone() if options.mec else rows
-    _, u, delta, labels = statistics
-    return _adadem_gradient_of(z, value, u, delta, labels, rows, grad, skip, options, gathered), table
+def _reward_graph(z: Tensor, skip: Tensor | None, mec: bool) -> Tensor:
+    p, log_p, entropy = softmax_graph(z, 1, skip)
+    return p * (log_p + entropy + 1 if mec else log_p + entropy)

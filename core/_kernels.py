@@ -2,15 +2,14 @@
 
 Notation: m = max z, c = z - m, p = softmax(z / tau), u = sum p c, all over the classes. For tau = 1
 
-    H = log s - u, s = 1 / max p     p (log p + H)  = p (c - u)          (minus EM's gradient)
-    T = -u - m                       p (z + T + 1)  = p (c - u + 1)      (minus CADF's gradient)
+    H = log s - u, s = 1 / max p     p (log p + H) = p (c - u)          (minus EM's gradient)
+    T = -u - m                       p (z + T + 1) = p (c - u + 1)      (minus CADF's gradient)
 
-which loses no digits for logits of any size. The forward pass keeps (m, u) of each sample and drops c and p; the
-backward pass forms them again. So the logits are read once on the way forward and once on the way back, the gradient
-is written once, and nothing else of their size is kept. On a CPU both passes walk over blocks that stay in cache;
-elsewhere, and under ``torch.compile`` and ``torch.func``, the whole tensor is one block. Logits that fit into a cache
-anyway get their gradient formed on the way forward, which saves the second look. A class that is masked out (a logit
-of minus infinity) has p = 0 and takes no part.
+which loses no digits for logits of any size. Value and gradient are formed together, in one look at the logits: what
+is kept for the backward pass is the gradient but for a factor per sample, one tensor of the logits' size and dtype,
+and the backward pass is one product. On a CPU the look is taken in blocks that stay in cache; elsewhere, and under
+``torch.compile`` and ``torch.func``, the whole tensor is one block. A class that is masked out (a logit of minus
+infinity) has p = 0 and takes no part.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 16  # elements of a block on the CPU: a handful of temporaries of this size stay in the second-level cache
-SMALL = 2 * BLOCK  # up to here a second look at the logits costs more than keeping their gradient
+BLOCK = 1 << 18  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
 
 Block = tuple[slice, slice]
 WHOLE: Block = (slice(None), slice(None))
@@ -37,13 +36,23 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 def transformed() -> bool:
     """True inside ``torch.func`` transforms, where some operations in place are slow or not allowed."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+
+
+def eager_cpu(x: Tensor) -> bool:
+    """Whether x can be looked at, and walked over, without waiting for a device or breaking a graph."""
+    return not (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()) and x.device.type == "cpu"
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Shields matrix products from autocast, which would put them in half precision."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def wants_gradient(z: Tensor) -> bool:
+    """Whether a gradient may be asked for; ``torch.func`` hides from its inner levels what requires one."""
+    return torch.is_grad_enabled() and (z.requires_grad or transformed())
 
 
 def canonical(x: Tensor, rows: bool) -> Tensor:
@@ -62,7 +71,7 @@ def classes_innermost(x: Tensor) -> bool:
 
 def blocks_of(z: Tensor) -> list[Block]:
     """Splits the positions of z, (M, C) or (N, C, S), into slices of the first and of the last axis."""
-    if z.device.type != "cpu" or z.numel() <= SMALL or torch.compiler.is_compiling() or transformed():
+    if z.numel() <= BLOCK or not eager_cpu(z):
         return [WHOLE]
     classes = z.shape[1]
     if z.dim() == 2:
@@ -95,64 +104,183 @@ def join(parts: Sequence[tuple[Tensor, ...]], z: Tensor, blocks: list[Block]) ->
     return whole
 
 
-def fill(z: Tensor, blocks: list[Block], gradient: Callable[[Block, Tensor | None], Tensor]) -> Tensor:
-    """The gradient with respect to z, shape and dtype of z, from a function that gives one block of it and may write
-    it to the tensor it is handed."""
-    if len(blocks) == 1:
-        return gradient(blocks[0], None).to(z.dtype)
-    whole = torch.empty_like(z)
-    direct = z.dtype == accumulation_dtype(z)
-    for block in blocks:
-        target = cut(whole, block)
-        if direct:
-            gradient(block, target)
-        else:
-            target.copy_(gradient(block, None))
-    return whole
+class Kept:
+    """The tensor that the forward pass keeps, in the shape and dtype of z, filled block by block."""
 
+    def __init__(self, z: Tensor, blocks: list[Block], wanted: bool):
+        self.wanted, self._single, self._dtype = wanted, len(blocks) == 1, z.dtype
+        self._direct = z.dtype == accumulation_dtype(z)
+        self.tensor = torch.empty_like(z) if wanted and not self._single else None
 
-def may_mask_classes(z: Tensor) -> bool:
-    """False where it is cheap to know that no logit is minus infinity; True costs a few passes over the logits."""
-    if z.device.type != "cpu" or torch.compiler.is_compiling() or transformed():
-        return True
-    return z.numel() > 0 and not z.amin().item() > -math.inf
+    def target(self, block: Block) -> Tensor | None:
+        """Where a block's result may be written straight away, for ``out=``."""
+        return cut(self.tensor, block) if self._direct else None
 
-
-def look(z: Tensor, skip: Tensor | None, tau: float = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """m, c = z - m and p = softmax(z / tau) of a block, fresh memory; positions to skip have c = p = 0, whatever their
-    logits hold."""
-    dtype = accumulation_dtype(z)
-    m = z.amax(1, keepdim=True).to(dtype)
-    c = z - m
-    p = z.softmax(1, dtype=dtype) if tau == 1 else (c / tau).softmax(1)
-    if skip is not None:
-        c.masked_fill_(skip, 0)
-        p.masked_fill_(skip, 0)
-    return m, c, p
+    def put(self, block: Block, result: Tensor) -> None:
+        """Takes a block's result, which may lie in its target already."""
+        if self._single:
+            self.tensor = result if self._direct else result.to(self._dtype)
+        elif not self._direct:
+            cut(self.tensor, block).copy_(result)
 
 
 def centre(z: Tensor, m: Tensor, skip: Tensor | None) -> Tensor:
-    """z - m, fresh memory; positions to skip hold zeros."""
+    """c = z - m, fresh memory; 0 at positions to skip, whatever their logits hold."""
     c = z - m
     return c if skip is None else c.masked_fill_(skip, 0)
 
 
-def drop_masked_classes(c: Tensor, needed: bool) -> Tensor:
-    """Puts 0 for minus infinity, in place; NaN stays, so that a broken model cannot hide."""
-    return c.nan_to_num_(nan=math.nan, posinf=math.inf, neginf=0.0) if needed else c
+def probabilities(z: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """p = softmax(z), fresh memory; 0 at positions to skip."""
+    p = z.softmax(1, dtype=dtype)
+    return p if skip is None else p.masked_fill_(skip, 0)
 
 
-def silence(g: Tensor, skip: Tensor | None) -> Tensor:
-    return g if skip is None else g.masked_fill(skip, 0)
+def maximum(z: Tensor) -> Tensor:
+    """m, in the dtype that accumulates."""
+    m = z.amax(1, keepdim=True)
+    return m if m.dtype in (torch.float32, torch.float64) else m.float()
 
 
-def softmax_graph(z: Tensor, tau: float, skip: Tensor | None) -> tuple[Tensor, Tensor]:
-    """p = softmax(z / tau) and log p with masked-out classes at 0, in operations that autograd can differentiate."""
-    z = z.to(accumulation_dtype(z))
-    if skip is not None:
-        z = z.masked_fill(skip, 0)
+def weigh(c: Tensor, p: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """p c, its sum over the classes, and whether classes may be masked out; overwrites c.
+
+    A class that is masked out makes minus infinity times 0. On a CPU in eager mode the sum tells whether there is one,
+    so that all others are spared the passes that take it away; a NaN of the model's own stays.
+    """
+    weighted = c.mul_(p)
+    u = weighted.sum(1, keepdim=True)
+    if eager_cpu(u):
+        total = u.sum().item()
+        if total - total == 0:
+            return weighted, u, False
+    weighted = weighted.masked_fill_(p == 0, 0)
+    return weighted, weighted.sum(1, keepdim=True), True
+
+
+def silence(x: Tensor, skip: Tensor | None) -> Tensor:
+    """0 at the positions to skip."""
+    return x if skip is None else x.masked_fill(skip, 0)
+
+
+def softmax_graph(z: Tensor, tau: float, skip: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """p = softmax(z / tau), log p with masked-out classes at 0, and -sum p log p, all as autograd can differentiate."""
+    z = silence(z.to(accumulation_dtype(z)), skip)
     log_p = (z / tau).log_softmax(1)
-    return log_p.exp(), log_p.masked_fill(log_p == -math.inf, 0)
+    p, log_p = log_p.exp(), log_p.masked_fill(log_p == -math.inf, 0)
+    return p, log_p, -(p * log_p).sum(1, keepdim=True)
+
+
+# --- the autograd function of all closed forms ---------------------------------------------------------------------
+
+Graph = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    z, _, kept, weight, skip, ctx.graph = inputs
+    ctx.save_for_backward(z, kept, weight, skip)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    z, kept, weight, skip = ctx.saved_tensors
+    g = silence(g.unsqueeze(1), skip)
+    g = -g if weight is None else g / -weight
+    if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+        moving = ctx.graph(z, skip)
+        grad = ((kept + (moving - moving.detach())) * g).to(z.dtype)
+    elif _last_use():
+        grad = kept.mul_(g)
+    else:
+        grad = (kept * g).to(z.dtype)
+    return grad, None, None, None, None, None
+
+
+def _last_use() -> bool:
+    """Whether what was saved for this backward pass is dropped after it, so that the gradient may take its memory."""
+    if torch.compiler.is_compiling() or transformed():
+        return False
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keeps is not None and not keeps()
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _save(ctx, inputs)
+        return inputs[1].squeeze(1).clone()  # type: ignore[no-any-return]
+
+    backward = staticmethod(_backward)
+
+
+class _Transformed(torch.autograd.Function):
+    """``_Eager`` for ``torch.func``, which wants the context set up apart; that costs a call 13 microseconds."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return inputs[1].squeeze(1).clone()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, inputs)
+
+    backward = staticmethod(_backward)
+
+
+def closed_form(
+    z: Tensor, value: Tensor, kept: Tensor | None, weight: Tensor | None, skip: Tensor | None, graph: Graph
+) -> Tensor:
+    """The value, (M, 1) or (N, 1, S), as (M,) or (N, S), with the gradient -kept / weight in z.
+
+    ``graph`` forms from (z, skip), in differentiable operations, the part of ``kept`` that moves with z; it serves
+    derivatives of the gradient.
+    """
+    if kept is None:
+        return value.squeeze(1)
+    chosen = _Transformed if transformed() else _Eager
+    return chosen.apply(z, value, kept, weight, skip, graph)  # type: ignore[no-any-return]
+
+
+# --- DEM: every combination of tau and alpha, EM = (1, 1) and CADF = (1, 0) among them ------------------------------
+
+
+def dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None) -> Tensor:
+    """DEM (eq. 11) of every position of z, (M, C) or (N, C, S), differentiable: (M,) or (N, S)."""
+    wanted = wants_gradient(z)
+    with torch.no_grad():
+        value, kept = _dem(z.detach(), tau, alpha, skip, wanted)
+    return closed_form(z, value, kept, None, skip, partial(_dem_graph, tau=tau, alpha=alpha))
+
+
+def _dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """-u_tau + alpha log s - (1 - alpha) m, and minus its gradient, p_tau (z + T_tau + tau) / tau - alpha p."""
+    blocks = blocks_of(z)
+    kept = Kept(z, blocks, wanted)
+    parts = []
+    for block in blocks:
+        zb, skipped = cut(z, block), cut(skip, block)
+        m = maximum(zb)
+        c = centre(zb, m, skipped)
+        p = probabilities(zb if tau == 1 else c / tau, skipped, c.dtype)
+        q = p if tau == 1 or alpha == 0 else probabilities(c, skipped, c.dtype)
+        penalty = None if alpha == 0 else _log_sum(c, q)
+        weighted, u, _ = weigh(c, p)
+        value = -u if penalty is None else penalty.mul_(alpha).sub_(u)
+        if alpha != 1:
+            value = value - (1 - alpha) * m
+        parts.append((silence(value, skipped),))
+        if wanted and tau == 1:
+            kept.put(block, torch.addcmul(weighted, p, u - (1 - alpha), value=-1, out=kept.target(block)))
+        elif wanted:
+            reward = torch.addcmul(weighted, p, u - tau, value=-1).div_(tau)
+            kept.put(block, torch.sub(reward, q, alpha=alpha, out=kept.target(block)))
+    return join(parts, z, blocks)[0], kept.tensor
+
+
+def _dem_graph(z: Tensor, skip: Tensor | None, tau: float, alpha: float) -> Tensor:
+    p, log_p, entropy = softmax_graph(z, tau, skip)
+    return p * (log_p + entropy + 1) - alpha * softmax_graph(z, 1, skip)[0]
 
 
 def _log_sum(c: Tensor, p: Tensor) -> Tensor:
@@ -160,114 +288,3 @@ def _log_sum(c: Tensor, p: Tensor) -> Tensor:
     top = p.amax(1, keepdim=True)
     others = c.sign().mul_(p).sum(1, keepdim=True)  # minus the share of the classes below the maximum
     return -torch.where(top > 0.5, others.log1p(), top.log())
-
-
-def closed_form(
-    save: Callable[[Any, tuple[Any, ...]], None], backward: Callable[..., tuple[Tensor | None, ...]]
-) -> Callable[..., Tensor]:
-    """A function of (z, value, ...) that returns the value, (M,) or (N, S), differentiable in z by ``backward``.
-
-    It stands on two autograd functions: ``torch.func`` wants the context set up apart from the forward pass, and that
-    costs each call more than the forward pass of a small batch.
-    """
-
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Tensor:
-            save(ctx, inputs)
-            return inputs[1].squeeze(1).clone()  # type: ignore[no-any-return]
-
-    class Transformed(torch.autograd.Function):
-        generate_vmap_rule = True
-
-        @staticmethod
-        def forward(*inputs: Any) -> Tensor:
-            return inputs[1].squeeze(1).clone()  # type: ignore[no-any-return]
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            save(ctx, inputs)
-
-    Eager.backward = Transformed.backward = staticmethod(backward)  # type: ignore[method-assign]
-
-    def apply(*inputs: Any) -> Tensor:
-        chosen = Transformed if transformed() else Eager
-        return chosen.apply(*inputs)  # type: ignore[no-any-return]
-
-    return apply
-
-
-def dem_forward(
-    z: Tensor, tau: float, alpha: float, skip: Tensor | None, differentiable: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """DEM (eq. 11) of every position of z, (M, C) or (N, C, S): -u_tau + alpha log s - (1 - alpha) m.
-
-    Returns the value and u, (M, 1) or (N, 1, S), and the gradient where z is small and one is wanted.
-    """
-    blocks, masked = blocks_of(z), may_mask_classes(z)
-    small = differentiable and z.numel() <= SMALL
-    parts = []
-    for block in blocks:
-        skipped = cut(skip, block)
-        m, c, p = look(cut(z, block), skipped, tau)
-        q = p if tau == 1 or alpha == 0 else silence(c.softmax(1), skipped)
-        penalty = None if alpha == 0 else _log_sum(c, q)
-        c = drop_masked_classes(c, masked)
-        u = (c * p).sum(1, keepdim=True)
-        value = -u if penalty is None else penalty.mul_(alpha).sub_(u)
-        if alpha != 1:
-            value = value - (1 - alpha) * m
-        parts.append((silence(value, skipped), u))
-    grad = _dem_gradient(c, p, q, u, None, tau, alpha).to(z.dtype) if small else None
-    value, u = join(parts, z, blocks)
-    return value, u, grad
-
-
-def _dem_gradient(
-    c: Tensor, p: Tensor, q: Tensor, u: Tensor, g: Tensor | None, tau: float, alpha: float, out: Tensor | None = None
-) -> Tensor:
-    """(alpha q - p (z + T_tau + tau) / tau) g of a block; overwrites c and, where tau is 1, p."""
-    weight = -1 / tau if g is None else g * (-1 / tau)
-    reward = c.sub_(u - (1 - alpha if tau == 1 else tau)).mul_(p)
-    if tau == 1 or alpha == 0:
-        return torch.mul(reward, weight, out=out)
-    return torch.add(reward.mul_(weight), q * (alpha if g is None else g * alpha), out=out)
-
-
-def _dem_save(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    z, _, u, grad, skip, ctx.tau, ctx.alpha = inputs
-    ctx.save_for_backward(z, u, grad, skip)
-
-
-def _dem_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    z, u, grad, skip = ctx.saved_tensors
-    tau, alpha = ctx.tau, ctx.alpha
-    g = silence(g.unsqueeze(1), skip)
-    if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-        p, log_p = softmax_graph(z, tau, skip)
-        entropy = -(p * log_p).sum(1, keepdim=True)
-        grad = alpha * softmax_graph(z, 1, skip)[0] - p * (log_p + entropy + 1)
-        return ((grad * g).to(z.dtype), *(None,) * 6)
-    if grad is not None:
-        return (grad * g).to(z.dtype), *(None,) * 6
-    masked = may_mask_classes(z)
-
-    def gradient(block: Block, out: Tensor | None) -> Tensor:
-        skipped = cut(skip, block)
-        _, c, p = look(cut(z, block), skipped, tau)
-        q = p if tau == 1 or alpha == 0 else silence(c.softmax(1), skipped)
-        c = drop_masked_classes(c, masked)
-        return _dem_gradient(c, p, q, cut(u, block), cut(g, block), tau, alpha, out)
-
-    return (fill(z, blocks_of(z), gradient), *(None,) * 6)
-
-
-_dem_gradient_of = closed_form(_dem_save, _dem_backward)
-
-
-def dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None) -> Tensor:
-    """DEM of every position with its closed-form gradient, (M,) or (N, S)."""
-    differentiable = torch.is_grad_enabled()
-    with torch.no_grad():
-        value, u, grad = dem_forward(z.detach(), tau, alpha, skip, differentiable)
-    return _dem_gradient_of(z, value, u, grad, skip, tau, alpha) if differentiable else value.squeeze(1)

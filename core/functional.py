@@ -152,7 +152,7 @@ def adadem_step(
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """One batch of AdaDEM in one go: the table's step, unless momentum is None, and the loss. No checks."""
-    rows = kernels.classes_innermost(logits) or calibrator.indexed(logits.shape[1])
+    rows = kernels.classes_innermost(logits) or logits.shape[1] > calibrator.ONE_HOT_CLASSES
     dtype = kernels.accumulation_dtype(logits, table)
     if table.dtype != dtype:
         table = table.to(dtype)

@@ -78,7 +78,7 @@ def test_adadem_equals_the_published_formula_over_fifty_batches(shape, masked, d
 @pytest.mark.parametrize("shape", [(30, 7), (3, 5, 8, 8), (20, 140), (3, 5, 200, 200)])
 def test_every_ablation_equals_the_published_formula(options, shape):
     loss = core.AdaDEM(shape[1], **options)
-    tolerance = 1e-8 if options.get("norm_of") == "em" else 1e-10  # 1/delta magnifies rounding up to 10,000 times
+    tolerance = 1e-7 if options.get("norm_of") == "em" else 1e-10  # 1/delta magnifies rounding up to 10,000 times
     table = torch.full((shape[1], shape[1]), 1 / shape[1], dtype=torch.float64)
     for z in stream(shape, 5, seed=3):
         got, expected, stepped = both(loss, options, z.double(), table)
