@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +27,11 @@ class Protocol:
     Args:
         reset: True starts the method afresh before each corruption (single-domain), False never does (continual).
         severity: 1 to 5.
-        corruptions: names in the order of the stream; None is all 15 in the standard order.
+        corruptions: names in the order of the stream, each once; None is all 15 in the standard order.
         batch_size: images a batch; the last of a corruption may be smaller.
         order_seed: shuffles the images of each corruption; None keeps the order of the data.
-    Raises: ValueError for an unknown corruption, a severity outside 1..5, or batch_size < 1.
+    Raises: ValueError for corruptions that are unknown, named twice or no list, a severity outside 1..5, a batch_size
+        < 1, or an order_seed that is no whole number.
     """
 
     reset: bool
@@ -39,18 +41,30 @@ class Protocol:
     order_seed: int | None = 0
 
     def __post_init__(self) -> None:
-        if self.severity not in SEVERITIES:
-            raise ValueError(f"protocol: expected severity 1 to 5, got {self.severity}")
-        if self.batch_size < 1:
-            raise ValueError(f"protocol: expected batch_size >= 1, got {self.batch_size}")
-        if self.corruptions is not None and not self.corruptions:
-            raise ValueError("protocol: expected at least one corruption, got an empty list")
-        for name in self.corruptions or ():
+        if not _is_whole(self.severity) or self.severity not in SEVERITIES:
+            raise ValueError(f"protocol: expected severity 1 to 5, got {self.severity!r}")
+        if not _is_whole(self.batch_size) or self.batch_size < 1:
+            raise ValueError(f"protocol: expected a whole batch_size >= 1, got {self.batch_size!r}")
+        if self.order_seed is not None and not _is_whole(self.order_seed):
+            raise ValueError(f"protocol: expected order_seed to be a whole number or null, got {self.order_seed!r}")
+        if self.corruptions is None:
+            return
+        if isinstance(self.corruptions, str) or not isinstance(self.corruptions, Sequence) or not self.corruptions:
+            raise ValueError(f"protocol: expected a list of one or more corruptions, got {self.corruptions!r}")
+        for name in self.corruptions:
             lookup(name, CORRUPTIONS, "corruption")
+        if len(set(self.corruptions)) < len(self.corruptions):
+            raise ValueError(f"protocol: expected each corruption once, got {', '.join(self.corruptions)}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class CorruptionTTA:
     """Error per corruption and their mean, online: each image is predicted once, before or while it is learned from.
+
+    Every ``run`` starts from a copy of the model, so that one method leaves nothing behind for the next.
 
     Args:
         data: has ``domain(corruption, severity)``, see ``tasks.tta.data``.
@@ -88,9 +102,13 @@ class CorruptionTTA:
         return len(self.corruptions) * -(-self.data.num_images // self.protocol.batch_size)
 
     def run(self, make_method: Callable[..., Method]) -> Iterator[Event]:
-        """Yields notes on the data, a Point for each batch, and rows, histogram and flags for each corruption."""
-        yield from self.data.notes
-        model: nn.Module = self.model.to(self.device, memory_format=torch.channels_last)  # a third faster on a CPU
+        """Yields notes on the data, a Point for each batch, and rows, histogram and flags for each corruption.
+
+        A note with the name of a corruption as its key is left out where that corruption is not in the stream.
+        """
+        yield from (note for note in self.data.notes if note.key not in CORRUPTIONS or note.key in self.corruptions)
+        model: nn.Module = deepcopy(self.model)
+        model.to(self.device, memory_format=torch.channels_last)  # a third faster on a CPU
         method = make_method(model=model if self.precision == "fp32" else Bfloat16(model, self.device.type))
         step, rows = 0, []
         for number, corruption in enumerate(self.corruptions):
@@ -135,7 +153,7 @@ class CorruptionTTA:
 
 
 class Bfloat16(nn.Module):
-    """A model whose forward pass runs under bfloat16 autocast."""
+    """A model whose forward pass runs under bfloat16 autocast; its logits are float32 again."""
 
     def __init__(self, model: nn.Module, device_type: str):
         super().__init__()
@@ -143,7 +161,7 @@ class Bfloat16(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device_type, dtype=torch.bfloat16):
-            return self.model(x)
+            return self.model(x).float()
 
 
 def mean_rows(rows: Sequence[Row]) -> list[Row]:

@@ -52,7 +52,7 @@ class Tent(TTAMethod):
             objective = self.loss(logits).mean()
             self.learner.step(objective)
             self.backward_passes += 1
-            self.updated += len(x)
+        self.updated += len(x)  # samples, each once however many steps
         self.last_loss = objective.detach()
         return logits
 
