@@ -22,6 +22,7 @@ from torch import Tensor
 
 from core._kernels import (
     Kept,
+    accumulation_dtype,
     blocks_of,
     centre,
     closed_form,
@@ -68,28 +69,29 @@ def uniform_table(classes: int, device: torch.device | None = None, dtype: torch
 
 
 def _ranks(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """C, C-1, .., 1 along the class axis of z: the greatest rank among tied classes is that of the first."""
-    ranks = torch.arange(z.shape[1], 0, -1, device=z.device, dtype=dtype)
+    """C, C-1, .., 1 along the class axis of z, over C + 1: the greatest among tied classes is that of the first."""
+    classes = z.shape[1]
+    ranks = torch.arange(classes, 0, -1, device=z.device, dtype=dtype).div_(classes + 1)
     return ranks if z.dim() == 2 else ranks.unsqueeze(1)
 
 
-def _look(z: Tensor, skip: Tensor | None, dtype: torch.dtype, index: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _look(z: Tensor, skip: Tensor | None, ranks: Tensor | None, index: bool) -> tuple[Tensor, Tensor, Tensor]:
     """m, c, and how a block's positions name their rows of the table by the first of their greatest logits.
 
     That is row numbers (M,), or a one-hot block laid out as z is. Where there is more than a little to search, in
-    float passes, since ``max`` with indices is many times slower than without.
+    float passes, since ``max`` with indices is many times slower than without; where there is little, ranks are None.
     """
-    if index and z.dim() == 2 and z.numel() <= _SEARCHED:
+    if ranks is None:
         m, rows = z.max(1, keepdim=True)
-        m = m.to(dtype)
+        m = m.to(accumulation_dtype(z))
         return m, centre(z, m, skip), rows.squeeze(1)
-    m, ranks = maximum(z), _ranks(z, dtype)
+    m = maximum(z)
     c = centre(z, m, skip)
-    # the sign is 0 at the greatest and -1 elsewhere
-    found = torch.add(ranks, c.sign(), alpha=z.shape[1] + 1).amax(1, keepdim=True)
+    found = c.sign().add_(ranks).amax(1, keepdim=True)  # the sign is 0 at the greatest and -1 elsewhere
     if index:
-        return m, c, (z.shape[1] - found.nan_to_num(nan=1)).long().flatten()
-    return m, c, (ranks == found).to(dtype)
+        classes = z.shape[1]
+        return m, c, (classes - (found * (classes + 1)).nan_to_num(nan=1).round_()).long().flatten()
+    return m, c, (ranks == found).to(c.dtype)
 
 
 def _gather(table: Tensor, address: Tensor, like: Tensor) -> Tensor:
@@ -126,24 +128,20 @@ class _Tally:
         self.counts = counts if self.counts is None else self.counts + counts
 
     def _add_rows(self, p: Tensor, rows: Tensor, skip: Tensor | None) -> None:
-        classes = p.shape[1]
-        counted = p.new_ones(rows.shape[0]) if skip is None else (~skip).flatten().to(p.dtype)
-        if self.sums is not None and self.counts is not None and classes > ONE_HOT_CLASSES:
-            self.counts.index_add_(0, rows, counted)
+        classes, counts = p.shape[1], _counts(p, rows, skip)
+        self.counts = counts if self.counts is None else self.counts + counts
+        if self.sums is not None and classes > ONE_HOT_CLASSES:
             self.sums.index_add_(0, rows, p)
             return
         # of few classes, sums of sums: they lose fewer digits over many samples of a class
-        sums, counts = p.new_zeros(classes, classes), p.new_zeros(classes)
+        sums = p.new_zeros(classes, classes)
         if transformed():  # zeros have one axis less than p
-            sums, counts = sums.index_add(0, rows, p), counts.index_add(0, rows, counted)
+            sums = sums.index_add(0, rows, p)
+        elif p.dim() == 2:
+            sums.index_add_(0, rows, p)
         else:
-            counts.index_add_(0, rows, counted)
-            if p.dim() == 2:
-                sums.index_add_(0, rows, p)
-            else:
-                sums = sums.index_add_(1, rows, p.transpose(0, 1).reshape(classes, -1)).t()
+            sums = sums.index_add_(1, rows, p.transpose(0, 1).reshape(classes, -1)).t()
         self.sums = sums if self.sums is None else self.sums + sums
-        self.counts = counts if self.counts is None else self.counts + counts
 
     def step(self, table: Tensor, momentum: float, inplace: bool) -> Tensor:
         """Row k moves by ``momentum`` towards the mean of p over pseudo label k; rows without a sample stay."""
@@ -174,16 +172,21 @@ def distributed() -> bool:
 def _step_named_rows(table: Tensor, p: Tensor, rows: Tensor, skip: Tensor | None, momentum: float) -> None:
     """``_Tally.step`` in place where the batch is smaller than the table: only rows that the batch names are touched.
 
-    A row that several samples name is written several times with one and the same content.
+    Of N_k samples that name row k, each moves it by momentum / N_k of the way from where it was to its own p.
     """
-    counted = p.new_ones(p.shape[0]) if skip is None else (~skip).squeeze(1).to(p.dtype)
-    counts = p.new_zeros(p.shape[1]).index_add_(0, rows, counted).index_select(0, rows).unsqueeze(1)
-    if skip is None:
-        table.index_copy_(0, rows, table.index_select(0, rows).mul_(1 - momentum))
-        table.index_add_(0, rows, p * (momentum / counts))
-    else:
-        table.index_copy_(0, rows, table.index_select(0, rows).mul_(1 - momentum * counts.clamp(max=1)))
-        table.index_add_(0, rows, p * (momentum / counts.clamp(min=1)))
+    counts = _counts(p, rows, skip).index_select(0, rows).unsqueeze(1)
+    here = table.index_select(0, rows)
+    move = torch.sub(p, here, out=here).mul_(momentum / counts)
+    if skip is not None:  # a row may have no sample that counts, and its move be infinite
+        move = move.masked_fill_(skip, 0)
+    table.index_add_(0, rows, move)
+
+
+def _counts(p: Tensor, rows: Tensor, skip: Tensor | None) -> Tensor:
+    """Samples of each pseudo label, (C,), as floats."""
+    counted = p.new_ones(rows.shape[0]) if skip is None else (~skip).flatten().to(p.dtype)
+    zeros = p.new_zeros(p.shape[1])
+    return zeros.index_add(0, rows, counted) if transformed() else zeros.index_add_(0, rows, counted)
 
 
 def adadem(
@@ -214,6 +217,7 @@ def _adadem(
     kept = Kept(z, blocks, wanted)
     step = momentum if options.mec else None
     index = by_index(z)
+    ranks = None if index and z.dim() == 2 and z.numel() <= _SEARCHED else _ranks(z, accumulation_dtype(z))
     few = index and inplace and z.dim() == 2 and len(blocks) == 1 and z.shape[0] <= classes
     named_rows = few and not (distributed() or transformed())
     tally = None if step is None or named_rows else _Tally()
@@ -221,7 +225,7 @@ def _adadem(
     looks: list[tuple[Tensor | None, Tensor, bool]] = []
     for block in blocks:
         zb, skipped = cut(z, block), cut(skip, block)
-        m, c, address = _look(zb, skipped, table.dtype, index)
+        m, c, address = _look(zb, skipped, ranks, index)
         p = probabilities(zb, skipped, c.dtype)
         weighted, u, masked = weigh(c, p)
         reward = torch.addcmul(weighted, p, u - 1 if options.mec else u, value=-1, out=kept.target(block))
