@@ -58,9 +58,7 @@ def both(loss, reference_options, z, table, mask=None):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(
-    "shape", [(64, 2), (64, 10), (9, 19), (40, 1000), (1100, 1000), (2, 19, 9, 9), (2, 150, 6, 5)]
-)
+@pytest.mark.parametrize("shape", [(64, 2), (64, 10), (9, 19), (40, 1000), (1100, 1000), (2, 19, 9, 9), (2, 150, 6, 5)])
 def test_adadem_equals_the_published_formula_over_fifty_batches(shape, masked, dtype, tolerance):
     loss = core.AdaDEM()
     table = torch.full((shape[1], shape[1]), 1 / shape[1], dtype=torch.float64)
