@@ -30,6 +30,7 @@ class Prepared:
 
     id: str
     config: dict[str, Any]  # resolved, plain containers
+    fingerprints: dict[str, str]  # of what paths in it lead to
     task: Task
     make_method: Callable[..., Method]
 
@@ -121,7 +122,7 @@ def prepare(cfg: DictConfig) -> Prepared:
         task = instantiate(config["task"])
         check_data(getattr(task, "data", None))
     parts = fingerprints(getattr(task, "data", None), getattr(task, "model", None))
-    return Prepared(runs.run_id(config, parts), config, task, method)
+    return Prepared(runs.run_id(config, parts), config, parts, task, method)
 
 
 def check_data(data: Any) -> None:
@@ -166,6 +167,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
             **recorder.body(),
             "cost": cost,
             "config": config,
+            "fingerprints": prepared.fingerprints,
             "environment": environment,
             "started": started,
             "finished": runs.now(),

@@ -5,6 +5,8 @@ returned are those before the update. Theirs adapts BatchNorm2d only; a model wi
 GroupNorm parameters instead.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ class Tent(TTAMethod):
         model: nn.Module,
         loss: Loss,
         *,
-        optimizer: str = "adam",
+        optimizer: Literal["adam", "momentum", "sgd"] = "adam",
         lr: float = 1e-3,
         steps: int = 1,
         episodic: bool = False,
