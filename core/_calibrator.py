@@ -63,11 +63,6 @@ def by_index(z: Tensor) -> bool:
     return z.shape[1] > ONE_HOT_CLASSES or eager_cpu(z)
 
 
-def uniform_table(classes: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The calibrator before any batch: 1/C everywhere, (C, C)."""
-    return torch.full((classes, classes), 1 / classes, device=device, dtype=dtype)
-
-
 def _ranks(z: Tensor, dtype: torch.dtype) -> Tensor:
     """C, C-1, .., 1 along the class axis of z, over C + 1: the greatest among tied classes is that of the first."""
     classes = z.shape[1]

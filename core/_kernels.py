@@ -108,7 +108,7 @@ class Kept:
     """The tensor that the forward pass keeps, in the shape and dtype of z, filled block by block."""
 
     def __init__(self, z: Tensor, blocks: list[Block], wanted: bool):
-        self.wanted, self._single, self._dtype = wanted, len(blocks) == 1, z.dtype
+        self._single, self._dtype = len(blocks) == 1, z.dtype
         self._direct = z.dtype == accumulation_dtype(z)
         self.tensor = torch.empty_like(z) if wanted and not self._single else None
 

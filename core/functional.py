@@ -156,6 +156,8 @@ def adadem_step(
     dtype = kernels.accumulation_dtype(logits, table)
     if table.dtype != dtype:
         table = table.to(dtype)
+    if kernels.accumulation_dtype(logits) != dtype:  # a float64 table asks for float64
+        logits = logits.to(dtype)
     z = kernels.canonical(logits, rows)
     value, table = calibrator.adadem(z, table, _skip(mask, rows, logits.dim()), options, momentum, inplace)
     return _reduce(_positions(value, logits), mask, reduction), table

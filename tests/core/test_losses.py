@@ -236,6 +236,18 @@ def test_float64_logits_meet_a_float32_table_exactly():
     assert_close(core.AdaDEM(7)(z), F.adadem(z), rtol=1e-14, atol=1e-14)
 
 
+def test_a_float64_table_takes_float32_logits():
+    for shape in [(9, 7), (200, 150), (2, 7, 300, 300)]:
+        z = torch.randn(shape, requires_grad=True)
+        value = core.AdaDEM(shape[1]).double()(z)
+        y = z.detach().double().requires_grad_()
+        expected = core.AdaDEM(shape[1])(y)
+        assert_close(value, expected)
+        slope = torch.autograd.grad(value.sum(), z)[0]
+        assert slope.dtype == torch.float32
+        assert_close(slope, torch.autograd.grad(expected.sum(), y)[0].float())
+
+
 def test_one_table_per_sample_under_vmap():
     for classes in (7, 150):
         losses = [core.AdaDEM(classes) for _ in range(4)]
