@@ -40,6 +40,8 @@ from core._kernels import (
 )
 
 ONE_HOT_CLASSES = 128
+_RUN, _LONG_RUN = 1 << 9, 1 << 12
+_LANED_CLASSES = 512
 _SEARCHED = 1 << 13  # logits
 _SMALLEST_EM_NORM = 1e-4  # AdaDEM-V's delta vanishes for uniform and one-hot predictions; 1/delta must fit in float16
 
@@ -101,48 +103,59 @@ def _gather(table: Tensor, address: Tensor, like: Tensor) -> Tensor:
 
 
 class _Tally:
-    """Sums of p and counts per pseudo label over the batch, and the table's step from them."""
+    """Sums of p and counts per pseudo label over the batch, and the table's step from them.
+
+    A float32 sum of many like numbers drifts, so none runs over more than ``_RUN`` rows of few classes, or
+    ``_LONG_RUN`` rows of many, before it joins the others.
+    """
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
         self.counts: Tensor | None = None
+        self._part: Tensor | None = None
+        self._part_rows = 0
 
     def add(self, p: Tensor, address: Tensor, skip: Tensor | None) -> None:
         """Adds a block, whose p is 0 at positions to skip."""
         if address.dim() == 1:
-            self._add_rows(p, address, skip)
-            return
-        if skip is not None:
-            address = address.masked_fill(skip, 0)
-        with full_precision(p):
-            if p.dim() == 2:
-                sums, counts = address.t() @ p, address.sum(0)
+            counts = _counts(p, address, skip)
+            if p.shape[1] <= _LANED_CLASSES and eager_cpu(p):
+                self._add(_sums_by_index(p, address))
             else:
-                sums, counts = (address @ p.transpose(1, 2)).sum(0), address.sum((0, 2))
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.counts = counts if self.counts is None else self.counts + counts
-
-    def _add_rows(self, p: Tensor, rows: Tensor, skip: Tensor | None) -> None:
-        classes, counts = p.shape[1], _counts(p, rows, skip)
-        self.counts = counts if self.counts is None else self.counts + counts
-        if self.sums is not None and classes > ONE_HOT_CLASSES:
-            self.sums.index_add_(0, rows, p)
-            return
-        # of few classes, sums of sums: they lose fewer digits over many samples of a class
-        sums = p.new_zeros(classes, classes)
-        if transformed():  # zeros have one axis less than p
-            sums = sums.index_add(0, rows, p)
-        elif p.dim() == 2:
-            sums.index_add_(0, rows, p)
+                self._add_rows_of_many(p, address)
         else:
-            sums = sums.index_add_(1, rows, p.transpose(0, 1).reshape(classes, -1)).t()
+            if skip is not None:
+                address = address.masked_fill(skip, 0)
+            with full_precision(p):
+                self._add(address.t() @ p if p.dim() == 2 else (address @ p.transpose(1, 2)).sum(0))
+            counts = address.sum(0) if p.dim() == 2 else address.sum((0, 2))
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def _add(self, sums: Tensor) -> None:
         self.sums = sums if self.sums is None else self.sums + sums
 
-    def step(self, table: Tensor, momentum: float, inplace: bool) -> Tensor:
+    def _add_rows_of_many(self, p: Tensor, rows: Tensor) -> None:
+        for piece, where in zip(torch.split(p, _LONG_RUN), torch.split(rows, _LONG_RUN), strict=True):
+            if self._part is None or self._part_rows + len(where) > _LONG_RUN:
+                self._close_part()
+                self._part, self._part_rows = p.new_zeros(p.shape[1], p.shape[1]), 0
+            self._part_rows += len(where)
+            if transformed():  # zeros have one axis less than p
+                self._part = self._part.index_add(0, where, piece)
+            else:
+                self._part.index_add_(0, where, piece)
+
+    def _close_part(self) -> None:
+        if self._part is not None:
+            self._add(self._part)
+            self._part = None
+
+    def step(self, table: Tensor, momentum: float, inplace: bool, across_ranks: bool) -> Tensor:
         """Row k moves by ``momentum`` towards the mean of p over pseudo label k; rows without a sample stay."""
+        self._close_part()
         assert self.sums is not None, "add() comes before step()"
         assert self.counts is not None
-        if distributed():
+        if across_ranks and distributed():
             self.sums = self.sums.contiguous()
             torch.distributed.all_reduce(self.sums)
             torch.distributed.all_reduce(self.counts)
@@ -153,6 +166,17 @@ class _Tally:
             return table.lerp_(means, weight)
         moved = table.lerp(means, weight)
         return table.copy_(moved) if inplace else moved
+
+
+def _sums_by_index(p: Tensor, rows: Tensor) -> Tensor:
+    """Sums of p per row of the table, (C, C), each in lanes of at most ``_RUN`` positions."""
+    classes, lanes = p.shape[1], -(-rows.shape[0] // _RUN)
+    if lanes > 1:
+        rows = torch.arange(rows.shape[0], device=rows.device).remainder_(lanes).add_(rows, alpha=lanes)
+    if p.dim() == 2:
+        return p.new_zeros(classes * lanes, classes).index_add_(0, rows, p).view(classes, lanes, classes).sum(1)
+    planes = p.transpose(0, 1).reshape(classes, -1)
+    return p.new_zeros(classes, classes * lanes).index_add_(1, rows, planes).view(classes, classes, lanes).sum(2).t()
 
 
 def distributed() -> bool:
@@ -185,16 +209,23 @@ def _counts(p: Tensor, rows: Tensor, skip: Tensor | None) -> Tensor:
 
 
 def adadem(
-    z: Tensor, table: Tensor, skip: Tensor | None, options: Options, momentum: float | None, inplace: bool
+    z: Tensor,
+    table: Tensor,
+    skip: Tensor | None,
+    options: Options,
+    momentum: float | None,
+    inplace: bool,
+    across_ranks: bool,
 ) -> tuple[Tensor, Tensor]:
     """AdaDEM (eq. 12) of every position of z, (M, C) or (N, C, S), differentiable: (M,) or (N, S).
 
-    The table takes its step on this batch first, unless ``momentum`` is None; ``inplace`` says where that is written.
+    The table takes its step on this batch first, unless ``momentum`` is None; ``inplace`` says where that is written,
+    ``across_ranks`` whether the batch is spread over the ranks of ``torch.distributed``.
     Returns the value and the table that was used.
     """
     wanted = wants_gradient(z)
     with torch.no_grad():
-        value, kept, delta, table = _adadem(z.detach(), table, skip, options, momentum, inplace, wanted)
+        value, kept, delta, table = _adadem(z.detach(), table, skip, options, momentum, inplace, across_ranks, wanted)
     return closed_form(z, value, kept, delta, skip, partial(_reward_graph, mec=options.mec)), table
 
 
@@ -205,6 +236,7 @@ def _adadem(
     options: Options,
     momentum: float | None,
     inplace: bool,
+    across_ranks: bool,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Value, minus delta times its gradient, delta, and the table after its step."""
@@ -214,7 +246,7 @@ def _adadem(
     index = by_index(z)
     ranks = None if index and z.dim() == 2 and z.numel() <= _SEARCHED else _ranks(z, accumulation_dtype(z))
     few = index and inplace and z.dim() == 2 and len(blocks) == 1 and z.shape[0] <= classes
-    named_rows = few and not (distributed() or transformed())
+    named_rows = few and not transformed() and not (across_ranks and distributed())
     tally = None if step is None or named_rows else _Tally()
     parts: list[tuple[Tensor, Tensor]] = []
     looks: list[tuple[Tensor | None, Tensor, bool]] = []
@@ -224,14 +256,14 @@ def _adadem(
         p = probabilities(zb, skipped, c.dtype)
         weighted, u, masked = weigh(c, p)
         reward = torch.addcmul(weighted, p, u - 1 if options.mec else u, value=-1, out=kept.target(block))
-        parts.append((u + m, _delta(reward, p, options)))
+        parts.append((u + m, _delta(reward, p, options, skipped)))
         if tally is not None:
             tally.add(p, address, skipped)
         elif step is not None:
             _step_named_rows(table, p, address, skipped, step)
         looks.append((reward if wanted else None, address, masked))
     if tally is not None and step is not None:
-        table = tally.step(table, step, inplace)
+        table = tally.step(table, step, inplace, across_ranks)
 
     means, delta = join(parts, z, blocks)
     if not options.mec:
@@ -256,8 +288,8 @@ def _adadem(
     return join(values, z, blocks)[0], kept.tensor, delta, table
 
 
-def _delta(reward: Tensor, p: Tensor, options: Options) -> Tensor:
-    """Norm over the classes of CADF's gradient, or of the entropy's (AdaDEM-V).
+def _delta(reward: Tensor, p: Tensor, options: Options, skip: Tensor | None) -> Tensor:
+    """Norm over the classes of CADF's gradient, or of the entropy's (AdaDEM-V); 1 at positions to skip.
 
     ``reward`` is p (z + T + 1), or without MEC p (log p + H).
     """
@@ -272,8 +304,10 @@ def _delta(reward: Tensor, p: Tensor, options: Options) -> Tensor:
     else:
         norm = reward.abs().amax(1, keepdim=True)
     if options.norm_of == "em":
-        return norm.clamp(min=_SMALLEST_EM_NORM)
-    return norm.clamp(min=1) if options.norm_type == 1 else norm  # its sum is 1, so its L1 norm is not below 1
+        norm = norm.clamp(min=_SMALLEST_EM_NORM)
+    elif options.norm_type == 1:
+        norm = norm.clamp(min=1)  # its sum is 1, so its L1 norm is not below 1
+    return norm if skip is None else norm.masked_fill(skip, 1)
 
 
 def _reward_graph(z: Tensor, skip: Tensor | None, mec: bool) -> Tensor:

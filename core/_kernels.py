@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 18  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
+_SHORT_ROW = 16  # classes: sums over so few elements next to each other are slow on a CPU
 
 Block = tuple[slice, slice]
 WHOLE: Block = (slice(None), slice(None))
@@ -47,7 +48,8 @@ def eager_cpu(x: Tensor) -> bool:
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Shields matrix products from autocast, which would put them in half precision."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    shield = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if shield else nullcontext()
 
 
 def wants_gradient(z: Tensor) -> bool:
@@ -56,17 +58,17 @@ def wants_gradient(z: Tensor) -> bool:
 
 
 def canonical(x: Tensor, rows: bool) -> Tensor:
-    """Views (N, C, ...) as (M, C) if ``rows``, else as (N, C, S)."""
+    """(N, C, ...) as (M, C) if ``rows``, else as contiguous (N, C, S); a view where the memory allows."""
     if x.dim() == 2:
         return x
     if rows:
         return x.movedim(1, -1).reshape(-1, x.shape[1])
-    return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
+    return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:])).contiguous()
 
 
-def classes_innermost(x: Tensor) -> bool:
-    """True where the classes of (N, C, ...) lie next to each other in memory, so that rows are a view."""
-    return x.dim() == 2 or (x.stride(1) == 1 and x.shape[1] > 1)
+def in_rows(x: Tensor) -> bool:
+    """Whether (N, C, ...) is best looked at as rows: its classes lie next to each other and are not too few."""
+    return x.dim() == 2 or (x.stride(1) == 1 and x.shape[1] > (_SHORT_ROW if x.device.type == "cpu" else 1))
 
 
 def blocks_of(z: Tensor) -> list[Block]:
@@ -105,12 +107,16 @@ def join(parts: Sequence[tuple[Tensor, ...]], z: Tensor, blocks: list[Block]) ->
 
 
 class Kept:
-    """The tensor that the forward pass keeps, in the shape and dtype of z, filled block by block."""
+    """The tensor that the forward pass keeps, filled block by block, in the shape of z and the dtype of z.
+
+    Instead of float16 it has float32: what is scaled up on the way back must not have vanished before.
+    """
 
     def __init__(self, z: Tensor, blocks: list[Block], wanted: bool):
-        self._single, self._dtype = len(blocks) == 1, z.dtype
-        self._direct = z.dtype == accumulation_dtype(z)
-        self.tensor = torch.empty_like(z) if wanted and not self._single else None
+        accumulation = accumulation_dtype(z)
+        self._single, self._dtype = len(blocks) == 1, torch.float32 if z.dtype == torch.float16 else z.dtype
+        self._direct = self._dtype == accumulation
+        self.tensor = torch.empty_like(z, dtype=self._dtype) if wanted and not self._single else None
 
     def target(self, block: Block) -> Tensor | None:
         """Where a block's result may be written straight away, for ``out=``."""
@@ -188,11 +194,18 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # the gradient itself is to be differentiated
         moving = ctx.graph(z, skip)
         grad = ((kept + (moving - moving.detach())) * g).to(z.dtype)
-    elif _last_use():
-        grad = kept.mul_(g)
     else:
-        grad = (kept * g).to(z.dtype)
+        grad = _multiply(kept, g).to(z.dtype)
     return grad, None, None, None, None, None
+
+
+def _multiply(kept: Tensor, g: Tensor) -> Tensor:
+    if _last_use():
+        try:
+            return kept.mul_(g)
+        except RuntimeError:  # g stands for many gradients (``is_grads_batched``), which can be seen no other way
+            pass
+    return kept * g
 
 
 def _last_use() -> bool:

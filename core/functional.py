@@ -110,9 +110,9 @@ def adadem(
     options = calibrator.Options(norm, norm_type, norm_of, mec, alpha)
     if table is None:
         table = uniform_table(logits.shape[1], device=logits.device, dtype=kernels.accumulation_dtype(logits))
-        return adadem_step(logits, table, options, momentum, False, mask, reduction)[0]
+        return adadem_step(logits, table, options, momentum, False, False, mask, reduction)[0]
     check_table(table, logits.shape[1])
-    return adadem_step(logits, table, options, None, False, mask, reduction)[0]
+    return adadem_step(logits, table, options, None, False, False, mask, reduction)[0]
 
 
 def uniform_table(
@@ -139,7 +139,7 @@ def update_table(table: Tensor, logits: Tensor, *, momentum: float = 0.1, mask: 
     check_table(table, logits.shape[1])
     options = calibrator.Options(norm=False)
     with torch.no_grad():
-        return adadem_step(logits, table, options, momentum, False, mask, "none")[1]
+        return adadem_step(logits, table, options, momentum, False, True, mask, "none")[1]
 
 
 def adadem_step(
@@ -148,23 +148,25 @@ def adadem_step(
     options: calibrator.Options,
     momentum: float | None,
     inplace: bool,
+    across_ranks: bool,
     mask: Tensor | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """One batch of AdaDEM in one go: the table's step, unless momentum is None, and the loss. No checks."""
-    rows = kernels.classes_innermost(logits) or logits.shape[1] > calibrator.ONE_HOT_CLASSES
+    rows = kernels.in_rows(logits) or logits.shape[1] > calibrator.ONE_HOT_CLASSES
     dtype = kernels.accumulation_dtype(logits, table)
     if table.dtype != dtype:
         table = table.to(dtype)
     if kernels.accumulation_dtype(logits) != dtype:  # a float64 table asks for float64
         logits = logits.to(dtype)
     z = kernels.canonical(logits, rows)
-    value, table = calibrator.adadem(z, table, _skip(mask, rows, logits.dim()), options, momentum, inplace)
+    skip = _skip(mask, rows, logits.dim())
+    value, table = calibrator.adadem(z, table, skip, options, momentum, inplace, across_ranks)
     return _reduce(_positions(value, logits), mask, reduction), table
 
 
 def _dem(logits: Tensor, tau: float, alpha: float, mask: Tensor | None, reduction: str) -> Tensor:
-    rows = kernels.classes_innermost(logits)
+    rows = kernels.in_rows(logits)
     value = kernels.dem(kernels.canonical(logits, rows), tau, alpha, _skip(mask, rows, logits.dim()))
     return _reduce(_positions(value, logits), mask, reduction)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -72,13 +73,15 @@ class AdaDEM(nn.Module):
 
     ``table`` is a buffer (C, C), row k the running mean of the predictions with pseudo label k, kept in float32 at
     least. In training mode each batch moves it before its loss is formed; in ``eval()`` it is frozen, as a
-    BatchNorm's statistics are. With float64 logits it becomes float64.
+    BatchNorm's statistics are. With float64 logits it becomes float64. Where ``torch.distributed`` is initialised it
+    moves by the class means over the batches of all ranks, so that every rank must call it. Keep the loss outside of
+    activation checkpoints: a forward pass that is run again moves the table again.
 
     Args:
         num_classes: C; None takes it from the first batch, or from a state dict.
         norm, norm_type, norm_of, mec, alpha, momentum: the paper's ablations, see ``core.functional.adadem``.
-        episodic: start every batch from the uniform table and keep nothing (``torch.func.vmap`` needs this or one
-            table per sample, as ``torch.func.stack_module_state`` makes them).
+        episodic: start every batch from the uniform table, keep nothing and ask no other rank (``torch.func.vmap``
+            needs this or one table per sample, as ``torch.func.stack_module_state`` makes them).
         reduction: "none", "mean" or "sum".
     Raises: ValueError for options that the paper does not define, or logits of another class count.
     Source: arXiv 2511.03256, eq. 12.
@@ -103,6 +106,7 @@ class AdaDEM(nn.Module):
         check_adadem(momentum, alpha, norm_type, norm_of)
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"adadem: expected num_classes >= 1, got {num_classes}")
+        self._lazy = num_classes is None
         self.options = Options(norm, norm_type, norm_of, mec, alpha)
         self.momentum, self.episodic, self.reduction = momentum, episodic, reduction
         self.register_buffer("table", None if num_classes is None else functional.uniform_table(num_classes))
@@ -117,7 +121,7 @@ class AdaDEM(nn.Module):
         else:
             table, inplace = self._table_for(logits), True
             momentum = self.momentum if self.training else None
-        return functional.adadem_step(logits, table, self.options, momentum, inplace, mask, self.reduction)[0]
+        return functional.adadem_step(logits, table, self.options, momentum, inplace, inplace, mask, self.reduction)[0]
 
     def reset(self) -> None:
         """Puts the calibrator back to 1/C, in place."""
@@ -125,17 +129,28 @@ class AdaDEM(nn.Module):
             self.table.fill_(1 / self.table.shape[-1])
 
     def _table_for(self, logits: Tensor) -> Tensor:
-        classes, dtype = logits.shape[1], accumulation_dtype(logits)
-        if self.table is None:
-            self.table = functional.uniform_table(classes, device=logits.device, dtype=dtype)
-        elif self.table.shape[-1] != classes:
-            raise ValueError(f"adadem: built for {self.table.shape[-1]} classes, got logits {tuple(logits.shape)}")
-        elif dtype == torch.float64 and self.table.dtype != dtype:
-            wide = self.table.double()
-            self.table = wide / wide.sum(-1, keepdim=True)  # 1/C in float32 is not 1/C in float64
+        classes, dtype, table = logits.shape[1], accumulation_dtype(logits), self.table
+        if table is not None and table.shape[-1] != classes:
+            raise ValueError(f"adadem: built for {table.shape[-1]} classes, got logits {tuple(logits.shape)}")
+        if table is None or table.dtype not in (dtype, torch.float64) or table.device != logits.device:
+            with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
+                self._fit_table(logits, dtype)
+        elif not torch.compiler.is_compiling() and table.is_inference() and not torch.is_inference_mode_enabled():
+            self.table = table.clone()
+        assert self.table is not None
         if self.training and transformed():
             _check_batched(logits, self.table)
         return self.table
+
+    def _fit_table(self, logits: Tensor, dtype: torch.dtype) -> None:
+        """Makes the table at the first batch, or takes it to what the logits need."""
+        if self.table is None:
+            self.table = functional.uniform_table(logits.shape[1], device=logits.device, dtype=dtype)
+        elif self._lazy:  # .to() could not move a table that was not there yet
+            self.table = self.table.to(logits.device)
+        if self.table.dtype not in (dtype, torch.float64):
+            wide = self.table.to(dtype)
+            self.table = wide / wide.sum(-1, keepdim=True)  # 1/C in float32 is not 1/C in float64
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaDEM:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -145,8 +160,10 @@ class AdaDEM(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}table")
-        if saved is not None and self.table is None:
-            self.table = torch.empty_like(saved)
+        if self._lazy and saved is None:
+            self.table = None  # saved before its first batch
+        elif self._lazy and saved is not None and (self.table is None or self.table.shape != saved.shape):
+            self.table = torch.empty_like(saved, dtype=accumulation_dtype(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

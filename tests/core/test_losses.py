@@ -96,6 +96,83 @@ def test_large_inputs_walked_in_blocks_equal_the_published_formula(shape):
             assert published.worst(ours, theirs) < 1e-10
 
 
+@pytest.mark.parametrize("options", ABLATIONS, ids=str)
+def test_every_ablation_with_a_mask(options):
+    z = torch.randn(40, 7, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(40) > 0.5
+    loss = core.AdaDEM(7, **options)
+    got, expected, _ = both(loss, options, z.detach(), torch.full((7, 7), 1 / 7, dtype=torch.float64), mask)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert published.worst(ours, theirs) < 1e-7
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 512, 512), (131072, 2), (20000, 150), (2, 19, 256, 256)])
+def test_a_float32_table_does_not_drift_over_many_like_samples(shape):
+    one = torch.randn(shape[1])
+    z = one.reshape(1, -1, *[1] * (len(shape) - 2)).expand(shape)
+    loss = core.AdaDEM()
+    got, expected, table = both(loss, {}, z.clone(), torch.full((shape[1],) * 2, 1 / shape[1], dtype=torch.float64))
+    for ours, theirs in zip((*got, loss.table), (*expected, table), strict=True):
+        assert published.worst(ours, theirs) < 1e-5
+
+
+def test_float16_gradients_survive_loss_scaling():
+    z = (4 * torch.randn(64, 1000)).half().requires_grad_()
+    exact = z.detach().double().requires_grad_()
+    for loss in (F.em, F.adadem):
+        (slope,) = torch.autograd.grad((loss(z) * 1024).sum(), z)
+        (truth,) = torch.autograd.grad((loss(exact) * 1024).sum(), exact)
+        assert_close(slope.double(), truth, rtol=1e-3, atol=6e-8)  # half an ulp, and the smallest float16
+
+
+def test_batched_gradients():
+    z = torch.randn(4, 5, requires_grad=True)
+    for loss in (F.em, F.adadem):
+        directions = torch.randn(3, 4)
+        value = loss(z)
+        (together,) = torch.autograd.grad(value, z, directions, is_grads_batched=True)
+        one_by_one = [torch.autograd.grad(loss(z), z, direction)[0] for direction in directions]
+        assert_close(together, torch.stack(one_by_one))
+
+
+def test_a_first_batch_in_inference_mode_leaves_a_working_module():
+    loss = core.AdaDEM()
+    with torch.inference_mode():
+        loss(torch.randn(4, 5))
+    loss(torch.randn(4, 5))
+    loss.reset()
+    given = core.AdaDEM(5)
+    with torch.inference_mode():
+        given(torch.randn(4, 5, dtype=torch.float64))
+    given(torch.randn(4, 5, dtype=torch.float64, requires_grad=True)).sum().backward()
+
+
+def test_a_half_precision_state_dict_still_moves():
+    loss = core.AdaDEM()
+    loss.load_state_dict({"table": torch.full((5, 5), 0.2).half()})
+    before = loss.table.clone()
+    loss(torch.randn(40, 5))
+    assert loss.table.dtype == torch.float32
+    assert not torch.equal(loss.table, before)
+
+
+def test_a_state_saved_before_the_first_batch_can_be_restored_after_it():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), core.AdaDEM())
+    start = copy.deepcopy(net.state_dict())
+    x = torch.randn(4, 3)
+    first = net(x)
+    net(torch.randn(4, 3))
+    net.load_state_dict(start)
+    assert torch.equal(net(x), first)
+
+
+def test_a_loaded_table_follows_the_logits_device():
+    loss = core.AdaDEM()
+    loss.load_state_dict({"table": torch.full((200, 200), 1 / 200)})
+    loss(torch.randn(4, 200, device="meta"))
+    assert loss.table.device.type == "meta"
+
+
 def test_function_equals_module():
     z = torch.randn(30, 7)
     loss = core.AdaDEM(7)
@@ -313,6 +390,10 @@ def _rank(rank, world, file, shape):
         alone.eval()
         assert_close(loss.table, alone.table)
         assert_close(value, F.adadem(batch, alone.table, mask=mask)[part])
+    own = torch.randn(4, 5, generator=torch.Generator().manual_seed(rank))
+    assert_close(F.adadem(own), published.adadem(own.requires_grad_(), published.step(F.uniform_table(5), own, 0.1)))
+    if rank == 0:  # asks nobody, so it cannot wait for the other rank
+        assert_close(core.AdaDEM(episodic=True)(own), F.adadem(own))
     dist.destroy_process_group()
 
 
