@@ -36,13 +36,13 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def transformed() -> bool:
-    """True inside ``torch.func`` transforms, where some operations in place are slow or not allowed."""
-    return torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+    """True inside ``torch.func`` transforms and ``torch.compile``, where to write in place is slow or not allowed."""
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
 
 
 def eager_cpu(x: Tensor) -> bool:
     """Whether x can be looked at, and walked over, without waiting for a device or breaking a graph."""
-    return not (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()) and x.device.type == "cpu"
+    return not transformed() and x.device.type == "cpu"
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -53,7 +53,7 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def wants_gradient(z: Tensor) -> bool:
-    """Whether a gradient may be asked for; ``torch.func`` hides from its inner levels what requires one."""
+    """Whether a gradient may be asked for; transforms hide from their inner levels what requires one."""
     return torch.is_grad_enabled() and (z.requires_grad or transformed())
 
 
@@ -210,7 +210,7 @@ def _multiply(kept: Tensor, g: Tensor) -> Tensor:
 
 def _last_use() -> bool:
     """Whether what was saved for this backward pass is dropped after it, so that the gradient may take its memory."""
-    if torch.compiler.is_compiling() or transformed():
+    if transformed():
         return False
     keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return keeps is not None and not keeps()
@@ -251,8 +251,19 @@ def closed_form(
     """
     if kept is None:
         return value.squeeze(1)
+    if torch.compiler.is_compiling():
+        return _surrogate(z, value, kept, weight, skip).squeeze(1)
     chosen = _Transformed if transformed() else _Eager
     return chosen.apply(z, value, kept, weight, skip, graph)  # type: ignore[no-any-return]
+
+
+def _surrogate(z: Tensor, value: Tensor, kept: Tensor, weight: Tensor | None, skip: Tensor | None) -> Tensor:
+    """``closed_form`` in operations that the compiler can see through, also where it has a ``torch.func`` transform
+    before it: a sum whose gradient is the closed form, less itself."""
+    slope = (-kept if weight is None else kept / -weight).detach()
+    shown = silence(z.to(value.dtype), skip).masked_fill(z == -math.inf, 0)
+    moving = (slope * shown).sum(1, keepdim=True)
+    return value.detach() + (moving - moving.detach())
 
 
 # --- DEM: every combination of tau and alpha, EM = (1, 1) and CADF = (1, 0) among them ------------------------------

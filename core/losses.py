@@ -138,7 +138,7 @@ class AdaDEM(nn.Module):
         elif not torch.compiler.is_compiling() and table.is_inference() and not torch.is_inference_mode_enabled():
             self.table = table.clone()
         assert self.table is not None
-        if self.training and transformed():
+        if self.training and transformed() and not torch.compiler.is_compiling():
             _check_batched(logits, self.table)
         return self.table
 

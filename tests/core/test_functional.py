@@ -250,6 +250,21 @@ def test_compiles_without_a_break(loss):
         assert_close(torch.autograd.grad(value.sum(), z)[0], torch.autograd.grad(expected.sum(), y)[0])
 
 
+@each_loss
+def test_compiles_around_torch_func(loss):
+    torch._dynamo.reset()
+    z = torch.randn(3, 4, 5, requires_grad=True)
+
+    def summed(z):
+        return torch.func.vmap(loss)(z).sum() + z.square().sum()
+
+    compiled = torch.compile(summed, fullgraph=True, backend="aot_eager")
+    assert_close(torch.autograd.grad(compiled(z), z)[0], torch.autograd.grad(summed(z), z)[0])
+    slopes = torch.func.vmap(torch.func.grad(lambda z: loss(z).sum()))
+    compiled = torch.compile(slopes, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(z.detach()), slopes(z.detach()))
+
+
 @pytest.mark.slow
 @each_loss
 def test_compiles_to_machine_code(loss):
