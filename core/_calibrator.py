@@ -13,7 +13,7 @@ names are touched.
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -171,12 +171,20 @@ class _Tally:
 def _sums_by_index(p: Tensor, rows: Tensor) -> Tensor:
     """Sums of p per row of the table, (C, C), each in lanes of at most ``_RUN`` positions."""
     classes, lanes = p.shape[1], -(-rows.shape[0] // _RUN)
-    if lanes > 1:
-        rows = torch.arange(rows.shape[0], device=rows.device).remainder_(lanes).add_(rows, alpha=lanes)
+    planes = p if p.dim() == 2 else p.transpose(0, 1).reshape(classes, -1)
+    if lanes <= 1:
+        sums = p.new_zeros(classes, classes)
+        return sums.index_add_(0, rows, planes) if p.dim() == 2 else sums.index_add_(1, rows, planes).t()
+    rows = torch.add(_lanes(rows.shape[0], lanes), rows, alpha=lanes)
     if p.dim() == 2:
-        return p.new_zeros(classes * lanes, classes).index_add_(0, rows, p).view(classes, lanes, classes).sum(1)
-    planes = p.transpose(0, 1).reshape(classes, -1)
+        return p.new_zeros(classes * lanes, classes).index_add_(0, rows, planes).view(classes, lanes, classes).sum(1)
     return p.new_zeros(classes, classes * lanes).index_add_(1, rows, planes).view(classes, classes, lanes).sum(2).t()
+
+
+@lru_cache(maxsize=8)
+def _lanes(positions: int, lanes: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(positions).remainder_(lanes)
 
 
 def distributed() -> bool:

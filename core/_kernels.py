@@ -177,6 +177,8 @@ def softmax_graph(z: Tensor, tau: float, skip: Tensor | None) -> tuple[Tensor, T
     return p, log_p, -(p * log_p).sum(1, keepdim=True)
 
 
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+
 # --- the autograd function of all closed forms ---------------------------------------------------------------------
 
 Graph = Callable[[Tensor, Tensor | None], Tensor]
@@ -212,8 +214,7 @@ def _last_use() -> bool:
     """Whether what was saved for this backward pass is dropped after it, so that the gradient may take its memory."""
     if transformed():
         return False
-    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return keeps is not None and not keeps()
+    return _keeps_graph is not None and not _keeps_graph()
 
 
 class _Eager(torch.autograd.Function):

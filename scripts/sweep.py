@@ -38,8 +38,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
-    if args.workers is not None and args.workers < 0:
-        return fail(f"dembench sweep: --workers: expected at least 0, got {args.workers}")
     from tasks.compose import ConfigError
 
     try:
@@ -60,8 +58,11 @@ def sweep(
     Raises: ConfigError before the first run starts, for whatever is wrong with any of them.
     """
     from tasks import sweeps
+    from tasks.compose import ConfigError
     from tasks.workers import execute
 
+    if workers is not None and workers < 0:
+        raise ConfigError(f"--workers: expected at least 0, got {workers}")
     content = sweeps.read_sweep(file_or_name, config_dir)
     planned = sweeps.plan(sweeps.expand(content, sweeps.read_overrides(overrides)), config_dir)
     missing = [run for run in planned if not run.done]

@@ -7,6 +7,7 @@ refuses it without naming what is valid (on the command line).
 from __future__ import annotations
 
 import inspect
+import math
 import pkgutil
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -283,6 +284,8 @@ def _same_kind(key: str, default: Any, value: Any) -> Any:
             if not isinstance(value, expected) or (kind is number and isinstance(value, bool)):
                 raise ConfigError(f"{key}: expected {name}, got {value!r}")
             break
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: expected a finite number, got {value!r}")
     if isinstance(default, float) and isinstance(value, int):
         return float(value)
     if isinstance(default, int) and isinstance(value, float):

@@ -103,11 +103,11 @@ def gain_numbers(gain: Estimate, metric: Metric) -> tuple[str, ...]:
 
 
 def gain_text(gain: Estimate, metric: Metric) -> str:
-    """Signed difference and interval; a single pair gets no interval and says so."""
+    """Signed difference and interval; a single pair, or pairs that are all alike, get no interval and say so."""
     if not gain.n:
         return "no pair"
     mean, low, high = (number(x, metric.digits, sign=True) for x in (gain.mean, gain.low, gain.high))
-    return f"{mean} [{low}, {high}]" if low else f"{mean} (1 seed)"
+    return f"{mean} [{low}, {high}]" if low else f"{mean} ({'1 seed' if gain.n == 1 else 'seeds alike'})"
 
 
 def ranks(cells: list[Cell], metric: Metric, part: str = "mean") -> dict[int, str]:

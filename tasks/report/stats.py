@@ -14,7 +14,8 @@ LEVEL = 0.95
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Mean of ``n`` values, their standard deviation (n - 1 in the denominator) and the 95% Student-t interval of the
-    mean. With one value deviation and interval are None: nothing is claimed; with none, the mean is NaN."""
+    mean. With one value deviation and interval are None: nothing is claimed; with none, the mean is NaN. Equal values
+    are one value said several times, as of seeds that change nothing, and have no interval either."""
 
     mean: float
     sd: float | None
@@ -39,6 +40,8 @@ def estimate(values: list[float]) -> Estimate:
     if n == 1:
         return Estimate(mean, None, None, None, 1)
     sd = float(np.std(values, ddof=1))
+    if max(values) - min(values) <= 1e-12 * max(1.0, abs(mean)):
+        return Estimate(mean, 0.0, None, None, n)
     half = t_quantile(n - 1) * sd / math.sqrt(n)
     return Estimate(mean, sd, mean - half, mean + half, n)
 

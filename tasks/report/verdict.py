@@ -50,7 +50,8 @@ class Verdict:
     def headline(self) -> str:
         """The judgement alone."""
         if self.best.low is None:
-            return f"{self.loss} against EM: one seed, no claim"
+            why = "one seed" if self.best.n == 1 else "seeds that differ in nothing"
+            return f"{self.loss} against EM: {why}, no claim"
         names = {1: "is better than EM", -1: "is worse than EM", 0: "cannot be told apart from EM"}
         at = f", each at its best {self.what}" if self.swept else ""
         return f"{self.loss} {names[self.best.verdict]}{at}"
@@ -97,7 +98,8 @@ def said(gain: Estimate, digits: int, unit: str) -> str:
         return "no seed in common"
     mean, low, high = (number(x, digits, sign=True) for x in (gain.mean, gain.low, gain.high))
     if not low:
-        return f"{mean} {unit} (one seed, no interval)"
+        why = "one seed" if gain.n == 1 else f"{gain.n} seeds that give one and the same number"
+        return f"{mean} {unit} ({why}, no interval)"
     return f"{mean} {unit} (95% interval [{low}, {high}], n = {gain.n} seeds)"
 
 

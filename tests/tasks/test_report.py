@@ -24,9 +24,9 @@ from tasks.report.figures import shares, stream_figure, window_accuracy
 from tasks.report.group import build_blocks
 from tasks.report.load import load
 from tasks.report.rewards import curves
-from tasks.report.stats import estimate
+from tasks.report.stats import estimate, paired
 from tasks.report.tables import Column, Entry, Table
-from tasks.report.verdict import summary_table, verdicts
+from tasks.report.verdict import said, summary_table, verdicts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SLICES = ("gaussian_noise/5", "fog/5", "jpeg_compression/5")
@@ -400,17 +400,23 @@ def test_of_many_loss_settings_the_plain_and_the_best_are_shown(tmp_path: Path):
     assert "10 further settings" in " ".join(table.footnotes)
 
 
+def test_seeds_that_change_nothing_support_no_claim():
+    alike = paired({0: 0.3, 1: 0.3, 2: 0.3}, {0: 0.2, 1: 0.2, 2: 0.2})
+    assert (alike.low, alike.high, alike.verdict, alike.n) == (None, None, 0, 3)
+    assert "one and the same number, no interval" in said(alike, 2, "points")
+
+
 def test_a_metric_that_is_better_when_higher(tmp_path: Path):
     for loss, value in (("em", 0.4), ("adadem", 0.7)):
         for seed in range(2):
             rows = [
-                {"slice": s, "metric": "return", "value": value + seed / 100, "unit": "return", "n": 5}
+                {"slice": s, "metric": "return", "value": value * (1 + seed / 30), "unit": "return", "n": 5}
                 for s in ("a", "mean")
             ]
             make_run(tmp_path, loss=loss, seed=seed, task="minigrid", rows=rows)
     block = only_block(tmp_path)
     em, adadem = main_table(block).rows[0][1:]
-    assert (em.mark, adadem.mark, adadem.sub) == ("second", "best", "+0.300 [+0.300, +0.300]")
+    assert (em.mark, adadem.mark, adadem.sub) == ("second", "best", "+0.305 [+0.241, +0.369]")  # 12.706 * 0.005
     assert "higher is better" in main_table(block).caption
     assert "better than EM" in verdicts(block)[0].headline
 
