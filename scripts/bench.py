@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from core import DEM, EM, AdaDEM
 from core.functional import uniform_table
+from scripts.cli import Parser
 
 SHAPES = [(64, 10), (64, 1000), (4096, 1000), (8, 19, 128, 256), (2, 19, 512, 1024)]
 Loss = Callable[[Tensor], Tensor]
@@ -168,9 +168,7 @@ def _size(count: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="dembench bench", description="Measure speed; every figure is a ratio inside one run."
-    )
+    parser = Parser("dembench bench", description="Measure speed; every figure is a ratio inside one run.")
     parser.add_argument("what", choices=["loss"], help="loss: the losses of core, forward and backward")
     parser.add_argument("--device", choices=["cpu", "cuda"], action="append", help="default: cpu, and cuda if there")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default 1)")
