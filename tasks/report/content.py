@@ -111,8 +111,11 @@ def gain_text(gain: Estimate, metric: Metric) -> str:
 
 
 def ranks(cells: list[Cell], metric: Metric, part: str = "mean") -> dict[int, str]:
-    """{id(cell): "best" or "second"} among cells without flagged runs; cells that share a mean share the rank."""
-    scored = [(metric.sign * cell.estimate(metric, part).mean, cell) for cell in cells if cell.clean]
+    """{id(cell): "best" or "second"} among cells without flagged runs and without missing seeds; cells that share a
+    mean share the rank."""
+    found = [(cell.estimate(metric, part), cell) for cell in cells if cell.clean]
+    most = max((estimate.n for estimate, _ in found), default=0)
+    scored = [(metric.sign * estimate.mean, cell) for estimate, cell in found if estimate.n == most]
     scored = [(score, cell) for score, cell in scored if math.isfinite(score)]
     top = sorted({score for score, _ in scored}, reverse=True)[:2]
     names = dict(zip(top, ("best", "second"), strict=False))
