@@ -260,7 +260,8 @@ def cost_table(block: Block) -> Table:
             rows.append(entries)
     caption = (
         "Calibration and cost, mean ± standard deviation over seeds: expected calibration error (15 bins), negative "
-        "log-likelihood and entropy of the predictions, mean over slices; time and passes over the whole stream. "
+        "log-likelihood and entropy of the predictions, mean over slices; passes over the whole stream, and its time, "
+        "which includes making the images and whatever else the machine did. "
     )
     return Table(
         slug("cost", block.task, block.title),
