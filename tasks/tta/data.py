@@ -21,12 +21,11 @@ from torch import Tensor
 from tasks.base import Note
 from tasks.names import lookup
 from tasks.tta.cache import cache_folder, check_writable, load_array, short_hash, write_atomically
-from tasks.tta.corruptions import CORRUPTIONS, GENERATOR_VERSION, corrupt
+from tasks.tta.corruptions import CORRUPTIONS, GENERATOR_VERSION, SEVERITIES, corrupt
 from tasks.tta.corruptions.ice import load_photos
 from tasks.tta.digits import RENDERING, digits
 from tasks.tta.sources import CIFAR10_CLASSES, Originals, read_originals
 
-SEVERITIES = (1, 2, 3, 4, 5)
 FROST_NOTE = Note(
     "frost",
     "frost is a made ice texture, not the photos of CIFAR-10-C (none were given): "

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from tasks.base import Event, Flag, Method, Point, Row
 from tasks.metrics import StreamMetrics, is_collapsed
 from tasks.names import lookup
-from tasks.tta.corruptions import CORRUPTIONS
+from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
 
-SEVERITIES = range(1, 6)
 _FLUSH = 16  # batches between two looks of the host at a GPU's numbers
 
 
