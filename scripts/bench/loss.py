@@ -1,14 +1,11 @@
-"""Speed, as ratios inside one run: ``dembench bench loss``."""
+"""The losses of core, forward and backward, next to the textbook entropy: ``dembench bench loss``."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
@@ -18,8 +15,9 @@ from torch import Tensor
 
 from core import DEM, EM, AdaDEM
 from core.functional import uniform_table
-from scripts.cli import Parser
+from scripts.bench.timing import best_times, peak_bytes, size_text, time_text
 
+HELP = "the losses of core, forward and backward"
 SHAPES = [(64, 10), (64, 1000), (4096, 1000), (8, 19, 128, 256), (2, 19, 512, 1024)]
 Loss = Callable[[Tensor], Tensor]
 
@@ -81,9 +79,9 @@ def measure(shape: tuple[int, ...], device: str, seconds: float, literal: bool =
     source, target = torch.rand_like(z, requires_grad=False), torch.empty_like(z, requires_grad=False)
     turns = {name: call for name, call in calls.items() if name != "AdaDEM, literal"}
     turns["copy"] = lambda: target.copy_(source)
-    best = _best(turns, device, seconds)
+    best = best_times(turns, device, seconds)
     if literal:  # apart from the others, whose caches it would empty
-        best |= _best({"AdaDEM, literal": calls["AdaDEM, literal"]}, device, seconds)
+        best |= best_times({"AdaDEM, literal": calls["AdaDEM, literal"]}, device, seconds)
     return [
         Measurement(
             device,
@@ -99,18 +97,6 @@ def measure(shape: tuple[int, ...], device: str, seconds: float, literal: bool =
     ]
 
 
-def _best(calls: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, float]:
-    """The best time of each call, made by turns for ``seconds`` each, and twice at least."""
-    for call in calls.values():
-        call()
-    best = {name: _time(call, device) for name, call in calls.items()}
-    end = time.perf_counter() + seconds * len(calls)
-    while time.perf_counter() < end:
-        for name, call in calls.items():
-            best[name] = min(best[name], _time(call, device))
-    return best
-
-
 def _forward_backward(loss: Loss, z: Tensor) -> Callable[[], object]:
     def call() -> None:
         z.grad = None
@@ -119,82 +105,35 @@ def _forward_backward(loss: Loss, z: Tensor) -> Callable[[], object]:
     return call
 
 
-def _time(call: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def _peak(call: Callable[[], object], z: Tensor, device: str) -> int:
     """Most bytes that were allocated at once during a call, less those of the gradient."""
     z.grad = None
-    gradient = z.numel() * z.element_size()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return max(0, torch.cuda.max_memory_allocated() - before - gradient)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    held = most = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return max(0, most - gradient)
+    return max(0, peak_bytes(call, device) - z.numel() * z.element_size())
 
 
 def show(results: list[Measurement], console: Console) -> None:
     """One table a device and shape."""
     for key in dict.fromkeys((m.device, m.shape) for m in results):
         least = next(m.bytes for m in results if (m.device, m.shape) == key)
-        title = f"{key[1]} float32 on {key[0]}, forward + backward; at least {_size(least)} to move"
+        title = f"{key[1]} float32 on {key[0]}, forward + backward; at least {size_text(least)} to move"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for column in ("loss", "time", "x textbook", "x copy", "extra peak"):
             table.add_column(column, justify="left" if column == "loss" else "right", no_wrap=True)
         for m in results:
             if (m.device, m.shape) == key:
-                time_text = f"{m.seconds * 1e6:.0f} µs" if m.seconds < 1e-2 else f"{m.seconds * 1e3:.1f} ms"
-                table.add_row(m.loss, time_text, f"{m.ratio:.2f}", f"{m.copies:.1f}", _size(m.peak_bytes))
+                table.add_row(
+                    m.loss, time_text(m.seconds), f"{m.ratio:.2f}", f"{m.copies:.1f}", size_text(m.peak_bytes)
+                )
         console.print(table)
 
 
-def _size(count: float) -> str:
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+def add_arguments(parser: ArgumentParser) -> None:
+    """None of its own."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser("dembench bench", description="Measure speed; every figure is a ratio inside one run.")
-    parser.add_argument("what", choices=["loss"], help="loss: the losses of core, forward and backward")
-    parser.add_argument("--device", choices=["cpu", "cuda"], action="append", help="default: cpu, and cuda if there")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default 1)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of measuring each loss at each shape (default 1)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    options = parser.parse_args(argv)
-    devices = options.device or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    if "cuda" in devices and not torch.cuda.is_available():
-        print("dembench bench: --device cuda: PyTorch finds no CUDA device here", file=sys.stderr)
-        return 2
-    for wrong, message in (
-        (options.threads < 1, f"--threads: expected at least 1, got {options.threads}"),
-        (not 0 < options.seconds < 3600, f"--seconds: expected more than 0 and less than 3600, got {options.seconds}"),
-        (
-            options.json and not options.json.parent.is_dir(),
-            f"--json: no folder {options.json and options.json.parent}",
-        ),
-    ):
-        if wrong:
-            print(f"dembench bench: {message}", file=sys.stderr)
-            return 2
-    torch.set_num_threads(options.threads)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler counts bytes here, and need not say so
+def run(options: Namespace, console: Console) -> dict[str, Any]:
     results: list[Measurement] = []
-    console = Console()
-    for device in devices:
+    for device in options.devices:
         for shape in SHAPES:
             found = measure(shape, device, options.seconds)
             show(found, console)
@@ -203,11 +142,4 @@ def main(argv: list[str] | None = None) -> int:
         "x textbook: time against the textbook entropy, same run. x copy: against a plain copy of the least bytes.\n"
         "extra peak: memory held at most beside the logits and their gradient."
     )
-    if options.json:
-        record = {"torch": torch.__version__, "threads": options.threads, "results": [asdict(m) for m in results]}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {"results": [asdict(m) for m in results]}
