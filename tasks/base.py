@@ -6,7 +6,7 @@ knows a dataset, a model or a configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -39,6 +39,15 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Scalars:
+    """One step of a learning curve: named numbers at ``step``, such as environment steps or updates."""
+
+    step: int
+    slice: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """Counts per class over one slice: what was predicted, and what was true."""
 
@@ -64,7 +73,15 @@ class Note:
     text: str
 
 
-Event = Row | Point | Histogram | Flag | Note
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that belongs to the run, such as a picture; ``name`` is a plain file name."""
+
+    name: str
+    content: bytes
+
+
+Event = Row | Point | Scalars | Histogram | Flag | Note | Artifact
 
 
 class Method(Protocol):
@@ -85,7 +102,7 @@ class Method(Protocol):
 
 
 class Task(Protocol):
-    """A protocol over data and a model. ``len()`` is the number of Points that ``run`` will yield."""
+    """A protocol over data and a model. ``len()`` is the number of Points and Scalars that ``run`` will yield."""
 
     def __len__(self) -> int: ...
 

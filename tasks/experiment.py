@@ -21,7 +21,7 @@ from tasks import runs
 from tasks.base import Event, Method, Task
 from tasks.compose import GROUPS, ConfigError, check_signatures
 
-Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points the whole run has
+Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points and Scalars the whole run has
 
 
 @dataclass
@@ -137,7 +137,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
     Args:
         prepared: from ``prepare``; ``out`` and ``force`` are in its config.
         command: what the record gives as the way to repeat this.
-        watch: called with each event and the number of Points to come in all.
+        watch: called with each event and the number of Points and Scalars to come in all.
     Raises: ConfigError where the method refuses its settings; RunBusy where another process is
         writing the same run; anything else that the task raises, in which case there is no result.json.
     """
@@ -173,7 +173,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
             "finished": runs.now(),
             "command": command,
         }
-        runs.write_atomic(directory / "curve.csv", recorder.curve())
+        recorder.write(directory)
         runs.write_json(directory / "result.json", result)
     return Outcome(directory / "result.json", True, result)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tasks.base import Event, Flag, Note, Point
+from tasks.base import Event, Flag, Note, Point, Scalars
 from tasks.experiment import Watcher
 
 
@@ -42,9 +42,13 @@ def shown(enabled: bool, title: str) -> Iterator[Watcher | None]:
         lines.close()
 
 
+LINES = 10  # of a learning curve, where there is no terminal
+
+
 class _Lines:
     def __init__(self, title: str) -> None:
         self.error = SliceError()
+        self.scalars = 0
         self.start = time.perf_counter()
         print(title, file=sys.stderr, flush=True)
 
@@ -53,6 +57,11 @@ class _Lines:
             if event.slice != self.error.slice:
                 self.close()
             self.error.add(event)
+        elif isinstance(event, Scalars):
+            self.scalars += 1
+            if self.scalars * LINES // total > (self.scalars - 1) * LINES // total:
+                seconds = time.perf_counter() - self.start
+                print(f"  {_numbers(event)} ({seconds:.1f} s)", file=sys.stderr, flush=True)
         elif text := _message(event):
             print(text, file=sys.stderr, flush=True)
 
@@ -79,10 +88,18 @@ def _bar(title: str) -> Iterator[Watcher]:
                 error.add(event)
                 text = escape(f"{title} {event.slice} {error}")
                 progress.update(bar, advance=1, total=total, description=text)
+            elif isinstance(event, Scalars):
+                progress.update(bar, advance=1, total=total, description=escape(f"{title} {_numbers(event)}"))
             elif text := _message(event):
                 progress.console.print(escape(text))
 
         yield watch
+
+
+def _numbers(event: Scalars) -> str:
+    """The step and the first three of its numbers."""
+    shown = [f"{name} {value:.4g}" for name, value in list(event.values.items())[:3]]
+    return f"{event.slice} {event.step}: {', '.join(shown)}"
 
 
 def _message(event: Event) -> str:

@@ -1,7 +1,8 @@
 """Run directories: what a run is called, what is written into it and in which order, and reading it back.
 
-``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start, curve.csv (a line per batch) when the
-run ends, and result.json last: where that file is, the run is finished. Files appear whole or not at all.
+``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start; when the run ends, as far as there are
+such, curve.csv (a line per batch), series.csv (learning curves) and files/ (pictures); and result.json last: where that
+file is, the run is finished. Files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,19 +17,25 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tasks.base import Event, Flag, Histogram, Note, Point, Row
+from tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
 
 SCHEMA = 1
 PATH_KEYS = frozenset({"root", "source", "frost", "cache", "weights"})  # of data and model nodes
 NOT_IN_ID = frozenset({"out", "force", "progress", "choices"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
+SERIES_FIELDS = ("step", "slice", "metric", "value")
+
+VERSIONS = (
+    *("torch", "torchvision", "timm", "open_clip_torch", "stable_baselines3", "gymnasium", "minigrid"),
+    *("numpy", "scipy", "scikit-learn", "pillow", "hydra-core"),
+)  # of packages, as far as they are installed; all of them can move a number
 
 
 class RunBusy(RuntimeError):
@@ -58,13 +65,14 @@ def _without_paths(node: Any) -> Any:
     return node
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: a temporary file in the same folder, flushed to the disk, then renamed."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes a whole file or nothing: a temporary file in the same folder, flushed to the disk, then renamed. Text
+    becomes UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -129,6 +137,8 @@ class Recorder:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.points: list[Point] = []
+        self.scalars: list[Scalars] = []
+        self.artifacts: dict[str, bytes] = {}
         self.histograms: dict[str, dict[str, list[int]]] = {}
         self.flags: list[dict[str, str]] = []
         self.notes: list[dict[str, str]] = []
@@ -148,6 +158,12 @@ class Recorder:
                 numbers = (event.entropy, 0.0 if event.loss is None else event.loss)
                 if not all(map(math.isfinite, numbers)):
                     self._flag_nan(event.slice, f"entropy or loss not finite at step {event.step}")
+            case Scalars():
+                self.scalars.append(event)
+            case Artifact():
+                if not event.name or event.name != Path(event.name).name or event.name.startswith("."):
+                    raise ValueError(f"expected a plain file name, got {event.name!r}")
+                self.artifacts[event.name] = event.content
             case Histogram():
                 self.histograms[event.slice] = {
                     "predicted": [int(n) for n in event.predicted],
@@ -173,13 +189,32 @@ class Recorder:
 
     def curve(self) -> str:
         """The points as CSV; an absent loss is an empty cell."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CURVE_FIELDS)
-        for p in self.points:
+
+        def cells(p: Point) -> tuple[object, ...]:
             loss = "" if p.loss is None else f"{p.loss:.7g}"
-            writer.writerow((p.step, p.slice, p.n, p.correct, f"{p.entropy:.7g}", loss, p.updated))
-        return text.getvalue()
+            return p.step, p.slice, p.n, p.correct, f"{p.entropy:.7g}", loss, p.updated
+
+        return _csv(CURVE_FIELDS, map(cells, self.points))
+
+    def series(self) -> str:
+        """The scalars as CSV, a line per number; one that is not finite is an empty cell."""
+        return _csv(
+            SERIES_FIELDS,
+            (
+                (s.step, s.slice, metric, f"{value:.7g}" if math.isfinite(value) else "")
+                for s in self.scalars
+                for metric, value in s.values.items()
+            ),
+        )
+
+    def write(self, directory: Path) -> None:
+        """curve.csv, series.csv and files/, each only where there is something to hold."""
+        if self.points:
+            write_atomic(directory / "curve.csv", self.curve())
+        if self.scalars:
+            write_atomic(directory / "series.csv", self.series())
+        for name, content in self.artifacts.items():
+            write_atomic(directory / "files" / name, content)
 
     def body(self) -> dict[str, Any]:
         """The measured part of result.json."""
@@ -190,6 +225,14 @@ class Recorder:
             "rows": self.rows,
             "histograms": self.histograms,
         }
+
+
+def _csv(fields: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(fields)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def now() -> str:
@@ -214,7 +257,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     if device == "cuda":
         found["cuda"] = torch.version.cuda
         found["cudnn"] = torch.backends.cudnn.version()
-    for name in ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "hydra-core"):
+    for name in VERSIONS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

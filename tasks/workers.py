@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks import experiment, runs
-from tasks.base import Event, Point
+from tasks.base import Event, Point, Scalars
 from tasks.compose import compose
 from tasks.sweeps import Planned, Words
 
@@ -211,7 +211,7 @@ def _teller(pipe: Connection) -> experiment.Watcher:
 
     def watch(event: Event, total: int) -> None:
         nonlocal step, told
-        if isinstance(event, Point):
+        if isinstance(event, (Point, Scalars)):
             step += 1
             if time.monotonic() - told > REPORT_SECONDS:
                 told = time.monotonic()

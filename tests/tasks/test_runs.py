@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tasks import runs
-from tasks.base import Flag, Histogram, Note, Point, Row
+from tasks.base import Artifact, Flag, Histogram, Note, Point, Row, Scalars
 
 CONFIG = {
     "seed": 1,
@@ -213,3 +213,23 @@ def test_commit_is_that_of_this_checkout() -> None:
         pytest.skip("not a git checkout")
     head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert runs.code_version()["commit"] == head.stdout.strip()
+
+
+def test_learning_curves_and_files_are_written_beside_the_result(tmp_path):
+    recorder = runs.Recorder()
+    recorder.add(Scalars(1024, "train", {"return": 0.25, "entropy": 1.5}))
+    recorder.add(Scalars(2048, "train", {"return": float("nan"), "entropy": 1.25}))
+    recorder.add(Artifact("agent.gif", b"GIF89a\n\x00"))
+    recorder.write(tmp_path)
+    assert (tmp_path / "series.csv").read_text() == (
+        "step,slice,metric,value\n1024,train,return,0.25\n1024,train,entropy,1.5\n2048,train,return,\n"
+        "2048,train,entropy,1.25\n"
+    )
+    assert (tmp_path / "files" / "agent.gif").read_bytes() == b"GIF89a\n\x00"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "series.csv"]
+
+
+@pytest.mark.parametrize("name", ["../agent.gif", "a/b.png", ".hidden", ""])
+def test_an_artifact_stays_in_its_folder(name):
+    with pytest.raises(ValueError, match="plain file name"):
+        runs.Recorder().add(Artifact(name, b""))
