@@ -1,0 +1,90 @@
+"""Speed, as ratios inside one run: ``dembench bench NAME``.
+
+Each bench is a module of this package with
+
+- ``HELP``: one line on what it measures,
+- ``add_arguments(parser)``: its own options,
+- ``run(options, console) -> dict``: measures, prints tables, and returns the figures for ``--json``.
+
+``options`` has its own and those that all share: ``devices`` ("cpu", "cuda"), ``threads``, ``seconds``, ``json``. A
+``ValueError`` or an ``ImportError`` from ``run`` ends the command with its message; optional packages are imported in
+``run``, so that the list of benches needs none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.cli import Parser, fail
+from tasks.names import lookup
+
+_HELPERS = ("timing", "textbook_tta")
+BENCHES = tuple(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _HELPERS)
+
+
+def usage() -> str:
+    lines = [f"  {name:<8}{importlib.import_module(f'{__name__}.{name}').HELP}" for name in BENCHES]
+    return "\n".join(
+        ["usage: dembench bench NAME ...", "", "Measure speed; every figure is a ratio inside one run.", "", *lines]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 measured, 2 wrong usage or something missing."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    try:
+        name = lookup(argv[0], BENCHES, "bench")
+    except ValueError as error:
+        return fail(f"dembench bench: {error}")
+    bench = importlib.import_module(f"{__name__}.{name}")
+    parser = Parser(f"dembench bench {name}", description=f"{bench.HELP}; every figure is a ratio inside one run.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], action="append", help="default: cpu, and cuda if there")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default 1)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of measuring each call (default 1)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    bench.add_arguments(parser)
+    options = parser.parse_args(argv[1:])
+    problem = _problem(options)
+    if problem:
+        return fail(f"dembench bench {name}: {problem}")
+
+    import torch
+    from rich.console import Console
+
+    there = torch.cuda.is_available()
+    options.devices = options.device or ["cpu", *(["cuda"] if there else [])]
+    if "cuda" in options.devices and not there:
+        return fail(f"dembench bench {name}: --device cuda: PyTorch finds no CUDA device here")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler counts bytes here, and need not say so
+    try:
+        found = bench.run(options, Console())
+    except (ValueError, ImportError) as error:
+        return fail(f"dembench bench {name}: {error}")
+    finally:
+        torch.set_num_threads(threads)
+    if options.json:
+        record = {"torch": torch.__version__, "threads": options.threads, **found}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def _problem(options: Namespace) -> str | None:
+    if options.threads < 1:
+        return f"--threads: expected at least 1, got {options.threads}"
+    if not 0 < options.seconds < 3600:
+        return f"--seconds: expected more than 0 and less than 3600, got {options.seconds}"
+    if options.json and not options.json.parent.is_dir():
+        return f"--json: no folder {options.json.parent}"
+    return None
