@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = lookup(argv[0], COMMANDS, "command")
     except ValueError as error:
         return fail(f"dembench: {error}")
+    sys.path.append(os.getcwd())  # so that a configuration can name a class of the user's own; what is installed wins
     try:
         return importlib.import_module(f"scripts.{name}").main(argv[1:])
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     from omegaconf import OmegaConf
 
+    from tasks import runs
     from tasks.compose import ConfigError, compose
 
     try:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.show:
             print(OmegaConf.to_yaml(cfg, resolve=True), end="")
             return 0
-        from tasks import experiment, progress, runs
+        from tasks import experiment, progress
 
         prepared = experiment.prepare(cfg)
         with progress.shown(cfg.progress, title(prepared.config)) as watch:

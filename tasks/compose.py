@@ -25,6 +25,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from tasks.names import lookup
 
@@ -47,10 +48,24 @@ class Choice:
 
 
 def config_files(config_dir: Path | None = None) -> Iterator[Any]:
-    """The folders that hold configurations: the package's, then the user's own, if given; the first name wins."""
+    """The folders that hold configurations: the package's, then the user's own, if given; no name is in both.
+
+    Raises: ConfigError where the user's folder does not exist.
+    """
     yield resources.files("configs")
     if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise ConfigError(f"--config-dir: no folder {config_dir}")
         yield Path(config_dir)
+
+
+def check_config_dir(config_dir: Path) -> None:
+    """Raises ConfigError where a file of the user's folder has the name of one of the package's, which Hydra takes."""
+    package = resources.files("configs")
+    for file in sorted(Path(config_dir).rglob("*.yaml")):
+        name = file.relative_to(config_dir)
+        if package.joinpath(*name.parts).is_file():
+            raise ConfigError(f"--config-dir: {name} is the name of a file of dembench too; give yours another name")
 
 
 def options(group: str, task: str | None = None, config_dir: Path | None = None) -> list[str]:
@@ -162,9 +177,9 @@ def compose(
     for key, valid in VALUES.items():
         if cfg[key] not in valid:
             lookup_or_fail(str(cfg[key]), valid, key)
-    for key, least in (("seed", 0), ("threads", 1)):
-        if not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or cfg[key] < least:
-            raise ConfigError(f"{key}: expected an integer of at least {least}, got {cfg[key]!r}")
+    for key, least, most in (("seed", 0, 2**31 - 1), ("threads", 1, 1024)):
+        if not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or not least <= cfg[key] <= most:
+            raise ConfigError(f"{key}: expected an integer from {least} to {most}, got {cfg[key]!r}")
     if not complete:
         return cfg
     _check_missing(cfg, config_dir)
@@ -178,8 +193,12 @@ def compose(
 def check_signatures(node: Any, path: str = "") -> None:
     """Compares every ``_target_`` below ``node`` (plain containers) with what it takes; imports the targets.
 
-    Raises: ConfigError for an unknown target or argument, and for a value that a Literal annotation rules out.
+    Raises: ConfigError for a group without a target, an unknown target or argument, and a value that a Literal
+        annotation rules out.
     """
+    for group in GROUPS if isinstance(node, dict) and not path else ():
+        if isinstance(node.get(group), dict) and "_target_" not in node[group]:
+            raise ConfigError(f"{group}: the configuration lacks _target_, the class or function that it is for")
     if isinstance(node, list):
         for i, item in enumerate(node):
             check_signatures(item, f"{path}[{i}]")
@@ -240,6 +259,7 @@ def _full_names(groups: Mapping[str, str], config_dir: Path | None) -> dict[str,
 def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> DictConfig:
     overrides = [f"{group}={name}" for group, name in names]
     if config_dir is not None:
+        check_config_dir(config_dir)
         overrides.append(f"hydra.searchpath=['{Path(config_dir).resolve().as_uri()}']")
     GlobalHydra.instance().clear()
     try:
@@ -247,6 +267,8 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
             cfg = hydra_compose("run", overrides=overrides, return_hydra_config=True)
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
+    except YAMLError as error:
+        raise ConfigError(f"a configuration is not valid YAML: {' '.join(str(error).split())}") from error
     chosen = {g: cfg.hydra.runtime.choices.get(g) for g in GROUPS}
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]

@@ -12,21 +12,23 @@ from tasks.compose import ConfigError, check_signatures, compose, header, option
 from tasks.sweeps import expand, read_sweep, to_arguments
 
 PER_TASK = ("method", "model", "data", "protocol")
-GIVEN = {"cifar10c": {"data.root": "x"}, "cifar10c_generated": {"data.source": "x"}}
-GIVEN |= {"timm": {"model.arch": "resnet18"}, "torchvision": {"model.arch": "resnet18"}}
-EVERY = [(group, name) for group in (*PER_TASK, "loss") for name in options(group, "tta")]
+EVERY = [(task, group, name) for task in options("task") for group in PER_TASK for name in options(group, task)]
+EVERY += [("tta", "loss", name) for name in options("loss")]
 
 
-@pytest.mark.parametrize(("group", "name"), EVERY)
-def test_every_choice_composes_and_fits_what_it_builds(group: str, name: str) -> None:
-    cfg = compose({group: name, **GIVEN.get(name, {})})
+@pytest.mark.parametrize(("task", "group", "name"), EVERY)
+def test_every_choice_composes_and_fits_what_it_builds(task: str, group: str, name: str) -> None:
+    cfg = compose({"task": task, group: name}, complete=False)
     assert cfg.choices[group] == name
-    check_signatures({group: OmegaConf.to_container(cfg[group], resolve=True)})
+    for key in OmegaConf.missing_keys(cfg):  # what the user has to give, such as a folder
+        if not key.startswith("task."):
+            OmegaConf.update(cfg, key, "x")
+    check_signatures({part: OmegaConf.to_container(cfg[part], resolve=True) for part in (group, "task")})
 
 
-@pytest.mark.parametrize(("group", "name"), EVERY)
-def test_every_file_says_what_it_is(group: str, name: str) -> None:
-    assert header(read_option(group, name, "tta"), "About")
+@pytest.mark.parametrize(("task", "group", "name"), EVERY)
+def test_every_file_says_what_it_is(task: str, group: str, name: str) -> None:
+    assert header(read_option(group, name, task), "About")
 
 
 def test_names_of_the_specification_are_there() -> None:
@@ -102,9 +104,9 @@ def test_composing_twice_gives_independent_configurations() -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["method=tnet"], ["unknown method 'tnet'", "nearest: tent", "valid: norm, source, tent"]),
+        (["method=tnet"], ["unknown method 'tnet'", "nearest: tent", "valid: ", "source, "]),
         (["loss=adaden"], ["unknown loss 'adaden'", "nearest: adadem", "dem, em"]),
-        (["task=tta2"], ["unknown task", "valid: tta"]),
+        (["task=tta2"], ["unknown task", "nearest: tta"]),
         (["protocol=continuous"], ["unknown protocol", "nearest: continual"]),
         (["metod=tent"], ["unknown key 'metod'", "nearest: method", "valid: task, method, loss"]),
         (["method.learning_rate=1"], ["unknown key 'method.learning_rate'", "valid: method.optimizer, method.lr"]),
@@ -116,8 +118,9 @@ def test_composing_twice_gives_independent_configurations() -> None:
         (["device=gpu"], ["unknown device 'gpu'", "valid: auto, cpu, cuda"]),
         (["precision=fp16"], ["unknown precision 'fp16'", "bf16"]),
         (["seed=x"], ["seed: expected a number, got 'x'"]),
-        (["seed=-1"], ["seed: expected an integer of at least 0"]),
-        (["threads=0"], ["threads: expected an integer of at least 1"]),
+        (["seed=-1"], ["seed: expected an integer from 0 to"]),
+        (["seed=99999999999999999999"], ["seed: expected an integer from 0 to 2147483647"]),
+        (["threads=0"], ["threads: expected an integer from 1 to"]),
         (["method.lr=fast"], ["method.lr: expected a number, got 'fast'"]),
         (["method.lr=true"], ["method.lr: expected a number, got True"]),
         (["method.steps=1.5"], ["method.steps: expected an integer, got 1.5"]),
@@ -182,3 +185,31 @@ def test_cifar_sweep_is_what_it_says() -> None:
     assert pairs == {("single_domain", 1.1, 0.0), ("continual", 1.4, 1.4)}
     assert {words["data.num_images"] for words in runs} == {2000}
     compose(runs[0])
+
+
+def test_a_missing_folder_of_configurations_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="--config-dir: no folder .*nowhere"):
+        options("loss", config_dir=tmp_path / "nowhere")
+
+
+def test_own_configurations_may_not_have_the_name_of_the_packages(tmp_path):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "em.yaml").write_text("_target_: core.DEM\n")
+    with pytest.raises(ConfigError, match="loss/em.yaml is the name of a file of dembench too"):
+        compose(["loss=em"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1, 2\nb: {", "not valid YAML"), ("tau: 1.0\n", "loss: the configuration lacks _target_")],
+)
+def test_a_broken_file_of_ones_own_is_an_error_of_one_line(tmp_path, text, message):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text(text)
+
+    def check() -> None:
+        check_signatures(OmegaConf.to_container(compose(["loss=mine"], tmp_path)))
+
+    with pytest.raises(ConfigError, match=message) as caught:
+        check()
+    assert "\n" not in str(caught.value)
