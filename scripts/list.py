@@ -17,7 +17,7 @@ ORDER = ("task", "method", "loss", "model", "data", "protocol", "sweep")
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench list", description="Show names, and whether what they need is on this machine.")
     p.add_argument("group", nargs="?", help=f"one of {', '.join(ORDER)}; all without it")
-    p.add_argument("--task", default="tta", help="whose methods, models, data and protocols (default: tta)")
+    p.add_argument("--task", help="whose methods, models, data and protocols; those of every task without it")
     p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
     return p
 
@@ -30,12 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.group is not None:
             groups = (lookup(args.group, ORDER, "group"),)
-        from tasks.compose import options
+        from tasks.compose import SHARED, options
 
-        lookup(args.task, options("task", config_dir=args.config_dir), "task")
+        tasks = options("task", config_dir=args.config_dir)
+        if args.task is not None:
+            tasks = [lookup(args.task, tasks, "task")]
     except ValueError as error:
         return fail(f"dembench list: {error}")
-    show({group: rows(group, args.task, args.config_dir) for group in groups})
+    found = {}
+    for group in groups:
+        for task in tasks[:1] if group in (*SHARED, "sweep") else tasks:
+            title = group if group in (*SHARED, "sweep") or args.task else f"{group} of task={task}"
+            found[title] = rows(group, task, args.config_dir)
+    show(found)
     return 0
 
 
