@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,54 +13,18 @@ from torch import Tensor, nn
 from tasks.base import Event, Flag, Method, Point, Row
 from tasks.metrics import StreamMetrics, is_collapsed
 from tasks.names import lookup
-from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
+from tasks.tta.corruptions import CORRUPTIONS
+from tasks.tta.streams import Domain, Part, Protocol, image_order, parts
+from tasks.tta.window import Window
+
+__all__ = ["CorruptionTTA", "Protocol", "mean_rows"]
 
 _FLUSH = 16  # batches between two looks of the host at a GPU's numbers
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Which corruptions come in which order, and what is forgotten in between.
-
-    Args:
-        reset: True starts the method afresh before each corruption (single-domain), False never does (continual).
-        severity: 1 to 5.
-        corruptions: names in the order of the stream, each once; None is all 15 in the standard order.
-        batch_size: images a batch; the last of a corruption may be smaller.
-        order_seed: shuffles the images of each corruption; None keeps the order of the data.
-    Raises: ValueError for corruptions that are unknown, named twice or no list, a severity outside 1..5, a batch_size
-        < 1, or an order_seed that is no whole number.
-    """
-
-    reset: bool
-    severity: int = 5
-    corruptions: Sequence[str] | None = None
-    batch_size: int = 200
-    order_seed: int | None = 0
-
-    def __post_init__(self) -> None:
-        if not _is_whole(self.severity) or self.severity not in SEVERITIES:
-            raise ValueError(f"protocol: expected severity 1 to 5, got {self.severity!r}")
-        if not _is_whole(self.batch_size) or self.batch_size < 1:
-            raise ValueError(f"protocol: expected a whole batch_size >= 1, got {self.batch_size!r}")
-        if self.order_seed is not None and not _is_whole(self.order_seed):
-            raise ValueError(f"protocol: expected order_seed to be a whole number or null, got {self.order_seed!r}")
-        if self.corruptions is None:
-            return
-        if isinstance(self.corruptions, str) or not isinstance(self.corruptions, Sequence) or not self.corruptions:
-            raise ValueError(f"protocol: expected a list of one or more corruptions, got {self.corruptions!r}")
-        for name in self.corruptions:
-            lookup(name, CORRUPTIONS, "corruption")
-        if len(set(self.corruptions)) < len(self.corruptions):
-            raise ValueError(f"protocol: expected each corruption once, got {', '.join(self.corruptions)}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+_GATHERED = 4096  # samples of a mixed stream that are sorted into their domains at once
 
 
 class CorruptionTTA:
-    """Error per corruption and their mean, online: each image is predicted once, before or while it is learned from.
+    """Error per domain and their mean, online: each image is predicted once, before or while it is learned from.
 
     Every ``run`` starts from a copy of the model, so that one method leaves nothing behind for the next.
 
@@ -69,10 +32,10 @@ class CorruptionTTA:
         data: has ``domain(corruption, severity)``, see ``tasks.tta.data``.
         model: maps (N, 3, H, W) in [0, 1] to logits (N, C); its normalisation is inside.
         protocol: the stream.
-        seed: of whatever draws numbers; the runner has set it.
         device: where model and images live.
         precision: "fp32", or "bf16" for autocast in the model's forward pass; losses and metrics stay in float32.
-    Raises: ValueError where model and data disagree on the classes, or for an unknown precision.
+    Raises: ValueError where model and data disagree on the classes, for a corruption that the data has not, or for an
+        unknown precision.
     """
 
     def __init__(
@@ -92,63 +55,110 @@ class CorruptionTTA:
             raise ValueError(f"the model has {classes} classes, {data.name} has {data.num_classes}")
         self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
         self.device, self.precision = torch.device(device), precision
+        for name in protocol.corruptions or ():
+            lookup(name, getattr(data, "known", CORRUPTIONS), "corruption")
+        self.parts = parts(protocol, self.corruptions)
 
     @property
     def corruptions(self) -> tuple[str, ...]:
         return tuple(self.protocol.corruptions or self.data.corruptions)
 
     def __len__(self) -> int:
-        return len(self.corruptions) * -(-self.data.num_images // self.protocol.batch_size)
+        return sum(map(self.batches, self.parts))
+
+    def batches(self, part: Part) -> int:
+        """How many batches a part of the stream has."""
+        return -(-self.data.num_images * len(part.domains) // self.protocol.batch_size)
 
     def run(self, make_method: Callable[..., Method]) -> Iterator[Event]:
-        """Yields notes on the data, a Point for each batch, and rows, histogram and flags for each corruption.
+        """Yields notes, a Point for each batch, and rows, histogram and flags for each domain.
 
         A note with the name of a corruption as its key is left out where that corruption is not in the stream.
         """
         yield from (note for note in self.data.notes if note.key not in CORRUPTIONS or note.key in self.corruptions)
         model: nn.Module = deepcopy(self.model)
         model.to(self.device, memory_format=torch.channels_last)  # a third faster on a CPU
-        method = make_method(model=model if self.precision == "fp32" else Bfloat16(model, self.device.type))
+        method: Any = make_method(model=model if self.precision == "fp32" else Bfloat16(model, self.device.type))
+        yield from getattr(method, "notes", ())
+        size = self.protocol.window
+        window = None if size is None else Window(size)
         step, rows = 0, []
-        for number, corruption in enumerate(self.corruptions):
+        for part in self.parts:
             if self.protocol.reset:
                 method.reset()
-            name = f"{corruption}/{self.protocol.severity}"
-            images, labels = self._domain(corruption, number)
-            metrics = StreamMetrics(self.data.num_classes, self.device)
-            waiting: list[Tensor] = []
-            sizes: list[tuple[int, int]] = []
-            for start in range(0, len(images), self.protocol.batch_size):
-                x = images[start : start + self.protocol.batch_size].float().div_(255)
-                x = x.contiguous(memory_format=torch.channels_last)
-                y = labels[start : start + self.protocol.batch_size]
+                window = None if size is None else Window(size)
+            scores = Scores(part.domains, self.data.num_classes, self.device)
+            waiting: list[tuple[int, bool, Tensor]] = []
+            left = self.batches(part)
+            for x, y, owners in self._batches(part):
+                if self.protocol.episodic:
+                    method.reset()
                 before = method.updated
-                logits = method(x).float()
-                metrics.update(logits, y)
-                waiting.append(_look(logits, y, method.last_loss))
-                sizes.append((len(x), method.updated - before))
-                if len(waiting) == (1 if self.device.type == "cpu" else _FLUSH) or start + len(x) == len(images):
-                    for values, (n, updated) in zip(torch.stack(waiting).tolist(), sizes, strict=True):
-                        correct, entropy, loss = values
+                logits, learned = (method(x), True) if window is None else window(method, x)
+                logits, loss = logits.float(), method.last_loss if learned else None
+                scores.update(logits, y, owners)
+                waiting.append((len(x), loss is not None, _look(logits, y, loss, method.updated - before)))
+                left -= 1
+                if not left or len(waiting) == (1 if self.device.type == "cpu" else _FLUSH):
+                    numbers = torch.stack([look for _, _, look in waiting]).tolist()
+                    for (n, has_loss, _), (correct, entropy, value, updated) in zip(waiting, numbers, strict=True):
                         yield Point(
-                            step, name, n, int(correct), entropy, None if method.last_loss is None else loss, updated
+                            step, part.name, n, int(correct), entropy, value if has_loss else None, int(updated)
                         )
                         step += 1
-                    waiting, sizes = [], []
-            found = metrics.rows(name)
-            rows += found
-            yield from found
-            yield from _judge(metrics, found, name)
+                    waiting = []
+            for domain, metrics in scores.finished():
+                found = metrics.rows(domain.name)
+                rows += found
+                yield from found
+                yield from _judge(metrics, found, domain.name)
         yield from mean_rows(rows)
 
-    def _domain(self, corruption: str, number: int) -> tuple[Tensor, Tensor]:
-        """Images, uint8, and labels of one corruption on the device, in the order of the stream."""
-        images, labels = self.data.domain(corruption, self.protocol.severity)
-        if self.protocol.order_seed is not None:
-            generator = torch.Generator().manual_seed(1000 * self.protocol.order_seed + number)
-            order = torch.randperm(len(images), generator=generator)
-            images, labels = images[order], labels[order]
-        return images.to(self.device), labels.to(self.device)
+    def _batches(self, part: Part) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Images in [0, 1] and labels on the device, batch by batch, and in a mixed stream which domain each is of."""
+        found = [self.data.domain(domain.corruption, domain.severity) for domain in part.domains]
+        labels = [own for _, own in found]
+        order = image_order(self.protocol, part.domains, labels)
+        owners = torch.cat([torch.full_like(own, k) for k, own in enumerate(labels)])[order]
+        images = found[0][0] if len(found) == 1 else torch.cat([own for own, _ in found])
+        images = images[order].to(self.device)
+        shown = torch.cat(labels)[order].to(self.device)
+        for start in range(0, len(order), self.protocol.batch_size):
+            now = slice(start, start + self.protocol.batch_size)
+            x = images[now].float().div_(255).contiguous(memory_format=torch.channels_last)
+            yield x, shown[now], owners[now]
+
+
+class Scores:
+    """Metrics of each domain of a part. The batches of a mixed stream are sorted into domains many at a time."""
+
+    def __init__(self, domains: Sequence[Domain], num_classes: int, device: torch.device) -> None:
+        self.domains = domains
+        self.metrics = [StreamMetrics(num_classes, device) for _ in domains]
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def update(self, logits: Tensor, labels: Tensor, owners: Tensor) -> None:
+        """Adds a batch; ``owners`` (N,) on the CPU gives the number of each image's domain."""
+        if len(self.metrics) == 1:
+            self.metrics[0].update(logits, labels)
+            return
+        self._waiting.append((logits, labels, owners))
+        if sum(len(own) for _, _, own in self._waiting) >= _GATHERED:
+            self._sort()
+
+    def finished(self) -> Iterator[tuple[Domain, StreamMetrics]]:
+        self._sort()
+        yield from zip(self.domains, self.metrics, strict=True)
+
+    def _sort(self) -> None:
+        if not self._waiting:
+            return
+        logits, labels, owners = (torch.cat(column) for column in zip(*self._waiting, strict=True))
+        self._waiting = []
+        for number, metrics in enumerate(self.metrics):
+            own = (owners == number).nonzero()[:, 0].to(logits.device)
+            if len(own):
+                metrics.update(logits[own], labels[own])
 
 
 class Bfloat16(nn.Module):
@@ -174,12 +184,16 @@ def mean_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 @torch.no_grad()
-def _look(logits: Tensor, labels: Tensor, loss: Tensor | None) -> Tensor:
-    """Correct predictions, mean entropy and mean loss of a batch, on the device."""
+def _look(logits: Tensor, labels: Tensor, loss: Tensor | None, updated: int | Tensor) -> Tensor:
+    """Correct predictions, mean entropy, mean loss and samples learned from of a batch, (4,) on the device.
+
+    Where there is no loss, the third number means nothing. Nothing here waits for the device.
+    """
     log_p = logits.log_softmax(1)
     entropy = torch.special.entr(log_p.exp()).sum(1).mean()
     correct = (logits.argmax(1) == labels).sum()
-    return torch.stack([correct.float(), entropy, entropy if loss is None else loss.float()])
+    count = updated if isinstance(updated, Tensor) else torch.full((), updated, device=logits.device)
+    return torch.stack([value.double() for value in (correct, entropy, entropy if loss is None else loss, count)])
 
 
 def _judge(metrics: StreamMetrics, rows: Sequence[Row], name: str) -> Iterator[Event]:

@@ -51,7 +51,7 @@ def test_methods_are_built_without_a_model(name: str) -> None:
 def test_protocols_are_built(protocol: str) -> None:
     built = instantiate(compose({"protocol": protocol, "seed": 7}).protocol)
     assert built.reset is (protocol == "single_domain")
-    assert (built.severity, built.batch_size, built.order_seed) == (5, 200, 7)
+    assert (built.severities, built.batch_size, built.order_seed) == ((5,), 200, 7)
 
 
 @pytest.mark.data

@@ -320,18 +320,14 @@ class SmallNetOfTen(SmallNet):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"corruptions": ["fog", "gausian_noise"]},
-            "unknown corruption 'gausian_noise'; nearest: gaussian_noise.*valid: ",
-        ),
         ({"corruptions": []}, r"list of one or more corruptions, got \[\]"),
         ({"corruptions": "fog"}, "list of one or more corruptions, got 'fog'"),
         ({"corruptions": {"fog": 1}}, "list of one or more corruptions, got {"),
         ({"corruptions": ["fog", "snow", "fog"]}, "each corruption once, got fog, snow, fog"),
-        ({"severity": 0}, "severity 1 to 5, got 0"),
-        ({"severity": 6}, "severity 1 to 5, got 6"),
-        ({"severity": 5.0}, r"severity 1 to 5, got 5\.0"),
-        ({"severity": True}, "severity 1 to 5, got True"),
+        ({"severity": 0}, "severity 1 to 5, or a list of such, got 0"),
+        ({"severity": 6}, "severity 1 to 5, or a list of such, got 6"),
+        ({"severity": 5.0}, r"severity 1 to 5, or a list of such, got 5\.0"),
+        ({"severity": True}, "severity 1 to 5, or a list of such, got True"),
         ({"batch_size": 0}, "batch_size >= 1, got 0"),
         ({"batch_size": -3}, "batch_size >= 1, got -3"),
         ({"batch_size": 2.5}, r"batch_size >= 1, got 2\.5"),
@@ -353,6 +349,8 @@ def test_a_wrong_task_is_refused_before_any_work():
     data = MadeData(cycle(4))
     with pytest.raises(ValueError, match="unknown precision 'fp16'; valid: fp32, bf16"):
         CorruptionTTA(data, SmallNet(), Protocol(reset=True), precision="fp16")
+    with pytest.raises(ValueError, match="unknown corruption 'gausian_noise'; nearest: gaussian_noise.*valid: "):
+        CorruptionTTA(data, SmallNet(), Protocol(reset=True, corruptions=["fog", "gausian_noise"]))
     with pytest.raises(ValueError, match="the model has 10 classes, made has 5"):
         CorruptionTTA(data, cifar_resnet(20), Protocol(reset=True))
     assert data.asked == []

@@ -1,0 +1,202 @@
+"""The streams of corruption TTA: which images come when, and where a method starts afresh.
+
+An image's place depends on the order seed, the name and the severity of its corruption and its own number, by a hash;
+neither on the other corruptions of the stream nor on how many there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.names import lookup
+from tasks.tta.corruptions import SEVERITIES
+from tasks.tta.corruptions.draws import Draws
+
+LabelOrder = Literal["shuffled", "sorted", "dirichlet"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which domains come in which order, what a batch is, and what is forgotten in between.
+
+    A domain is a corruption at a severity. Several severities come one after the other, each with all corruptions.
+
+    Args:
+        reset: True starts the method afresh before each domain (single-domain), False never does (continual).
+        severity: 1 to 5, one or a list, each once.
+        corruptions: names in the order of the stream, each once; None is all that the data has, in its order.
+        batch_size: images a batch; the last of a domain may be smaller.
+        order_seed: shuffles the images of each domain; None keeps the order of the data.
+        episodic: the method starts afresh before each batch, too.
+        gradual: each corruption climbs through the severities, which ascend, and down again.
+        mixed: the images of all domains in one shuffled stream; the numbers are still reported for each domain.
+        label_order: "shuffled" leaves the labels to the shuffle; "sorted" shows one class after the other; "dirichlet"
+            cuts each class into as many chunks as there are classes, in proportions from Dirichlet(delta, ..., delta),
+            and shows chunk after chunk, in each one class after the other in random order (as NOTE, Gong et al. 2022,
+            without its rule that evens out the chunks).
+        delta: of "dirichlet", > 0; the smaller, the longer the runs of one label. None for the other orders.
+        window: each image is predicted in one batch with the ``window`` - 1 images before it, and the method learns
+            from that batch once in ``window`` images; needs batch_size 1. None: plain batches.
+    Raises: ValueError for values outside these, and for settings that contradict each other.
+    """
+
+    reset: bool
+    severity: int | Sequence[int] = 5
+    corruptions: Sequence[str] | None = None
+    batch_size: int = 200
+    order_seed: int | None = 0
+    episodic: bool = False
+    gradual: bool = False
+    mixed: bool = False
+    label_order: LabelOrder = "shuffled"
+    delta: float | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_severities()
+        self._check_corruptions()
+        if not _is_whole(self.batch_size) or self.batch_size < 1:
+            raise ValueError(f"protocol: expected a whole batch_size >= 1, got {self.batch_size!r}")
+        if self.order_seed is not None and not _is_whole(self.order_seed):
+            raise ValueError(f"protocol: expected order_seed to be a whole number or null, got {self.order_seed!r}")
+        for name in ("reset", "episodic", "gradual", "mixed"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"protocol: expected {name} to be true or false, got {getattr(self, name)!r}")
+        if self.gradual and self.mixed:
+            raise ValueError("protocol: gradual and mixed are two streams; choose one")
+        if self.reset and (self.gradual or self.mixed):
+            raise ValueError(f"protocol: a {'gradual' if self.gradual else 'mixed'} stream is one; use reset=false")
+        if self.mixed and self.order_seed is None:
+            raise ValueError("protocol: a mixed stream is a shuffled one; give an order_seed")
+        self._check_labels()
+        if self.window is not None:
+            if not _is_whole(self.window) or self.window < 2:
+                raise ValueError(f"protocol: expected a whole window >= 2 or null, got {self.window!r}")
+            if self.batch_size != 1:
+                raise ValueError(f"protocol: a window takes images one by one; use batch_size=1, not {self.batch_size}")
+            if self.episodic:
+                raise ValueError("protocol: an episodic method keeps nothing, so a window has no use; choose one")
+
+    @property
+    def severities(self) -> tuple[int, ...]:
+        return (self.severity,) if isinstance(self.severity, int) else tuple(self.severity)
+
+    def _check_severities(self) -> None:
+        given = self.severity if isinstance(self.severity, Sequence) else (self.severity,)
+        if isinstance(given, str) or not given or not all(_is_whole(s) and s in SEVERITIES for s in given):
+            raise ValueError(f"protocol: expected severity 1 to 5, or a list of such, got {self.severity!r}")
+        if len(set(given)) < len(given):
+            raise ValueError(f"protocol: expected each severity once, got {', '.join(map(str, given))}")
+        if self.gradual and (len(given) < 2 or list(given) != sorted(given)):
+            raise ValueError(f"protocol: a gradual stream needs severities that ascend, got {self.severity!r}")
+
+    def _check_corruptions(self) -> None:
+        if self.corruptions is None:
+            return
+        if isinstance(self.corruptions, str) or not isinstance(self.corruptions, Sequence) or not self.corruptions:
+            raise ValueError(f"protocol: expected a list of one or more corruptions, got {self.corruptions!r}")
+        if len(set(self.corruptions)) < len(self.corruptions):
+            raise ValueError(f"protocol: expected each corruption once, got {', '.join(self.corruptions)}")
+
+    def _check_labels(self) -> None:
+        lookup(self.label_order, get_args(LabelOrder), "protocol.label_order")
+        if self.label_order != "dirichlet":
+            if self.delta is not None:
+                raise ValueError(f"protocol: delta belongs to label_order=dirichlet, not to {self.label_order}")
+            return
+        if self.order_seed is None:
+            raise ValueError("protocol: label_order=dirichlet draws its chunks; give an order_seed")
+        number = isinstance(self.delta, int | float) and not isinstance(self.delta, bool)
+        if not number or not 0 < self.delta < math.inf:
+            raise ValueError(f"protocol: label_order=dirichlet needs delta > 0, got {self.delta!r}")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A corruption at a severity (None: the data has no severities); ``name`` is its slice in the results."""
+
+    corruption: str
+    severity: int | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the stream whose images are shuffled together; ``name`` is the slice of its points."""
+
+    name: str
+    domains: tuple[Domain, ...]
+
+
+def parts(protocol: Protocol, corruptions: Sequence[str], *, graded: bool = True) -> list[Part]:
+    """The stream of ``protocol`` over ``corruptions``; data that is not ``graded`` has one domain for each.
+
+    Raises: ValueError for a gradual stream over data without severities.
+    """
+    if not graded:
+        if protocol.gradual:
+            raise ValueError("protocol: a gradual stream needs data with severities")
+        domains = [Domain(name, None, name) for name in corruptions]
+    elif protocol.gradual:
+        domains = [
+            Domain(name, severity, f"{name}/{severity}{way}")
+            for name in corruptions
+            for way, severities in (("", protocol.severities), (" falling", protocol.severities[-2::-1]))
+            for severity in severities
+        ]
+    else:
+        domains = [Domain(name, s, f"{name}/{s}") for s in protocol.severities for name in corruptions]
+    if protocol.mixed:
+        return [Part("mixed", tuple(domains))]
+    return [Part(domain.name, (domain,)) for domain in domains]
+
+
+def image_order(protocol: Protocol, domains: Sequence[Domain], labels: Sequence[Tensor]) -> Tensor:
+    """In which order the images of ``domains``, put one after the other, are shown; int64, each number once.
+
+    Args:
+        labels: of each domain, (N,) int64 each.
+    """
+    everything = torch.cat(list(labels))
+    order = torch.arange(len(everything))
+    if protocol.order_seed is not None:
+        order = torch.cat([_keys(protocol.order_seed, *pair) for pair in zip(domains, labels, strict=True)]).argsort()
+    if protocol.label_order == "sorted":
+        order = order[everything[order].argsort(stable=True)]
+    if protocol.label_order == "dirichlet":
+        name = domains[0] if len(domains) == 1 else Domain("mixed", None, "mixed")
+        seed = Draws(protocol.order_seed or 0, name.corruption, name.severity or 0, order[:0]).base
+        order = order[dirichlet_order(everything[order].numpy(), float(protocol.delta or 0), seed)]
+    return order
+
+
+def _keys(seed: int, domain: Domain, labels: Tensor) -> Tensor:
+    """A random number for each image, by hash: it is the same whatever else is in the stream."""
+    return Draws(seed, domain.corruption, domain.severity or 0, torch.arange(len(labels))).bits("order")
+
+
+def dirichlet_order(labels: np.ndarray, delta: float, seed: int) -> Tensor:
+    """Positions of ``labels`` (N,) in chunks whose classes follow Dirichlet proportions; see ``Protocol.label_order``.
+
+    Within a class the given order is kept.
+    """
+    generator = np.random.default_rng(seed)
+    classes = np.unique(labels)
+    pieces = []  # per class its positions in each chunk
+    for label in classes:
+        own = np.flatnonzero(labels == label)
+        shares = generator.dirichlet([delta] * len(classes))
+        pieces.append(np.split(own, np.rint(shares.cumsum()[:-1] * len(own)).astype(int)))
+    chunks = [pieces[k][chunk] for chunk in range(len(classes)) for k in generator.permutation(len(classes))]
+    return torch.from_numpy(np.concatenate(chunks))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
