@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.cli import Parser, fail
 
-ORDER = ("task", "method", "loss", "model", "data", "protocol", "sweep")
+ORDER = ("task", "method", "loss", "model", "data", "protocol", "sweep", "study")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench list: {error}")
     found = {}
     for group in groups:
-        for task in tasks[:1] if group in (*SHARED, "sweep") else tasks:
-            title = group if group in (*SHARED, "sweep") or args.task else f"{group} of task={task}"
+        for task in tasks[:1] if group in (*SHARED, "sweep", "study") else tasks:
+            title = group if group in (*SHARED, "sweep", "study") or args.task else f"{group} of task={task}"
             found[title] = rows(group, task, args.config_dir)
     show(found)
     return 0
@@ -51,8 +51,9 @@ def rows(group: str, task: str, config_dir: Path | None) -> list[tuple[str, str,
     from tasks.compose import header, options, read_option
 
     found = []
-    for name in options(group, task, config_dir):
-        text = read_option(group, name, task, config_dir)
+    folder, owner = ("sweep/study", None) if group == "study" else (group, task)
+    for name in options(folder, owner, config_dir):
+        text = read_option(folder, name, owner, config_dir)
         state, reason = state_of(group, name, task, config_dir)
         get = header(text, "Get")
         if state != "missing":

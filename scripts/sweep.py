@@ -20,6 +20,7 @@ EXAMPLE = """examples:
   dembench sweep demo --dry-run
   dembench sweep cifar10_jpeg out=runs/cifar10_jpeg seed=0,1 --workers 2
   dembench sweep my_grid.yaml
+  dembench sweep study=ttc_table2 data=cifar10c data.root=DIR model=cifar_resnet20
 
 A sweep file has `base` (what all runs share) and `grids`, a list of mappings from keys to a value or a list of values;
 each grid gives every combination. An override replaces its key in all grids; `seed=0,1` gives two values. What has a
@@ -28,7 +29,7 @@ result is skipped, so a stopped sweep goes on where it was; a failed run leaves 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench sweep", description="Run a grid of runs; what is done is skipped.", epilog=EXAMPLE)
-    p.add_argument("sweep", help="a file, or the name of one of the sweeps that `dembench list` shows")
+    p.add_argument("sweep", help="a file, a name that `dembench list sweep` shows, or study=NAME (dembench list study)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="as for dembench run; commas give several values")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: a CPU each, or 1 on a GPU); 0: none")
     p.add_argument("--dry-run", action="store_true", help="show what would run, and stop")

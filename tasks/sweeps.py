@@ -27,6 +27,7 @@ from yaml import YAMLError
 from tasks import experiment, runs
 from tasks.compose import ConfigError, check_signatures, compose, lookup_or_fail, options, parse, read_option
 
+STUDIES = "sweep/study"  # the folder of the sources' tables and figures
 Words = dict[str, Any]  # key -> plain value, as ``tasks.compose.choose`` takes them
 
 
@@ -53,12 +54,16 @@ class Planned:
 
 
 def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, Any]:
-    """The plain content of a sweep file, given as a path (with a suffix or a slash) or as a name of configs/sweep/.
+    """The plain content of a sweep file, given as a path (with a suffix or a slash), as a name of configs/sweep/, or as
+    ``study=NAME`` for one of configs/sweep/study/.
 
     Raises: ConfigError where there is no such file or it is no sweep.
     """
     path = Path(file_or_name)
-    if path.suffix in (".yaml", ".yml") or "/" in file_or_name:
+    if file_or_name.startswith("study="):
+        name = lookup_or_fail(file_or_name.removeprefix("study="), options(STUDIES, config_dir=config_dir), "study")
+        text = read_option(STUDIES, name, config_dir=config_dir)
+    elif path.suffix in (".yaml", ".yml") or "/" in file_or_name:
         if not path.is_file():
             raise ConfigError(f"no sweep file {file_or_name}")
         text = path.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """Published numbers: configs/reference/*.yaml -> records, and which of them may stand beside measured ones.
 
-A file holds one table of a paper: what all its numbers share, its columns, and its rows with a value per column. A row's
+A file holds one table of a paper: what its numbers share, its columns, and its rows with a value per column. A row's
 field wins over its column's, and that over a shared one. A value is a number, [mean, standard deviation], or null.
 """
 
