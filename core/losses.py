@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class AdaDEM(nn.Module):
         num_classes: int | None = None,
         *,
         norm: bool = True,
-        norm_type: float = 1,
+        norm_type: float | Literal["inf"] = 1,
         norm_of: str = "cadf",
         mec: bool = True,
         alpha: float = 1.0,
@@ -103,6 +103,7 @@ class AdaDEM(nn.Module):
         reduction: str = "none",
     ):
         super().__init__()
+        norm_type = float(norm_type)  # configurations are JSON, which has no infinity: there it is a text
         check_adadem(momentum, alpha, norm_type, norm_of)
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"adadem: expected num_classes >= 1, got {num_classes}")
