@@ -25,7 +25,7 @@ from pathlib import Path
 from scripts.cli import Parser, fail
 from tasks.names import lookup
 
-_HELPERS = ("timing", "textbook_tta")
+_HELPERS = ("counting", "textbook_forward", "textbook_tta", "timing")
 BENCHES = tuple(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _HELPERS)
 
 
