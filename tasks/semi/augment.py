@@ -1,0 +1,164 @@
+"""Weak and strong views of batches of uint8 images (N, 3, H, W): every sample has its own random numbers.
+
+What is drawn and what is done with it are apart: the draws of a whole batch are made on the CPU by one generator, so
+that they are the same on every device and can be divided over several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from tasks.names import lookup
+from tasks.semi.operators import GEOMETRIC, OPERATIONS, POINTWISE, RANGES, affine
+
+CUTOUT_COLOR = (125, 123, 114)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a dataset is augmented.
+
+    Args:
+        size: side of the views in pixels; None is that of the images.
+        pad: pixels of reflection around the images before the crop.
+        hflip, vflip: mirror half of the samples.
+        operations: of the strong view, of which ``slots`` are drawn with replacement; the magnitude is uniform.
+        cutout: largest side of the square that is cut out of the strong view, as a share of the width.
+    Raises: ValueError for an unknown operation or a number out of range.
+    """
+
+    size: int | None = None
+    pad: int = 4
+    hflip: bool = True
+    vflip: bool = False
+    operations: Sequence[str] = OPERATIONS
+    slots: int = 3
+    cutout: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in self.operations:
+            lookup(name, OPERATIONS, "augmentation")
+        if self.pad < 0 or self.slots < 0 or not 0 <= self.cutout <= 1 or (self.slots and not self.operations):
+            raise ValueError(f"augmentation: expected pad, slots >= 0 and cutout from 0 to 1, got {self}")
+
+
+class _Draw:
+    def take(self, rows: slice) -> _Draw:
+        """The draws of some samples: a number per sample stands along the last axis."""
+        return type(self)(*(getattr(self, field.name)[..., rows] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class WeakDraw(_Draw):
+    """Where the crop begins in the padded image, and which samples are mirrored; (N,) each."""
+
+    top: Tensor
+    left: Tensor
+    hflip: Tensor
+    vflip: Tensor
+
+
+@dataclass(frozen=True)
+class StrongDraw(_Draw):
+    """Operation numbers and magnitudes, (slots, N); side and centre of the cutout as shares of the side, (3, N)."""
+
+    operation: Tensor
+    magnitude: Tensor
+    cutout: Tensor
+
+
+def draw_weak(recipe: Recipe, n: int, height: int, width: int, generator: torch.Generator) -> WeakDraw:
+    """Random numbers of ``n`` weak views of images of this height and width."""
+    high, wide = (side + 2 * recipe.pad - (recipe.size or side) for side in (height, width))
+    if min(high, wide) < 0:
+        raise ValueError(f"augmentation: no crop of {recipe.size} pixels in an image of {height} x {width}")
+    top = torch.randint(high + 1, (n,), generator=generator)
+    left = torch.randint(wide + 1, (n,), generator=generator)
+    flips = torch.rand(2, n, generator=generator) < 0.5
+    return WeakDraw(top, left, flips[0] & recipe.hflip, flips[1] & recipe.vflip)
+
+
+def draw_strong(recipe: Recipe, n: int, generator: torch.Generator) -> StrongDraw:
+    """Random numbers of what makes ``n`` weak views strong."""
+    operation = torch.randint(max(len(recipe.operations), 1), (recipe.slots, n), generator=generator)
+    share = torch.rand(recipe.slots, n, dtype=torch.float64, generator=generator)
+    ranges = torch.tensor([RANGES[name] for name in recipe.operations] or [(0, 0)], dtype=torch.float64)
+    low, high = ranges[operation].unbind(-1)
+    cutout = torch.rand(3, n, dtype=torch.float64, generator=generator)
+    cutout[0] *= recipe.cutout
+    return StrongDraw(operation, low + (high - low) * share, cutout)
+
+
+def weak(images: Tensor, recipe: Recipe, draw: WeakDraw) -> Tensor:
+    """Crops of the images padded by reflection, mirrored; uint8 (N, 3, size, size)."""
+    n, _, height, width = images.shape
+    rows = _source(draw.top, draw.vflip, recipe, height)
+    columns = _source(draw.left, draw.hflip, recipe, width)
+    place = (rows[:, :, None] * width + columns[:, None, :]).to(images.device)
+    flat = place.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, flat).view(n, -1, *place.shape[1:])
+
+
+def _source(start: Tensor, flip: Tensor, recipe: Recipe, side: int) -> Tensor:
+    """Row or column of the image for each one of the view, (N, size)."""
+    size = recipe.size or side
+    place = torch.arange(size).expand(len(start), -1)
+    place = torch.where(flip[:, None], size - 1 - place, place) + (start - recipe.pad)[:, None]
+    return (side - 1) - ((side - 1) - place.abs()).abs()
+
+
+def strong(images: Tensor, recipe: Recipe, draw: StrongDraw) -> Tensor:
+    """RandAugment and cutout on weak views; uint8 (N, 3, H, W)."""
+    images = images.clone()
+    for operation, magnitude in zip(draw.operation, draw.magnitude, strict=True):
+        _slot(images, recipe, operation, magnitude)
+    return cutout(images, draw.cutout)
+
+
+def _slot(images: Tensor, recipe: Recipe, operation: Tensor, magnitude: Tensor) -> None:
+    """One operation on each sample, in place: by groups of the same one, all geometric ones together."""
+    moved, matrices = [], []
+    for number, name in enumerate(recipe.operations):
+        rows = (operation == number).nonzero()[:, 0]
+        if name == "identity" or not len(rows):
+            continue
+        if name in GEOMETRIC:
+            moved.append(rows)
+            matrices.append(GEOMETRIC[name](magnitude[rows], *images.shape[2:]))
+        else:
+            where = rows.to(images.device)
+            images[where] = POINTWISE[name](images[where], magnitude[rows].to(images.device))
+    if moved:
+        where = torch.cat(moved).to(images.device)
+        images[where] = affine(images[where], torch.cat(matrices).to(images.device))
+
+
+def cutout(images: Tensor, shares: Tensor) -> Tensor:
+    """Fills a square of each image, clipped at its edge, with grey.
+
+    ``shares`` (3, N): its side as a share of the width, and its centre across and down. The square runs from
+    centre - side / 2, not below 0 and rounded down, over side + 1 pixels: the far end is drawn, as Pillow does.
+    """
+    height, width = images.shape[2:]
+    side, x, y = shares[0] * width, shares[1] * width, shares[2] * height
+    left, top = (x - side / 2).clamp(min=0).floor(), (y - side / 2).clamp(min=0).floor()
+    right, bottom = (left + side).clamp(max=width).floor(), (top + side).clamp(max=height).floor()
+    box = torch.stack([left, right, top, bottom]).to(images.device)[..., None]
+    column = torch.arange(width, device=images.device)
+    row = torch.arange(height, device=images.device)
+    across = (column >= box[0]) & (column <= box[1])
+    down = (row >= box[2]) & (row <= box[3])
+    inside = (down[:, :, None] & across[:, None, :])[:, None] & (side > 0).to(images.device).view(-1, 1, 1, 1)
+    color = torch.tensor(CUTOUT_COLOR, dtype=torch.uint8, device=images.device).view(1, 3, 1, 1)
+    return torch.where(inside, color, images)
+
+
+def to_float(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Network input: float32, (x / 255 - mean) / std, channels last in memory; mean and std are (3,)."""
+    scale = 1 / (255 * std)
+    wide = images.to(torch.float32, memory_format=torch.channels_last)
+    return wide.mul_(scale.view(1, 3, 1, 1)).sub_((mean / std).view(1, 3, 1, 1))
