@@ -69,7 +69,7 @@ class DigitsC:
     notes: ClassVar[tuple[Note, ...]] = (FROST_NOTE,)
 
     def __init__(self, num_images: int | None = None, seed: int = 0) -> None:
-        _check_numbers("DigitsC", num_images, seed)
+        check_numbers("DigitsC", num_images, seed)
         images, labels = digits("test")
         self._index = torch.from_numpy(balanced_subset(labels.numpy(), num_images))
         self._images, self._labels = images[self._index], labels[self._index]
@@ -103,7 +103,7 @@ class CIFAR10C:
     notes: ClassVar[tuple[Note, ...]] = ()
 
     def __init__(self, root: str | Path, num_images: int | None = None) -> None:
-        _check_numbers("CIFAR10C", num_images, 0)
+        check_numbers("CIFAR10C", num_images, 0)
         root = Path(root).expanduser()
         self._root = root / "CIFAR-10-C" if (root / "CIFAR-10-C").is_dir() else root
         self._wanted = num_images
@@ -130,7 +130,7 @@ class CIFAR10C:
     def domain(self, corruption: str, severity: int) -> tuple[Tensor, Tensor]:
         """Images and labels of one corruption at one severity; ValueError for an unknown one."""
         lookup(corruption, self.corruptions, "corruption")
-        _check_severity(severity)
+        check_severity(severity)
         images = self._files[corruption]
         total = len(images) // len(SEVERITIES)
         block = slice((severity - 1) * total, (severity - 1) * total + self.num_images)
@@ -207,7 +207,7 @@ class GeneratedCIFAR10C:
         frost: str | Path | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        _check_numbers("GeneratedCIFAR10C", num_images, seed)
+        check_numbers("GeneratedCIFAR10C", num_images, seed)
         self._source = Path(source).expanduser()
         self._wanted, self._seed = num_images, seed
         self._frost = None if frost is None else Path(frost).expanduser()
@@ -246,7 +246,7 @@ class GeneratedCIFAR10C:
     def domain(self, corruption: str, severity: int) -> tuple[Tensor, Tensor]:
         """Images and labels of one corruption at one severity; ValueError for an unknown one."""
         lookup(corruption, self.corruptions, "corruption")
-        _check_severity(severity)
+        check_severity(severity)
         labels = torch.from_numpy(self._originals.labels[self._index])
         path = self._cache / "domains" / self.fingerprint / f"{corruption}-{severity}.npy"
         cached = load_array(path)
@@ -267,13 +267,13 @@ class GeneratedCIFAR10C:
         return balanced_subset(self._originals.labels, self._wanted)
 
 
-def _check_numbers(what: str, num_images: int | None, seed: int) -> None:
+def check_numbers(what: str, num_images: int | None, seed: int) -> None:
     if num_images is not None and (isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1):
         raise ValueError(f"{what}: expected num_images to be a whole number > 0 or null, got {num_images!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"{what}: expected a whole number >= 0 as seed, got {seed!r}")
 
 
-def _check_severity(severity: int) -> None:
+def check_severity(severity: int) -> None:
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"expected a severity of 1 to 5, got {severity!r}")

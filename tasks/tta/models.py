@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tasks.names import lookup
 from tasks.tta.cache import file_hash
 from tasks.tta.digits import digits_convnet, digits_transformer
+from tasks.tta.images import Preprocess, of_timm, of_torchvision
 from tasks.tta.nets import CIFARResNet, Normalized
 
 __all__ = ["cifar_resnet", "digits_convnet", "digits_transformer", "timm_model", "torchvision_model"]
@@ -87,7 +88,7 @@ def torchvision_model(arch: str, weights: str | Path | None = "DEFAULT", num_cla
         weights_id = f"torchvision:{chosen}"
     else:
         weights_id = "untrained"
-    return _finish(net, preset.mean, preset.std, num_classes, weights_id)
+    return _finish(net, preset.mean, preset.std, num_classes, weights_id, of_torchvision(preset))
 
 
 def timm_model(arch: str, weights: str | Path | None = "DEFAULT", num_classes: int = 1000) -> Normalized:
@@ -128,7 +129,8 @@ def timm_model(arch: str, weights: str | Path | None = "DEFAULT", num_classes: i
         if net.num_classes != num_classes:
             raise ValueError(f"timm weights {arch} have {net.num_classes} classes, but num_classes={num_classes}")
         weights_id = f"timm:{base}.{net.pretrained_cfg.get('tag') or 'untagged'}"
-    return _finish(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"], num_classes, weights_id)
+    config = timm.data.resolve_data_config(model=net)
+    return _finish(net, config["mean"], config["std"], num_classes, weights_id, of_timm(config))
 
 
 def _timm() -> ModuleType:
@@ -139,8 +141,10 @@ def _timm() -> ModuleType:
     return timm
 
 
-def _finish(net: nn.Module, mean: Any, std: Any, num_classes: int, weights_id: str) -> Normalized:
-    return Normalized(mean, std, net, num_classes=num_classes, weights_id=weights_id).eval()
+def _finish(
+    net: nn.Module, mean: Any, std: Any, num_classes: int, weights_id: str, preprocess: Preprocess | None = None
+) -> Normalized:
+    return Normalized(mean, std, net, num_classes=num_classes, weights_id=weights_id, preprocess=preprocess).eval()
 
 
 def _is_default(weights: str | Path | None) -> bool:

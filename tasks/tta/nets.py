@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tasks.tta.images import Preprocess
+
 
 class Normalized(nn.Module):
     """``model`` behind its own input normalisation, (x - mean) / std per channel; takes (N, 3, H, W) in [0, 1].
 
-    ``mean`` and ``std`` are buffers of shape (3, 1, 1). ``num_classes`` and ``weights_id`` say what is inside.
+    ``mean`` and ``std`` are buffers of shape (3, 1, 1). ``num_classes`` and ``weights_id`` say what is inside;
+    ``preprocess`` how a photograph becomes an input, None where the model is not for photographs.
     Raises: ValueError where mean and std are not three numbers each or a std is not positive.
     """
 
@@ -24,6 +28,7 @@ class Normalized(nn.Module):
         *,
         num_classes: int,
         weights_id: str,
+        preprocess: Preprocess | None = None,
     ) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -33,9 +38,37 @@ class Normalized(nn.Module):
         self.model = model
         self.num_classes = num_classes
         self.weights_id = weights_id
+        self.preprocess = preprocess
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model((x - self.mean) / self.std)
+
+
+def keep_classes(model: Normalized, index: Sequence[int]) -> Normalized:
+    """A copy whose logits are those of the classes ``index``, in that order: the others are cut from the classifier.
+
+    So whatever looks at logits, probabilities or the classifier's weights sees these classes and no others.
+    Raises: ValueError where the classifier is not a linear layer or a 1x1 convolution with an output for each class.
+    """
+    cut = deepcopy(model)
+    rows = torch.tensor(index)
+    for layer in cut.modules():
+        linear = isinstance(layer, nn.Linear) and layer.out_features == model.num_classes
+        pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
+        if linear or (pointwise and layer.out_channels == model.num_classes):
+            layer.weight = nn.Parameter(layer.weight.detach()[rows].clone())
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(layer.bias.detach()[rows].clone())
+            setattr(layer, "out_features" if linear else "out_channels", len(rows))
+    side = 224 if model.preprocess is None else model.preprocess.crop
+    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = model.eval()(x)[:, rows]
+        same = cut.eval()(x)
+    if same.shape != whole.shape or not torch.allclose(same, whole, rtol=1e-4, atol=1e-4):
+        raise ValueError(f"{type(model.model).__name__}: cannot keep {len(rows)} of its {model.num_classes} classes")
+    cut.num_classes = len(rows)
+    return cut
 
 
 class BasicBlock(nn.Module):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Event, Flag, Method, Point, Row
+from tasks.base import Event, Flag, Method, Note, Point, Row
 from tasks.metrics import StreamMetrics, is_collapsed
 from tasks.names import lookup
-from tasks.tta.corruptions import CORRUPTIONS
+from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
+from tasks.tta.nets import keep_classes
+from tasks.tta.remarks import refusal, remarks
 from tasks.tta.streams import Domain, Part, Protocol, image_order, parts
 from tasks.tta.window import Window
 
@@ -32,6 +36,7 @@ class CorruptionTTA:
         data: has ``domain(corruption, severity)``, see ``tasks.tta.data``.
         model: maps (N, 3, H, W) in [0, 1] to logits (N, C); its normalisation is inside.
         protocol: the stream.
+        seed: chooses the clean images that some methods look at first.
         device: where model and images live.
         precision: "fp32", or "bf16" for autocast in the model's forward pass; losses and metrics stay in float32.
     Raises: ValueError where model and data disagree on the classes, for a corruption that the data has not, or for an
@@ -50,14 +55,23 @@ class CorruptionTTA:
     ):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"unknown precision {precision!r}; valid: fp32, bf16")
-        classes = getattr(model, "num_classes", data.num_classes)
-        if classes != data.num_classes:
-            raise ValueError(f"the model has {classes} classes, {data.name} has {data.num_classes}")
-        self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
+        self.data, self.protocol, self.seed = data, protocol, seed
         self.device, self.precision = torch.device(device), precision
         for name in protocol.corruptions or ():
             lookup(name, getattr(data, "known", CORRUPTIONS), "corruption")
-        self.parts = parts(protocol, self.corruptions)
+        self.graded = bool(getattr(data, "severities", SEVERITIES))
+        self.parts = parts(protocol, self.corruptions, graded=self.graded)
+        if hasattr(data, "require"):
+            data.require([(domain.corruption, domain.severity) for part in self.parts for domain in part.domains])
+        if hasattr(data, "use"):
+            data.use(getattr(model, "preprocess", None))
+        classes = getattr(model, "num_classes", data.num_classes)
+        index = getattr(data, "class_index", None)
+        if index is not None and classes > data.num_classes:
+            model, classes = keep_classes(model, index), len(index)
+        if classes != data.num_classes:
+            raise ValueError(f"the model has {classes} classes, {data.name} has {data.num_classes}")
+        self.model = model
 
     @property
     def corruptions(self) -> tuple[str, ...]:
@@ -68,7 +82,11 @@ class CorruptionTTA:
 
     def batches(self, part: Part) -> int:
         """How many batches a part of the stream has."""
-        return -(-self.data.num_images * len(part.domains) // self.protocol.batch_size)
+        return -(-self._images(part) // self.protocol.batch_size)
+
+    def _images(self, part: Part) -> int:
+        size = getattr(self.data, "size", lambda corruption, severity: self.data.num_images)
+        return sum(size(domain.corruption, domain.severity) for domain in part.domains)
 
     def run(self, make_method: Callable[..., Method]) -> Iterator[Event]:
         """Yields notes, a Point for each batch, and rows, histogram and flags for each domain.
@@ -76,9 +94,12 @@ class CorruptionTTA:
         A note with the name of a corruption as its key is left out where that corruption is not in the stream.
         """
         yield from (note for note in self.data.notes if note.key not in CORRUPTIONS or note.key in self.corruptions)
+        if not self.graded:
+            yield Note("severity", f"{self.data.name} has no severities: protocol.severity means nothing here")
         model: nn.Module = deepcopy(self.model)
         model.to(self.device, memory_format=torch.channels_last)  # a third faster on a CPU
         method: Any = make_method(model=model if self.precision == "fp32" else Bfloat16(model, self.device.type))
+        yield from self._show_source(method)
         yield from getattr(method, "notes", ())
         size = self.protocol.window
         window = None if size is None else Window(size)
@@ -91,6 +112,8 @@ class CorruptionTTA:
             waiting: list[tuple[int, bool, Tensor]] = []
             left = self.batches(part)
             for x, y, owners in self._batches(part):
+                if not step and part is self.parts[0] and not waiting:
+                    yield from remarks(method, x, smallest=self._smallest(), fresh=self._fresh())
                 if self.protocol.episodic:
                     method.reset()
                 before = method.updated
@@ -114,18 +137,46 @@ class CorruptionTTA:
                 yield from _judge(metrics, found, domain.name)
         yield from mean_rows(rows)
 
+    def _smallest(self) -> int:
+        """Images of the smallest batch of the stream."""
+        size = self.protocol.batch_size
+        return min(self._images(part) % size or size for part in self.parts)
+
+    def _fresh(self) -> bool:
+        """Whether the method starts afresh before every batch."""
+        return self.protocol.episodic or (self.protocol.reset and all(self.batches(part) == 1 for part in self.parts))
+
+    def _show_source(self, method: Any) -> Iterator[Event]:
+        """Clean images for a method that asks for some, and a note that says which."""
+        if not getattr(method, "source_images", 0):
+            return
+        if not hasattr(self.data, "clean"):
+            raise refusal(f"this method needs clean images, and {self.data.name} has none")
+        try:
+            images, note = self.data.clean(method.source_images, self.seed)
+        except (ValueError, OSError) as error:
+            raise refusal(str(error)) from error
+        method.see_source(images.to(self.device))
+        yield note
+
     def _batches(self, part: Part) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Images in [0, 1] and labels on the device, batch by batch, and in a mixed stream which domain each is of."""
         found = [self.data.domain(domain.corruption, domain.severity) for domain in part.domains]
         labels = [own for _, own in found]
         order = image_order(self.protocol, part.domains, labels)
         owners = torch.cat([torch.full_like(own, k) for k, own in enumerate(labels)])[order]
-        images = found[0][0] if len(found) == 1 else torch.cat([own for own, _ in found])
-        images = images[order].to(self.device)
+        images = found[0][0] if len(found) == 1 else _joined([own for own, _ in found])
         shown = torch.cat(labels)[order].to(self.device)
-        for start in range(0, len(order), self.protocol.batch_size):
-            now = slice(start, start + self.protocol.batch_size)
-            x = images[now].float().div_(255).contiguous(memory_format=torch.channels_last)
+        size = self.protocol.batch_size
+        if isinstance(images, Tensor):
+            batches = iter(images[order].to(self.device).split(size))
+        else:
+            batches = images[order].batches(size)
+        for start, batch in zip(range(0, len(order), size), batches, strict=True):
+            if self.device.type == "cuda" and not batch.is_cuda:
+                batch = batch.pin_memory().to(self.device, non_blocking=True)
+            x = batch.float().div_(255).contiguous(memory_format=torch.channels_last)
+            now = slice(start, start + size)
             yield x, shown[now], owners[now]
 
 
@@ -171,6 +222,11 @@ class Bfloat16(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device_type, dtype=torch.bfloat16):
             return self.model(x).float()
+
+
+def _joined(images: Sequence[Any]) -> Any:
+    """Tensors, or collections of image files, as one."""
+    return torch.cat(list(images)) if isinstance(images[0], Tensor) else reduce(operator.add, images)
 
 
 def mean_rows(rows: Sequence[Row]) -> list[Row]:

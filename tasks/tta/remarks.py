@@ -1,0 +1,62 @@
+"""What a run must say about its own settings, and what it must refuse once the method is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.base import Note
+
+ALONE = "more than 1 value per channel"  # what torch says of a BatchNorm that is shown a single value
+
+
+def refusal(message: str) -> ValueError:
+    """An error that the command shows as one line, although it arises after the run has begun."""
+    from tasks.compose import ConfigError
+
+    return ConfigError(message)
+
+
+def remarks(method: Any, x: Tensor, *, smallest: int, fresh: bool) -> Iterator[Note]:
+    """Notes on what the settings make of the method, where the numbers alone would not tell.
+
+    Args:
+        x: a first batch of the stream (N, 3, H, W).
+        smallest: the images of the smallest batch that the method will see.
+        fresh: whether the method starts afresh before every batch.
+    Raises: ConfigError where a BatchNorm that uses batch statistics would see a single value per channel.
+    """
+    if fresh and getattr(method, "adapted", None):
+        yield Note(
+            "updates",
+            "the method starts afresh before every batch: with one step, one that predicts before its update gives "
+            "the predictions of an unadapted model with the same statistics",
+        )
+    model = getattr(method, "model", None)
+    if smallest == 1 and isinstance(model, nn.Module) and any(map(_uses_batch, model.modules())):
+        _check_one_image(model, x[:1])
+        yield Note("batch", "batches of a single image: BatchNorm normalises by the statistics of one image")
+
+
+def _uses_batch(module: nn.Module) -> bool:
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return batch_norm and (module.training or module.running_mean is None)
+
+
+@torch.no_grad()
+def _check_one_image(model: nn.Module, x: Tensor) -> None:
+    try:
+        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+            deepcopy(model)(x)
+    except ValueError as error:
+        if ALONE not in str(error):
+            raise
+        raise refusal(
+            f"a batch of one image of {x.shape[2]}x{x.shape[3]} leaves a BatchNorm of the model a single value per "
+            "channel, which has no variance; choose protocol.batch_size and data.num_images so that every batch has "
+            "two or more images, or a method that keeps the source statistics"
+        ) from error
