@@ -27,7 +27,7 @@ from typing import Any
 from tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
 
 SCHEMA = 1
-PATH_KEYS = frozenset({"root", "source", "frost", "cache", "weights"})  # of data and model nodes
+PATH_KEYS = frozenset({"root", "source", "frost", "cache", "weights", "subset", "classes"})  # of data and model nodes
 NOT_IN_ID = frozenset({"out", "force", "progress", "choices"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
