@@ -129,6 +129,11 @@ class AdaDEM(nn.Module):
         if self.table is not None:
             self.table.fill_(1 / self.table.shape[-1])
 
+    def reset_where(self, condition: Tensor) -> None:
+        """``reset`` where a 0-dim bool on the table's device is True, without asking the host."""
+        if self.table is not None:
+            self.table.copy_(torch.where(condition, 1 / self.table.shape[-1], self.table))
+
     def _table_for(self, logits: Tensor) -> Tensor:
         classes, dtype, table = logits.shape[1], accumulation_dtype(logits), self.table
         if table is not None and table.shape[-1] != classes:

@@ -1,11 +1,24 @@
-"""What every method of corruption TTA carries: the model, and counts of what it cost."""
+"""What the methods of corruption TTA share: the model, the counts of what it cost, the step that lowers an entropy."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
+
+from core.adapt import ALL_NORMS, OPTIMIZERS, Kinds, Learner, Loss, norm_affine, require_grad_only, use_batch_statistics
+from core.functional import em
+from tasks.base import Note
+from tasks.names import lookup
+from tasks.tta.methods.clustering import Clustering
+from tasks.tta.methods.freeze import FREEZE, Freeze, frozen_layers
+from tasks.tta.methods.layers import Inputs, classifier
+
+Preset = Literal["official", "mariodoebler", "random_start"]
+Optimizer = Literal["adam", "momentum", "nesterov", "sgd"]
 
 
 class TTAMethod:
@@ -13,12 +26,33 @@ class TTAMethod:
 
     ``loss`` is taken by every method, so that a grid over methods and losses needs no exceptions; a method without an
     entropy term leaves it alone.
+
+    Attributes:
+        preset: whose rules it follows, "official" (the authors' code) or "mariodoebler" (the collection of that name);
+            TIPI has "random_start" besides "official".
+        forward_passes, backward_passes: through the model, of whatever number of samples.
+        updated: samples that took part in an update; an int, or where a selection decides a 0-dim tensor on the device.
+        last_loss: what the latest batch's update lowered, on the device; None where nothing is optimised.
+        adapted: what learns, by name. frozen: normalisation layers that a rule keeps as they are.
+        source_images: how many clean images it must be shown by ``see_source`` before the first batch.
     """
 
-    def __init__(self, model: nn.Module, loss: Any = None):
-        self.model, self.loss = model, loss
-        self.forward_passes = self.backward_passes = self.updated = 0
+    presets: tuple[str, ...] = ("official", "mariodoebler")
+    source_images = 0
+
+    def __init__(self, model: nn.Module, loss: Any = None, *, preset: Preset = "official"):
+        lookup(preset, self.presets, f"{type(self).__name__.lower()} preset")
+        self.model, self.loss, self.preset = model, loss, preset
+        self.forward_passes = self.backward_passes = 0
+        self.updated: int | Tensor = 0
         self.last_loss: Tensor | None = None
+        self.adapted: dict[str, nn.Parameter] = {}
+        self.frozen: list[str] = []
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What a reader of the numbers must know."""
+        return ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, C) of a batch (N, 3, H, W) in [0, 1]."""
@@ -35,3 +69,190 @@ class TTAMethod:
 
     def reset(self) -> None:
         """Nothing of this method changes."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch as the model saw it.
+
+    logits (N, C), with their graph; entropy (N,), without; similarity (N,) is the constraint of ``Clustering``, if on;
+    keep (N,) bool is its sample selection, if on.
+    """
+
+    logits: Tensor
+    entropy: Tensor
+    similarity: Tensor | None = None
+    keep: Tensor | None = None
+
+
+class Common(TypedDict, total=False):
+    """Options of every method that optimises an entropy; see ``EntropyMethod``."""
+
+    steps: int
+    episodic: bool
+    clustering: Clustering | Mapping[str, Any] | None
+    preset: Preset
+
+
+class EntropyMethod(TTAMethod):
+    """A method that lowers the mean of a loss over samples of each batch; ``adapt`` is one step of it.
+
+    The loss sees the logits of the whole batch, once for each pass; a selection masks its values afterwards. Where no
+    sample is selected, parameters and optimizer stay as they are to the bit, decided on the device.
+
+    Args:
+        model: maps (N, 3, H, W) in [0, 1] to logits (N, C); changed in place.
+        loss: logits (N, C) to a loss per sample (N,).
+        optimizer: "adam", "momentum", "nesterov" or "sgd".
+        lr: learning rate.
+        steps: updates on each batch; the logits returned are those before the last one.
+        episodic: start afresh before each batch.
+        clustering: the parts of TTC to add, see ``Clustering``.
+        freeze: which normalisation layers at the top do not adapt, see ``frozen_layers``.
+        preset: "official" has the model in ``train()`` and adapts BatchNorm2d (a model without: LayerNorm, GroupNorm),
+            "mariodoebler" has it in ``eval()``, so that no dropout or stochastic depth acts, and adapts the BatchNorms,
+            LayerNorm and GroupNorm. BatchNorm uses batch statistics in both.
+    Raises: ValueError for an unknown name, lr <= 0, steps < 1, or a model without normalisation layers.
+    """
+
+    norms: Kinds | None = None  # that "official" adapts; None: as Tent
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        optimizer: Optimizer,
+        lr: float,
+        steps: int = 1,
+        episodic: bool = False,
+        clustering: Clustering | Mapping[str, Any] | None = None,
+        freeze: Freeze = "none",
+        preset: Preset = "official",
+    ):
+        super().__init__(model, loss, preset=preset)
+        name = type(self).__name__.lower()
+        lookup(optimizer, OPTIMIZERS, f"{name} optimizer")
+        lookup(freeze, FREEZE, f"{name} freeze")
+        if steps < 1:
+            raise ValueError(f"{name}: expected steps >= 1, got {steps}")
+        self.steps, self.episodic, self.freeze = steps, episodic, freeze
+        self.parts = Clustering.of(clustering)
+        self.features = Inputs(classifier(model)) if self.parts.similarity is not None else None
+        self.prepare()
+        kinds = ALL_NORMS if preset == "mariodoebler" else self.norms
+        self.frozen = frozen_layers(model, freeze)
+        self.adapted = {
+            key: value
+            for key, value in norm_affine(model, kinds).items()
+            if not any(key.startswith(f"{top}.") for top in self.frozen)
+        }
+        require_grad_only(model, self.adapted.values())
+        self.learner = Learner(self.adapted, loss, optimizer=optimizer, lr=lr, buffers=self.touched())
+        self._seed = torch.initial_seed()
+        self._restart()
+
+    def prepare(self) -> None:
+        """Modes and statistics of the model."""
+        use_batch_statistics(self.model).train(self.preset == "official")
+
+    def touched(self) -> list[Tensor]:
+        """Buffers of the model that adapting moves."""
+        return []
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in self.adapted))
+        size, whole = (sum(p.numel() for p in part) for part in (self.adapted.values(), self.model.parameters()))
+        text = f"{len(self.adapted)} tensors of {len(layers)} layers adapt, {size:,} of {whole:,} parameters"
+        if self.freeze != "none":
+            text += f"; frozen by {self.freeze}: {', '.join(self.frozen) or 'none'}; adapting: {', '.join(layers)}"
+        return (Note("adapts", text),)
+
+    @torch.enable_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        if self.episodic:
+            self.reset()
+        if self._due is None:
+            self._due = self.parts.batches_per_update(len(x))
+        for _ in range(self.steps):
+            logits = self.adapt(x)
+        self.updated = self.updated + self._selected  # samples, each once however many steps; a new tensor each time
+        return logits
+
+    def adapt(self, x: Tensor) -> Tensor:
+        """One step on a batch; returns its logits, by rule those before the step."""
+        raise TypeError(f"{type(self).__name__} does not say how it adapts")
+
+    def see(self, x: Tensor) -> Seen:
+        """The batch through the model, and with robust assignment or similarity its augmented copy, too."""
+        logits, similarity = self.forward(x), None
+        if self.parts.augments:
+            features = None if self.features is None else self.features.last
+            other = self.forward(self.parts.augmented(x, self.generator))
+            if self.features is not None:
+                similarity = self.parts.constraint(logits, other, features, self.features.last)
+            if self.parts.robust:
+                logits = (logits + other) / 2
+        entropy = em(logits.detach())
+        return Seen(logits, entropy, similarity, entropy <= entropy.mean() if self.parts.select else None)
+
+    def objective(self, seen: Seen, selected: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """Mean of weight * loss + similarity over the selected samples, all if None; 0 if there are none."""
+        value = self.loss(seen.logits)
+        if weight is not None:
+            value = weight * value
+        if seen.similarity is not None:
+            value = value + seen.similarity
+        if selected is None:
+            return value.mean()
+        return torch.where(selected, value, 0).sum() / selected.sum().clamp(min=1)
+
+    def learn(self, seen: Seen, selected: Tensor | None = None, weight: Tensor | None = None) -> None:
+        """One step that lowers ``objective``."""
+        self.descend(self.objective(seen, selected, weight), len(seen.logits) if selected is None else selected.sum())
+
+    def descend(self, objective: Tensor, selected: int | Tensor) -> None:
+        """One step that lowers a scalar, formed over so many selected samples; none where that number is 0."""
+        self.backward(objective)
+        self.finish(selected)
+
+    def backward(self, objective: Tensor) -> None:
+        """One counted pass that adds the gradients of a scalar to those that are there."""
+        self.learner.backward(objective)
+        self.backward_passes += 1
+        self.last_loss = objective.detach()
+
+    def finish(self, selected: int | Tensor) -> None:
+        """The step along the gradients, with Q batches accumulated only after the last of them."""
+        empty = selected == 0 if isinstance(selected, Tensor) else None
+        self.adjust_gradients(empty)
+        self._selected = selected
+        self._batches += 1
+        if self._batches > 1 and empty is not None:
+            empty = empty & self._empty
+        self._empty = empty
+        if self._batches == self._due:
+            self.learner.update(skip=empty)
+            self._batches = 0
+
+    def adjust_gradients(self, empty: Tensor | None) -> None:
+        """Adds what a method has besides its objective; ``empty`` is true where no sample is selected."""
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Of the model's device; drawn from the run's seed, and starting again with each reset."""
+        if self._generator is None:
+            self._generator = torch.Generator(self.learner.values[0].device).manual_seed(self._seed)
+        return self._generator
+
+    def _restart(self) -> None:
+        self._generator: torch.Generator | None = None
+        self._due: int | None = None  # batches per update, known with the first batch
+        self._batches = 0  # whose gradients are accumulated
+        self._empty: Tensor | None = None  # whether none of them selected a sample
+        self._selected: int | Tensor = 0
+
+    def reset(self) -> None:
+        self.learner.reset()
+        self._restart()

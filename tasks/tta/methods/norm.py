@@ -1,19 +1,75 @@
-"""NORM (Schneider et al. 2020; Nado et al. 2020): BatchNorm statistics of the current batch.
+"""NORM (Schneider et al. 2020; Nado et al. 2020): BatchNorm statistics of the test data, no gradient.
 
 The code that Tent published beside its own also sets every BatchNorm's eps to 1e-5; here the checkpoint's eps stays,
-which for models trained with PyTorch's default is the same.
+which for models trained with PyTorch's default is the same. The mixed and the moving statistics are those of
+mariodoebler/test-time-adaptation 8b2ed63.
 """
 
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from core.adapt import use_batch_statistics
-from tasks.tta.methods.base import TTAMethod
+from core.adapt import batch_norms, use_batch_statistics
+from tasks.names import lookup
+from tasks.tta.methods.base import Preset, TTAMethod
+
+STATISTICS = ("batch", "mixed", "ema")
 
 
 class Norm(TTAMethod):
-    """Predicts in ``eval()`` but normalises by each batch's own statistics; no gradient."""
+    """Predicts in ``eval()`` with other statistics than the training data's.
 
-    def __init__(self, model: nn.Module, loss: Any = None):
-        super().__init__(use_batch_statistics(model).eval().requires_grad_(False), loss)
+    Args:
+        statistics: "batch" are those of each batch; "mixed" are (1 - alpha) times the source's plus alpha times the
+            batch's, the variance over N - 1; "ema" are the running ones, which a first pass over each batch moves by
+            the layers' own momentum, and a second pass predicts.
+        alpha: weight of the batch, 0 to 1, for "mixed".
+    Raises: ValueError for other statistics, an alpha outside 0..1, or "mixed" and "ema" without running statistics.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Any = None,
+        *,
+        statistics: Literal["batch", "mixed", "ema"] = "batch",
+        alpha: float = 0.1,
+        preset: Preset = "official",
+    ):
+        lookup(statistics, STATISTICS, "norm statistics")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"norm: expected alpha from 0 to 1, got {alpha}")
+        super().__init__(model.eval().requires_grad_(False), loss, preset=preset)
+        self.statistics, self.alpha = statistics, alpha
+        self.layers = batch_norms(model)
+        if statistics == "batch":
+            use_batch_statistics(model)
+            self.layers = []
+        elif any(layer.running_mean is None for layer in self.layers):
+            raise ValueError(f"norm: statistics={statistics} needs a model whose BatchNorms have running statistics")
+        self._buffers = [buffer for layer in self.layers for buffer in layer.buffers()]
+        self._start = [buffer.clone() for buffer in self._buffers]
+        if statistics == "mixed":
+            for layer in self.layers:
+                source = (layer.running_mean.clone(), layer.running_var.clone())
+                layer.register_forward_pre_hook(lambda layer, args, source=source: self._mix(layer, args[0], *source))
+
+    def predict(self, x: Tensor) -> Tensor:
+        if self.statistics == "ema":
+            for layer in self.layers:
+                layer.train()
+            super().predict(x)
+            for layer in self.layers:
+                layer.eval()
+        return super().predict(x)
+
+    def _mix(self, layer: nn.BatchNorm2d, x: Tensor, mean: Tensor, var: Tensor) -> None:
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        batch_var, batch_mean = torch.var_mean(x.to(mean.dtype), axes)
+        layer.running_mean.copy_((1 - self.alpha) * mean + self.alpha * batch_mean)
+        layer.running_var.copy_((1 - self.alpha) * var + self.alpha * batch_var)
+
+    def reset(self) -> None:
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._start)

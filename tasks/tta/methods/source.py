@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import nn
 
-from tasks.tta.methods.base import TTAMethod
+from tasks.tta.methods.base import Preset, TTAMethod
 
 
 class Source(TTAMethod):
     """Predicts in ``eval()`` with the statistics of the training data; nothing adapts."""
 
-    def __init__(self, model: nn.Module, loss: Any = None):
-        super().__init__(model.eval().requires_grad_(False), loss)
+    def __init__(self, model: nn.Module, loss: Any = None, *, preset: Preset = "official"):
+        super().__init__(model.eval().requires_grad_(False), loss, preset=preset)

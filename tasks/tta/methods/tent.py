@@ -5,58 +5,29 @@ returned are those before the update. Theirs adapts BatchNorm2d only; a model wi
 GroupNorm parameters instead.
 """
 
-from typing import Literal
+from typing import Unpack
 
-import torch
 from torch import Tensor, nn
 
-from core.adapt import Learner, Loss, norm_affine, require_grad_only, use_batch_statistics
-from tasks.tta.methods.base import TTAMethod
+from core.adapt import Loss
+from tasks.tta.methods.base import Common, EntropyMethod, Optimizer
 
 
-class Tent(TTAMethod):
-    """Takes ``steps`` gradient steps on each batch's mean loss; ``loss`` stands where Tent has the entropy.
+class Tent(EntropyMethod):
+    """Lowers each batch's mean loss; ``loss`` stands where Tent has the entropy.
 
     Args:
-        model: maps (N, 3, H, W) in [0, 1] to logits (N, C); changed in place.
-        loss: logits (N, C) to a loss per sample (N,).
-        optimizer: "adam", "momentum" or "sgd" (the paper: Adam for CIFAR, momentum for ImageNet).
+        optimizer: "adam", "momentum", "nesterov" or "sgd" (the paper: Adam for CIFAR, momentum for ImageNet).
         lr: learning rate.
-        steps: updates on each batch; the logits returned are those before the last one.
-        episodic: start afresh before each batch.
-    Raises: ValueError for an unknown optimizer, lr <= 0, steps < 1, or a model without normalisation layers.
+    The other arguments and errors are those of ``EntropyMethod``.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        *,
-        optimizer: Literal["adam", "momentum", "sgd"] = "adam",
-        lr: float = 1e-3,
-        steps: int = 1,
-        episodic: bool = False,
+        self, model: nn.Module, loss: Loss, *, optimizer: Optimizer = "adam", lr: float = 1e-3, **common: Unpack[Common]
     ):
-        if steps < 1:
-            raise ValueError(f"tent: expected steps >= 1, got {steps}")
-        super().__init__(use_batch_statistics(model).train(), loss)
-        parameters = norm_affine(model)
-        require_grad_only(model, parameters.values())
-        self.learner = Learner(parameters, loss, optimizer=optimizer, lr=lr)
-        self.steps, self.episodic = steps, episodic
+        super().__init__(model, loss, optimizer=optimizer, lr=lr, **common)
 
-    @torch.enable_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        if self.episodic:
-            self.reset()
-        for _ in range(self.steps):
-            logits = self.forward(x)
-            objective = self.loss(logits).mean()
-            self.learner.step(objective)
-            self.backward_passes += 1
-        self.updated += len(x)  # samples, each once however many steps
-        self.last_loss = objective.detach()
-        return logits
-
-    def reset(self) -> None:
-        self.learner.reset()
+    def adapt(self, x: Tensor) -> Tensor:
+        seen = self.see(x)
+        self.learn(seen, seen.keep)
+        return seen.logits
