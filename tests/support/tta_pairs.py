@@ -86,7 +86,15 @@ class Pair:
         self.start = self.weights()[1]
 
     def _deyo(self, extra: dict[str, Any]) -> dict[str, Any]:
-        return {"destroy": lambda x: self.watched.seen[1], **extra}
+        return {"destroy": self._destroyed, **extra}
+
+    def _destroyed(self, chosen: Tensor) -> Tensor:
+        """What ours showed its network of the chosen images: them alone, or without BatchNorm the whole batch."""
+        whole, destroyed = self.watched.seen
+        if len(destroyed) == len(chosen):
+            return destroyed
+        rows = [next(i for i, image in enumerate(whole) if torch.equal(image, one)) for one in chosen]
+        return destroyed[rows]
 
     def _tipi(self, extra: dict[str, Any]) -> dict[str, Any]:
         return {"start": lambda x: self.watched.seen[1] - x, **extra}
