@@ -21,14 +21,19 @@ from torch import Tensor
 
 from tasks.base import Note
 from tasks.names import lookup
+from tasks.tta.choice import balanced_subset, check_numbers, check_severity, draw
 from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
-from tasks.tta.corruptions.draws import Draws
-from tasks.tta.data import balanced_subset, check_numbers, check_severity
 from tasks.tta.images import SUFFIXES, ImageFiles, Preprocess
+from tasks.tta.released import EXTRA
 
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # of the released files, for choosing settings
 PROBED = 50  # files of a domain whose sizes go into its fingerprint
 IMAGENET = 1000
+FOUND_AT = {
+    "imagenet-a": "people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
+    "imagenet-r": "people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
+    "imagenet-v2": "imagenetv2-matched-frequency.tar.gz of huggingface.co/datasets/vaishaal/ImageNetV2",
+    "imagenet-sketch": "the archive that github.com/HaohanWang/ImageNet-Sketch names",
+}
 
 Labels = Literal["wnid", "index", "folder"]
 
@@ -244,11 +249,6 @@ class FolderData:
         return ImageFiles.below(base, names, self.whole)[chosen].tensor(), Note("clean", note)
 
 
-def draw(count: int, wanted: int, seed: int) -> Tensor:
-    """``wanted`` of ``count`` positions, or all where there are fewer, in random order; by hash."""
-    return Draws(seed, "clean", 0, torch.arange(count)).bits("order").argsort()[:wanted]
-
-
 class ImageNetC(FolderData):
     """ImageNet-C as released: <corruption>/<severity>/<wnid>/<image>, images of 224 pixels, saved as JPEG.
 
@@ -333,7 +333,6 @@ class ImageFolders(FolderData):
         num_images: a class-balanced subset of each domain; None takes all.
         classes: see ``imagenet_wnids``.
         source: clean images, as for ``ImageNetC``.
-        get: where the data is found, for the message where it is not.
     Raises: as ``ImageNetC``.
     """
 
@@ -347,7 +346,6 @@ class ImageFolders(FolderData):
         num_images: int | None = None,
         classes: str | Path | None = None,
         source: str | Path | None = None,
-        get: str = "",
     ) -> None:
         super().__init__(root, num_images, labels=labels, classes=classes, source=source)
         if domains is not None and (isinstance(domains, str | Mapping) or not list(domains)):
@@ -358,7 +356,9 @@ class ImageFolders(FolderData):
         if len(set(self.corruptions)) < len(self.corruptions):
             raise ValueError(f"ImageFolders: expected each domain once, got {', '.join(self.corruptions)}")
         form = "<class>/<image>" if self._single else "<domain>/<class>/<image>"
-        self.layout = "; ".join(filter(None, [f"expected {form} in it", get]))
+        self.layout = f"expected {form} in it"
+        if name in FOUND_AT:
+            self.layout += f"; unpack it from {FOUND_AT[name]}"
 
     def folder(self, corruption: str, severity: int | None) -> Path:
         lookup(corruption, self.known, "domain")

@@ -32,9 +32,9 @@ def stub(tmp_path: Path, stub_configs: Path) -> list[str]:
     [
         (["rn"], ["dembench: unknown command 'rn'; nearest: run; valid: run, sweep, list, report, demo, bench"]),
         (["run", "metod=tent"], ["dembench run: unknown key 'metod'; nearest: method"]),
-        (["run", "method=tnet"], ["unknown method 'tnet'; nearest: tent; valid: norm, source, tent"]),
+        (["run", "method=tnet"], ["unknown method 'tnet'; nearest: tent; valid: deyo, "]),
         (["run", "method.learning_rate=1"], ["unknown key 'method.learning_rate'", "method.lr"]),
-        (["run", "data=cifar10c"], ["data=cifar10c needs a value: data.root=..."]),
+        (["run", "data=cifar10c_generated"], ["data=cifar10c_generated needs a value: data.source=..."]),
         (["run", "device=gpu"], ["unknown device 'gpu'"]),
         (["run", "--frce"], ["dembench run: unrecognized arguments: --frce"]),
         (["run", "--config-dir"], ["--config-dir: expected one argument"]),

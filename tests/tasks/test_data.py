@@ -15,9 +15,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 from tasks.tta import data
+from tasks.tta.choice import balanced_subset
 from tasks.tta.corruptions import CORRUPTIONS, corrupt
-from tasks.tta.data import CIFAR10C, GeneratedCIFAR10C, balanced_subset
+from tasks.tta.data import GeneratedCIFAR10C
 from tasks.tta.models import cifar_resnet
+from tasks.tta.released import CIFAR10C
 from tasks.tta.sources import CIFAR10_CLASSES
 
 PER_CLASS = 4
@@ -415,7 +417,7 @@ def test_released_fingerprint_follows_the_content(tmp_path):
 
 
 def test_a_missing_release_tells_where_to_get_it(tmp_path):
-    where = r"zenodo.org/records/2535967 .*labels.npy"
+    where = r"dembench data fetch cifar10c.*zenodo.org/records/2535967 .*labels.npy"
     with pytest.raises(FileNotFoundError, match=f"no folder .*; .*{where}"):
         CIFAR10C(tmp_path / "absent").check()
     root = released(tmp_path / "c")

@@ -1,0 +1,172 @@
+"""CIFAR-10-C and CIFAR-100-C as released: .npy files, as ``tasks.tta.data`` says and with four corruptions more."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.base import Note
+from tasks.names import lookup
+from tasks.tta.cache import cache_folder
+from tasks.tta.choice import check_numbers, check_severity, draw
+from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
+from tasks.tta.sources import CIFAR10, CIFAR100, Kind, read_originals
+
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # held out, for choosing settings
+
+
+class CIFAR10C:
+    """The released CIFAR-10-C: a folder with labels.npy and one <corruption>.npy for each of the 15 corruptions.
+
+    The four corruptions of ``EXTRA``, kept for choosing settings, can be asked for where their files are there, too.
+
+    Args:
+        root: that folder, or the one that contains it as CIFAR-10-C.
+        num_images: the first so many of each severity, as RobustBench does; None takes all.
+        source: clean CIFAR-10 images, see ``tasks.tta.sources``, for methods that look at some first.
+        cache: see ``tasks.tta.cache``; for a ``source`` that is an archive.
+    Raises: ValueError for a wrong number; ``check``, ``domain``, ``num_images`` and ``fingerprint`` also for files
+        that are something else, and FileNotFoundError where they are missing.
+    Source: Hendrycks and Dietterich, ICLR 2019; zenodo.org/records/2535967.
+    """
+
+    name = "cifar10-c"
+    kind: Kind = CIFAR10
+    record = 2535967
+    corruptions = CORRUPTIONS
+    known = (*CORRUPTIONS, *EXTRA)
+    severities = SEVERITIES
+    notes: ClassVar[tuple[Note, ...]] = ()
+
+    def __init__(
+        self,
+        root: str | Path,
+        num_images: int | None = None,
+        source: str | Path | None = None,
+        cache: str | Path | None = None,
+    ) -> None:
+        check_numbers(type(self).__name__, num_images, 0)
+        root = Path(root).expanduser()
+        self.title = f"{self.kind.title}-C"
+        self._root = root / self.title if (root / self.title).is_dir() else root
+        self._wanted = num_images
+        self._source = None if source is None else Path(source).expanduser()
+        self._cache = cache_folder(cache)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.kind.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.kind.classes
+
+    def require(self, domains: Sequence[tuple[str, int | None]]) -> None:
+        """Raises FileNotFoundError where one of these is not there."""
+        extra = {corruption for corruption, _ in domains} & set(EXTRA)
+        missing = sorted(name for name in extra if not (self._root / f"{name}.npy").is_file())
+        if missing:
+            raise FileNotFoundError(f"{self.title}: {self._root} lacks {', '.join(missing)} (.npy); {self._layout}")
+
+    def check(self) -> None:
+        """Opens every file and compares shapes, dtypes and labels."""
+        _ = self._files
+
+    @property
+    def num_images(self) -> int:
+        total = len(self._files["gaussian_noise"]) // len(SEVERITIES)
+        return total if self._wanted is None else self._wanted
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hashes names, sizes, all labels and every hundredth image: the files are too large to read for a hash."""
+        digest = hashlib.sha256(repr((self.name, self._wanted)).encode())
+        digest.update(self._labels.tobytes())
+        for corruption, images in self._files.items():
+            digest.update(f"{corruption}{images.shape}".encode())
+            digest.update(np.ascontiguousarray(images[::100]).tobytes())
+        return digest.hexdigest()[:16]
+
+    def domain(self, corruption: str, severity: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of one corruption at one severity; ValueError for an unknown one."""
+        lookup(corruption, self.known, "corruption")
+        check_severity(severity)
+        images = self._open(corruption) if corruption in EXTRA else self._files[corruption]
+        total = len(images) // len(SEVERITIES)
+        block = slice((severity - 1) * total, (severity - 1) * total + self.num_images)
+        labels = self._labels[block] if len(self._labels) == len(images) else self._labels[: self.num_images]
+        return torch.from_numpy(images[block].transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.astype(np.int64))
+
+    def clean(self, num_images: int, seed: int) -> tuple[Tensor, Note]:
+        """Of the clean test images of ``source``, uint8 (N, 3, 32, 32), as EATA's authors draw from the test set.
+
+        Raises: ValueError where no source was given; FileNotFoundError where it is not there.
+        """
+        if self._source is None:
+            raise ValueError(f"{self.title}: clean images are needed; give data.source=PATH: {self.kind.layout}")
+        images = read_originals(self._source, self._cache, self.kind).images
+        chosen = draw(len(images), num_images, seed)
+        note = f"the method first saw {len(chosen)} clean test images, some of them in the stream's domains, too"
+        return torch.from_numpy(images[chosen.numpy()]), Note("clean", note)
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        return self._open("labels")
+
+    @cached_property
+    def _files(self) -> dict[str, np.ndarray]:
+        """The 15 memory-mapped arrays, checked."""
+        if not self._root.is_dir():
+            raise FileNotFoundError(f"{self.title}: no folder {self._root}; {self._layout}")
+        missing = [name for name in ("labels", *self.corruptions) if not (self._root / f"{name}.npy").is_file()]
+        if missing:
+            raise FileNotFoundError(f"{self.title}: {self._root} lacks {', '.join(missing)} (.npy); {self._layout}")
+        files = {name: self._open(name) for name in self.corruptions}
+        rows = len(files[self.corruptions[0]])
+        for name, images in files.items():
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3) or rows % 5 or not rows:
+                got = f"{images.dtype} {images.shape}"
+                raise ValueError(
+                    f"{self.title}: expected uint8 (5N, 32, 32, 3) in {name}.npy, got {got}; {self._layout}"
+                )
+            if len(images) != rows:
+                raise ValueError(f"{self.title}: {name}.npy has {len(images)} images, gaussian_noise.npy has {rows}")
+        labels = self._labels
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) not in (rows, rows // 5):
+            got = f"{labels.dtype} {labels.shape}"
+            raise ValueError(f"{self.title}: expected {rows // 5} or {rows} integers in labels.npy, got {got}")
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            got = f"{labels.min()} to {labels.max()}"
+            raise ValueError(f"{self.title}: expected labels 0 to {self.num_classes - 1}, got {got}")
+        if self._wanted is not None and self._wanted > rows // 5:
+            raise ValueError(f"{self.title}: expected num_images of at most {rows // 5}, got {self._wanted}")
+        return files
+
+    def _open(self, name: str) -> np.ndarray:
+        path = self._root / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{self.title}: {path} is no complete .npy file ({error}); {self._layout}") from error
+
+    @property
+    def _layout(self) -> str:
+        return (
+            f"dembench data fetch {self.kind.name}c, or unpack {self.title}.tar of zenodo.org/records/{self.record} "
+            "and give the folder of labels.npy and <corruption>.npy (uint8, 50000 x 32 x 32 x 3, severity 1 first)"
+        )
+
+
+class CIFAR100C(CIFAR10C):
+    """The released CIFAR-100-C, laid out likewise; zenodo.org/records/3555552."""
+
+    name = "cifar100-c"
+    kind = CIFAR100
+    record = 3555552
