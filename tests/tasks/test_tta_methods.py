@@ -214,7 +214,7 @@ def test_a_model_without_norm_layers_is_refused():
     ("options", "message"),
     [
         ({"steps": 0}, "tent: expected steps >= 1, got 0"),
-        ({"optimizer": "adamw"}, "unknown optimizer 'adamw'; valid: adam, momentum, sgd"),
+        ({"optimizer": "adamw"}, "unknown tent optimizer 'adamw'; nearest: adam; valid: adam, momentum, sgd"),
         ({"lr": 0}, "learning rate > 0, got 0"),
     ],
 )

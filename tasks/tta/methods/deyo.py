@@ -1,8 +1,8 @@
 """DeYO (Lee et al. 2024): entropy minimisation on samples whose prediction depends on the shape of the object.
 
 As the authors' code (DeYO 3d7d289), which is given the labels only for its log and is not given them here. The loss
-replaces the entropy that is lowered; gates and weights stay on the plain entropy. The occluding square has the place and
-size that the authors' has at 224 pixels, in proportion.
+replaces the entropy that is lowered; gates and weights stay on the plain entropy. The occluding square has the place
+and size that the authors' has at 224 pixels, in proportion.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from core.adapt import Loss, batch_norms
+from core.adapt import Loss
 from tasks.names import lookup
 from tasks.tta.methods.base import Common, EntropyMethod, Optimizer
 from tasks.tta.methods.freeze import Freeze
@@ -24,8 +24,8 @@ class DeYO(EntropyMethod):
     """Lowers the loss of samples with H < tau and PLPD > plpd, weighted by exp(E0 - H) + exp(PLPD).
 
     PLPD, the pseudo-label probability difference, is p_k(x) - p_k(x'), k = argmax p(x), with x' the image destroyed.
-    With BatchNorm the destroyed images of the samples that pass the first gate go through the model as a batch of their
-    own, whose statistics are part of the method, and the host waits for their number.
+    The images that pass the first gate are destroyed and go through the model as a batch of their own, whose BatchNorm
+    statistics are part of the method; the host waits for their number.
 
     Args:
         margin: tau as a multiple of ln C; None leaves out the first gate.
@@ -66,7 +66,6 @@ class DeYO(EntropyMethod):
         self.weigh_entropy, self.weigh_plpd = weigh_entropy, weigh_plpd
         self.destroy = partial(patch, tiles=patches) if destroy == "patch" else DESTROYERS[destroy]
         super().__init__(model, loss, freeze=freeze, optimizer=optimizer, lr=lr, **common)
-        self.own_batch = bool(batch_norms(model))
 
     def adapt(self, x: Tensor) -> Tensor:
         seen = self.see(x)
@@ -85,14 +84,11 @@ class DeYO(EntropyMethod):
     @torch.no_grad()
     def difference(self, x: Tensor, p: Tensor, sure: Tensor) -> Tensor:
         """PLPD (N,); 0 for samples that are not shown again."""
-        label = p.argmax(1, keepdim=True)
-        if not self.own_batch:
-            return (p - self.forward(self.destroy(x, self.generator)).softmax(1)).gather(1, label)[:, 0]
         plpd = p.new_zeros(len(p))
         again = sure.nonzero()[:, 0]
         if len(again):
             other = self.forward(self.destroy(x[again], self.generator)).softmax(1)
-            plpd[again] = (p[again] - other).gather(1, label[again])[:, 0]
+            plpd[again] = (p[again] - other).gather(1, p[again].argmax(1, keepdim=True))[:, 0]
         return plpd
 
 
