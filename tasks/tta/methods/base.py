@@ -62,6 +62,11 @@ class TTAMethod:
         with torch.no_grad():
             return self.forward(x)
 
+    @torch.no_grad()
+    def peek(self, x: Tensor) -> Tensor:
+        """Logits of a batch that is not learned from: what the method keeps stays as it is."""
+        return self.forward(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """One counted pass through the model."""
         self.forward_passes += 1
@@ -179,6 +184,10 @@ class EntropyMethod(TTAMethod):
             logits = self.adapt(x)
         self.updated = self.updated + self._selected  # samples, each once however many steps; a new tensor each time
         return logits
+
+    @torch.no_grad()
+    def peek(self, x: Tensor) -> Tensor:
+        return self.see(x).logits
 
     def adapt(self, x: Tensor) -> Tensor:
         """One step on a batch; returns its logits, by rule those before the step."""

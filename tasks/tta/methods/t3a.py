@@ -38,6 +38,15 @@ class T3A(TTAMethod):
         super().predict(x)
         features = self.features.last.to(self.head.weight.dtype)
         self.add(features)
+        return self.score(features)
+
+    @torch.no_grad()
+    def peek(self, x: Tensor) -> Tensor:
+        self.forward(x)
+        return self.score(self.features.last.to(self.head.weight.dtype))
+
+    def score(self, features: Tensor) -> Tensor:
+        """(N, C): features times the mean direction of each class's supports."""
         templates = torch.zeros_like(self.head.weight).index_add_(0, self.labels, self.supports)
         return features @ F.normalize(templates, dim=1).T
 

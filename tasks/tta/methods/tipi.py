@@ -108,6 +108,11 @@ class TIPI(EntropyMethod):
         with torch.no_grad():
             return self.see(x).logits
 
+    @torch.no_grad()
+    def peek(self, x: Tensor) -> Tensor:
+        self.model.eval()
+        return self.see(x).logits
+
     @property
     def notes(self) -> tuple[Note, ...]:
         start = self.begin or "zero up to 100 classes, random above"
