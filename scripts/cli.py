@@ -12,6 +12,7 @@ from typing import NoReturn
 COMMANDS = {
     "run": "run once: task, method, loss, model, data and protocol by name",
     "sweep": "run a grid of runs, by a file or by name; what is done is skipped",
+    "data": "fetch datasets that lie openly on the web",
     "list": "names that can be used, and whether their data is on this machine",
     "report": "one page of tables and figures from run directories",
     "demo": "a small sweep on embedded data and the report of it",

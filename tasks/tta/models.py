@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,11 +17,20 @@ from torch import Tensor, nn
 
 from tasks.names import lookup
 from tasks.tta.cache import file_hash
+from tasks.tta.cifar_nets import CIFARResNeXt, WideResNet
 from tasks.tta.digits import digits_convnet, digits_transformer
 from tasks.tta.images import Preprocess, of_timm, of_torchvision
 from tasks.tta.nets import CIFARResNet, Normalized
 
-__all__ = ["cifar_resnet", "digits_convnet", "digits_transformer", "timm_model", "torchvision_model"]
+__all__ = [
+    "cifar_resnet",
+    "cifar_resnext",
+    "digits_convnet",
+    "digits_transformer",
+    "timm_model",
+    "torchvision_model",
+    "wide_resnet",
+]
 
 CIFAR_RESNET_DEPTHS = (20, 32, 44, 56)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the CIFAR-10 files were trained so, too
@@ -54,6 +64,66 @@ def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes
     net = CIFARResNet(depth, num_classes)
     _load(net, state, path)
     return _finish(net, IMAGENET_MEAN, IMAGENET_STD, num_classes, file_hash(path))
+
+
+def wide_resnet(
+    depth: int = 28,
+    width: int = 10,
+    weights: str | Path | None = None,
+    num_classes: int = 10,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Normalized:
+    """A wide residual network for 32x32 images, such as WRN-28-10 and WRN-40-2, of a checkpoint as RobustBench has.
+
+    Args:
+        weights: as for ``cifar_resnet``; ``model.`` before names is dropped, too.
+        mean, std: the normalisation that the weights were trained with; where the file has its own, as ``mu`` and
+            ``sigma``, that is taken.
+    Raises: as ``cifar_resnet``.
+    """
+    net = WideResNet(depth, width, num_classes)
+    return _with_checkpoint(net, "fc", f"WRN-{depth}-{width}", weights, num_classes, mean, std)
+
+
+def cifar_resnext(
+    depth: int = 29,
+    groups: int = 4,
+    base_width: int = 32,
+    weights: str | Path | None = None,
+    num_classes: int = 10,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
+) -> Normalized:
+    """A ResNeXt for 32x32 images, such as ResNeXt-29 (4x32d) trained with AugMix; see ``wide_resnet``."""
+    net = CIFARResNeXt(depth, groups, base_width, num_classes)
+    what = f"ResNeXt-{depth} ({groups}x{base_width}d)"
+    return _with_checkpoint(net, "classifier", what, weights, num_classes, mean, std)
+
+
+def _with_checkpoint(
+    net: nn.Module,
+    head: str,
+    what: str,
+    weights: str | Path | None,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Normalized:
+    """``net`` with the tensors of a file, whose own normalisation counts where it has one."""
+    if weights is None:
+        return _finish(net, tuple(mean), tuple(std), num_classes, "untrained")
+    path = _existing(weights)
+    state = {key.removeprefix("model."): value for key, value in _read_state(path).items()}
+    state = {key: value for key, value in state.items() if not key.startswith("sub_block1.")}  # never used by anyone
+    if "mu" in state and "sigma" in state:
+        mean, std = state.pop("mu").flatten().tolist(), state.pop("sigma").flatten().tolist()
+    if f"{head}.weight" not in state:
+        raise ValueError(f"{path} holds no {what}: its first names are {', '.join(list(state)[:4])}")
+    if len(state[f"{head}.weight"]) != num_classes:
+        raise ValueError(f"{path} has {len(state[f'{head}.weight'])} classes, but num_classes={num_classes}")
+    _load(net, state, path)
+    return _finish(net, tuple(mean), tuple(std), num_classes, file_hash(path))
 
 
 def torchvision_model(arch: str, weights: str | Path | None = "DEFAULT", num_classes: int = 1000) -> Normalized:

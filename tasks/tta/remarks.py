@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import Note
+from tasks.tta.methods.norm import Norm
 
 ALONE = "more than 1 value per channel"  # what torch says of a BatchNorm that is shown a single value
 
@@ -37,14 +38,21 @@ def remarks(method: Any, x: Tensor, *, smallest: int, fresh: bool) -> Iterator[N
             "the predictions of an unadapted model with the same statistics",
         )
     model = getattr(method, "model", None)
-    if smallest == 1 and isinstance(model, nn.Module) and any(map(_uses_batch, model.modules())):
+    if not isinstance(model, nn.Module):
+        return
+    if isinstance(method, Norm) and not any(map(_is_batch_norm, model.modules())):
+        yield Note("statistics", "the model has no BatchNorm: NORM has nothing to exchange and predicts as Source")
+    if smallest == 1 and any(map(_uses_batch, model.modules())):
         _check_one_image(model, x[:1])
         yield Note("batch", "batches of a single image: BatchNorm normalises by the statistics of one image")
 
 
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+
+
 def _uses_batch(module: nn.Module) -> bool:
-    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return batch_norm and (module.training or module.running_mean is None)
+    return _is_batch_norm(module) and (module.training or module.running_mean is None)
 
 
 @torch.no_grad()

@@ -1,0 +1,71 @@
+"""dembench data: fetch datasets that lie openly on the web."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.cli import Parser, fail
+
+EPILOG = """fetched: cifar10c, cifar100c (2.9 GB each), cifar10, cifar100 (0.2 GB each). Others are found by hand:
+`dembench list data` and `dembench data fetch NAME` say where, and how to lay them out."""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser("dembench data", description="Fetch a dataset; print its folder last.", epilog=EPILOG)
+    p.add_argument("action", choices=["fetch"], help="download, check and unpack; what is there is left alone")
+    p.add_argument("name", help="a dataset, as in `dembench list data`; or cifar10, cifar100")
+    p.add_argument(
+        "--to", type=Path, metavar="DIR", help="where to put it (default: $DEMBENCH_DATA/data, or data/data)"
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    from tasks.compose import header, options, read_option
+    from tasks.names import lookup
+    from tasks.tta.download import ARCHIVES, fetch
+
+    listed = options("data", "tta")
+    try:
+        name = lookup(args.name, dict.fromkeys([*ARCHIVES, *listed]), "dataset")
+    except ValueError as error:
+        return fail(f"dembench data: {error}")
+    if name not in ARCHIVES:
+        get = header(read_option("data", name, "tta"), "Get")
+        if not get:
+            return fail(f"dembench data: {name} needs no download")
+        return fail(f"dembench data: {name} is not fetched by this command; {get}")
+    archive = ARCHIVES[name]
+    to = args.to or Path(os.environ.get("DEMBENCH_DATA", "data")) / "data"
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description:<9}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+            shown: dict[str, object] = {}
+
+            def report(doing: str, done: int, total: int) -> None:
+                if doing not in shown:
+                    shown[doing] = bars.add_task(doing, total=total)
+                bars.update(shown[doing], completed=done)
+
+            folder = fetch(archive, to.expanduser(), report)
+    except (OSError, ValueError) as error:
+        return fail(f"dembench data: {error}", status=1)
+    except KeyboardInterrupt:
+        return fail("dembench data: stopped; started again, it goes on from here", status=130)
+    path = folder if archive.key == "data.root" else folder.parent
+    print(f"{name} (licence: {archive.licence}): give it to a run as {archive.key}={path}", file=sys.stderr)
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
