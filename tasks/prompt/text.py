@@ -1,9 +1,9 @@
 """Class prompts whose context is a tensor, through the parts of an open_clip text tower.
 
-A prompt is <start> context name rest <end> and then nothing. In a causal tower <end> sees nothing behind it, so the empty
-positions need not be computed; and <start> and the context have the same states for all classes in every layer, so they
-need to be computed once: the classes' own tokens are put behind them one after the other, each at its own position, and
-see the context and their own class only. Both are exact.
+A prompt is <start> context name rest <end> and then nothing. In a causal tower <end> sees nothing behind it, so the
+empty positions need not be computed; and <start> and the context have the same states for all classes in every layer,
+so they need to be computed once: the classes' own tokens are put behind them one after the other, each at its own
+position, and see the context and their own class only. Both are exact.
 """
 
 from __future__ import annotations

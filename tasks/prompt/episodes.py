@@ -1,0 +1,46 @@
+"""A loss for many images at once, each with its own state."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Episodes:
+    """Gives every image of a block its own copy of the loss, as new, so that no image sees another's state.
+
+    A loss without state (no ``reset`` and no buffers) is called once for all. ``online`` keeps one copy for good, and
+    takes one image at a time.
+    """
+
+    def __init__(self, loss: Any, online: bool = False):
+        self.loss, self.online = loss, online
+        self.stateful = hasattr(loss, "reset") or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
+        self._own: list[Any] = [deepcopy(loss)] if online else []
+
+    def start(self, images: int) -> None:
+        """Begins a block of so many images."""
+        if self.stateful and not self.online:
+            self._own = [deepcopy(self.loss) for _ in range(images)]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Mean loss (B,) of the rows (B, K, C) of each image."""
+        if not self.stateful:
+            return self.loss(rows.flatten(0, 1)).view(rows.shape[:2]).mean(1)
+        if len(self._own) != len(rows):
+            raise ValueError(f"expected the rows of {len(self._own)} images, got those of {len(rows)}")
+        return torch.stack([loss(own).mean() for loss, own in zip(self._own, rows, strict=True)])
+
+
+def depends_on_offset(loss: Any, classes: int) -> bool:
+    """Whether a constant added to all logits has an influence on the loss, as in DEM with alpha other than 1.
+
+    Log-probabilities have no such constant: there that part of the loss cannot act.
+    """
+    with torch.enable_grad():
+        logits = torch.linspace(-1, 1, classes, dtype=torch.float64)[None].requires_grad_()
+        (gradient,) = torch.autograd.grad(deepcopy(loss)(logits).sum(), logits)
+    return abs(float(gradient.sum())) > 1e-6 * float(gradient.abs().sum())

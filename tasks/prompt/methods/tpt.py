@@ -1,0 +1,132 @@
+"""TPT, test-time prompt tuning (Shu et al. 2022): for each image, tune the context so that confident views agree.
+
+As in the authors' code (63ecbac): the views of least entropy are chosen once, with the initial context; the loss is of
+their marginal; AdamW with torch's defaults; the plain view is predicted with the tuned context, which is then
+forgotten. Theirs runs under fp16 autocast with a gradient scaler that outlives the image; here context, loss and
+optimiser are float32 and nothing outlives it. ``loss`` stands where TPT has the entropy, on ``aggregate``:
+
+    marginal      one row an image, the log of the mean softmax of the chosen views; with EM this is TPT
+    mean_logits   one row, the mean of their logits
+    per_view      a row for each; losses with a state see them as one batch
+
+AdamW acts on every number by itself, so one parameter (B, n, D) with a sum of losses is B optimisers of one image each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tasks.base import Note
+from tasks.prompt.episodes import Episodes, depends_on_offset
+from tasks.prompt.methods.base import Context, PromptMethod, Shots, check_share, confident, pick
+from tasks.prompt.methods.marginal import log_marginal
+from tasks.prompt.text import Prompts
+
+AGGREGATES = ("marginal", "mean_logits", "per_view")
+
+
+class TPT(PromptMethod):
+    """Tunes a context of its own for every image.
+
+    Args:
+        prompts: the classes. loss: logits (N, C) to a loss per row (N,).
+        aggregate: what the loss is applied to, see above.
+        lr, steps, optimizer, weight_decay: of the tuning, "adamw" or "sgd" (without momentum).
+        selected: share of the views that count.
+        online: the loss keeps its state from image to image, in their order; not TPT's protocol.
+        shared_forward: the first text features are the same for all images and are computed once; exact.
+        context, shots: as in ``PromptMethod``.
+    Raises: ValueError for options that make no sense, or a template without words to tune.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        loss: Any,
+        *,
+        aggregate: Literal["marginal", "mean_logits", "per_view"] = "per_view",
+        lr: float = 5e-3,
+        steps: int = 1,
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        weight_decay: float = 0.01,
+        selected: float = 0.1,
+        online: bool = False,
+        shared_forward: bool = True,
+        context: Context | None = None,
+        shots: Shots | None = None,
+    ):
+        check_share("tpt", selected)
+        if aggregate not in AGGREGATES:
+            raise ValueError(f"tpt: unknown aggregate {aggregate!r}; valid: {', '.join(AGGREGATES)}")
+        if not lr > 0 or steps < 1 or weight_decay < 0:
+            raise ValueError(f"tpt: expected lr > 0, steps >= 1, weight_decay >= 0, got {lr}, {steps}, {weight_decay}")
+        if optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"tpt: unknown optimizer {optimizer!r}; valid: adamw, sgd")
+        super().__init__(prompts, loss, context=context, shots=shots)
+        if not len(self.context):
+            raise ValueError(f"tpt: the template {prompts.template!r} has no words before {{}} to tune")
+        self.aggregate, self.lr, self.steps, self.selected = aggregate, lr, steps, selected
+        self.optimizer, self.weight_decay, self.shared_forward = optimizer, weight_decay, shared_forward
+        self.episodes = Episodes(loss, online)
+        with torch.enable_grad():
+            self._start = self.context.clone().requires_grad_()
+            self._first = self.encode(self._start)  # its graph is kept: one forward pass, one pull-back an image
+        self.notes += self._remarks()
+
+    def predict(self, views: Tensor) -> Tensor:
+        if self.episodes.online:
+            return torch.cat([self.tune(own) for own in views.split(1)])
+        return self.tune(views)
+
+    def tune(self, views: Tensor) -> Tensor:
+        """Logits (B, C) of the plain views of B images, each with its own context."""
+        chosen = pick(views, confident(self.logits(views, self._first.detach()), self.selected))
+        context = self.context.expand(len(views), -1, -1).clone().requires_grad_()
+        optimizer = self._make_optimizer(context)
+        self.episodes.start(len(views))
+        for step in range(self.steps):
+            with torch.enable_grad():
+                if step == 0 and self.shared_forward:
+                    text = self._first.detach().expand(len(views), -1, -1).clone().requires_grad_()
+                    objective = self.objective(chosen, text)
+                    context.grad = self._pull_back(*torch.autograd.grad(objective.sum(), text))
+                else:
+                    objective = self.objective(chosen, self.encode(context))
+                    (context.grad,) = torch.autograd.grad(objective.sum(), context)
+            optimizer.step()
+            self.backward_passes += len(views)
+        self.updated += len(views)
+        self.last_loss = objective.detach().mean()
+        return self.logits(views[:, :1], self.encode(context.detach()))[:, 0]
+
+    def objective(self, chosen: Tensor, text: Tensor) -> Tensor:
+        """The loss of each image (B,) from features of its chosen views (B, K, E) and its classes (B, C, E)."""
+        logits = self.logits(chosen, text)
+        if self.aggregate == "marginal":
+            logits = log_marginal(logits)[:, None]
+        elif self.aggregate == "mean_logits":
+            logits = logits.mean(1, keepdim=True)
+        return self.episodes(logits)
+
+    def _pull_back(self, cotangents: Tensor) -> Tensor:
+        """Gradients (B, n, D) at the initial context from those at its text features (B, C, E)."""
+        pulled = [torch.autograd.grad(self._first, self._start, own, retain_graph=True)[0] for own in cotangents]
+        return torch.stack(pulled)
+
+    def _make_optimizer(self, context: Tensor) -> torch.optim.Optimizer:
+        kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.SGD
+        return kind([context], lr=self.lr, weight_decay=self.weight_decay)
+
+    def _remarks(self) -> list[Note]:
+        notes = [Note("aggregate", f"the loss is applied to {self.aggregate.replace('_', ' ')}")]
+        if self.aggregate == "marginal" and depends_on_offset(self.loss, self.prompts.num_classes):
+            text = (
+                "part of this loss acts on the logits' offset (DEM: alpha), which a marginal has not: it has no effect"
+            )
+            notes.append(Note("no effect", text))
+        if self.episodes.online:
+            notes.append(Note("online", "the loss keeps its state from image to image: results depend on their order"))
+        return notes

@@ -1,0 +1,176 @@
+"""Test-time prompt tuning: CLIP classifies images one by one, from views of each and the names of the classes."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.base import Artifact, Event, Flag, Note, Point
+from tasks.metrics import is_collapsed
+from tasks.prompt.clip import Clip
+from tasks.prompt.data import ImageSet
+from tasks.prompt.features import STRETCH, ViewFeatures
+from tasks.prompt.methods.base import PromptMethod
+from tasks.prompt.metrics import PromptMetrics, mean_rows
+from tasks.prompt.text import ENCODINGS, Encoding, Prompts
+from tasks.prompt.views import Views
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a method is shown, and how it is computed.
+
+    Args:
+        views: of each image.
+        template: with one {}; None takes the data's own.
+        block_size: images that are tuned side by side; each is an episode of its own, so it changes the speed only.
+        encoding: of the prompts, see ``tasks.prompt.text``; it changes the speed only.
+        features: "float16" or "float32", what features of views are rounded to.
+        keep: keep them on disk for later runs. cache: where; None is $DEMBENCH_CACHE or the user's cache folder.
+        aggregate_of: what a loss is applied to where the method does not say, by the loss's name; configurations of
+            methods read it.
+    Raises: ValueError for a wrong value.
+    """
+
+    views: Views = field(default_factory=Views)
+    template: str | None = None
+    block_size: int = 16
+    encoding: Encoding = "packed"
+    features: str = "float16"
+    keep: bool = True
+    cache: str | Path | None = None
+    aggregate_of: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 1:
+            raise ValueError(f"protocol: expected a whole block_size >= 1, got {self.block_size!r}")
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"protocol: unknown encoding {self.encoding!r}; valid: {', '.join(ENCODINGS)}")
+
+
+class PromptTuning:
+    """Accuracy on each image set, their mean, and the mean over the shifted ones ("ood").
+
+    Args:
+        data: see ``tasks.prompt.data``. model: an image and text encoder. protocol: what is shown.
+        seed: the runner has set it; a configuration may hand it on to views and context.
+        device: where the model lives.
+        precision: "fp32", or "bf16" for autocast in both towers; context, loss and metrics stay in float32.
+    Raises: ValueError for an unknown precision and what ``ViewFeatures`` refuses.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        model: Clip,
+        protocol: Protocol,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ):
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"unknown precision {precision!r}; valid: fp32, bf16")
+        self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
+        self.device = torch.device(device)
+        model.bf16 = precision == "bf16"
+        self.features = ViewFeatures(
+            model, protocol.views, dtype=protocol.features, cache=protocol.cache, keep=protocol.keep
+        )
+
+    @cached_property
+    def sets(self) -> list[ImageSet]:
+        return self.data.sets()
+
+    def __len__(self) -> int:
+        return sum(self.features.blocks(images, self.protocol.block_size) for images in self.sets)
+
+    def prompts(self, class_names: tuple[str, ...]) -> Prompts:
+        """The classes under the protocol's template."""
+        template = self.protocol.template or self.data.template
+        return Prompts(self.model, class_names, template, self.data.templates, self.protocol.encoding)
+
+    def shots(self, count: int, seed: int) -> tuple[Prompts, Tensor, Tensor]:
+        """Training images for a method that learns from labels: classes, features (N, V, E), labels (N,)."""
+        images = self.data.shots(count, seed)
+        return self.prompts(images.class_names), self.features.all(images), images.labels
+
+    def run(self, make_method: Callable[..., PromptMethod]) -> Iterator[Event]:
+        """Yields notes, a Point a block, rows, histogram and flags for each set, means, and the file cost.json."""
+        self.model.to(self.device)
+        yield from self.data.notes
+        template = self.protocol.template or self.data.template
+        yield Note("template", f"prompts are {template!r}")
+        step, rows, counts, cost = 0, [], [], {}
+        for images in self.sets:
+            if names := _repeated(images.class_names):
+                yield Note("names", f"classes of the same name, which no method can tell apart: {', '.join(names)}")
+            start = time.process_time()
+            prompts = self.prompts(images.class_names)
+            method = make_method(prompts=prompts, shots=self.shots)
+            yield from (*method.notes, *method.artifacts)
+            with torch.no_grad():
+                text = prompts(prompts.words())
+            seconds = {"setup": time.process_time() - start, "features": 0.0, "method": 0.0}
+            metrics = PromptMetrics(len(images.class_names), self.device)
+            labels = images.labels.to(self.device)
+            start = time.process_time()
+            for first, views in self.features(images, self.protocol.block_size):
+                ready = time.process_time()
+                before = method.updated
+                logits = method(views).float()
+                y = labels[first : first + len(views)]
+                correct = metrics.update(logits, method.logits(views[:, 0], text), y)
+                loss = None if method.last_loss is None else float(method.last_loss)
+                entropy = torch.special.entr(logits.softmax(1)).sum(1).mean()
+                yield Point(step, images.name, len(y), int(correct), float(entropy), loss, method.updated - before)
+                step += 1
+                seconds["features"] += ready - start
+                start = time.process_time()
+                seconds["method"] += start - ready
+            found = metrics.rows(images.name)
+            rows.append((images.shifted, found))
+            counts.append((images.shifted, metrics.counts))
+            cost[images.name] = {"images": len(images), **{f"{k}_cpu_seconds": round(v, 3) for k, v in seconds.items()}}
+            yield from found
+            yield from _judge(metrics, found, images.name)
+        if any(shifted for shifted, _ in rows) and not all(shifted for shifted, _ in rows):
+            own = [row for shifted, found in rows if shifted for row in found]
+            yield from mean_rows(own, [count for shifted, count in counts if shifted], "ood")
+        yield from mean_rows([row for _, found in rows for row in found], [count for _, count in counts], "mean")
+        yield Artifact("cost.json", _cost(cost, self.device))
+
+
+def _repeated(names: tuple[str, ...]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _judge(metrics: PromptMetrics, rows: list[Any], name: str) -> Iterator[Event]:
+    histogram = metrics.histogram(name)
+    yield histogram
+    if any(row.metric == "entropy" and not math.isfinite(row.value) for row in rows):
+        yield Flag("nan", name, f"a logit is not finite in {name}")
+    if is_collapsed(histogram.predicted, histogram.label):
+        share = max(histogram.predicted) / sum(histogram.predicted)
+        yield Flag("collapse", name, f"one class takes {share:.0%} of the predictions in {name}")
+
+
+def _cost(sets: dict[str, dict[str, float]], device: torch.device) -> bytes:
+    """CPU seconds by set, features apart (near 0 where they were on disk), and the process's peak memory."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    record: dict[str, Any] = {"sets": sets, "stretch": STRETCH}
+    record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        record["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    return (json.dumps(record, indent=1) + "\n").encode()
