@@ -65,7 +65,7 @@ class Clustering:
         kappa is a constant, as the weights of the graph are in spectral clustering; the paper does not say.
         """
         assert self.similarity is not None
-        distance = (features.detach().float() - other_features.detach().float()).square().sum(1)
+        distance = (features - other_features).detach().to(logits.dtype).square().sum(1)
         return (-distance / (2 * self.similarity**2)).exp() * (logits - others).square().sum(1)
 
     def batches_per_update(self, size: int) -> int:
