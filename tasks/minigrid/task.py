@@ -1,0 +1,188 @@
+"""Reinforcement learning on one Minigrid environment: learning curve, and the return of the final policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from minigrid.wrappers import FlatObsWrapper
+
+from tasks.base import Artifact, Event, Flag, Note, Row, Scalars
+from tasks.minigrid.envs import Environment, live_envs, stock_envs
+from tasks.minigrid.evaluation import Episodes, gif, play
+from tasks.minigrid.fast import FastPolicy
+from tasks.minigrid.live import LiveObs, Views
+from tasks.minigrid.methods import OnPolicy
+from tasks.minigrid.policy import EntropyBonusPolicy
+
+PAPER_EPISODES = 10  # over which arXiv 2511.03256 takes its mean
+LOGGED = {
+    "entropy": "bonus/entropy",
+    "bonus": "bonus/value",
+    "delta": "bonus/delta",
+    "weight": "bonus/weight",
+    "value_loss": "train/value_loss",
+    "explained_variance": "train/explained_variance",
+    "kl": "train/approx_kl",
+    "clip_fraction": "train/clip_fraction",
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How runs are seeded and what is measured.
+
+    Args:
+        fast: environments and policy of the fast path; False takes those of Minigrid and stable-baselines3.
+        episodes: of the evaluation, in each of both modes.
+        eval_seed: of the first evaluation episode; the others follow.
+        seed_spacing: environment i of a run has the seed ``seed_spacing * seed + i``, so that runs share no layouts.
+        points: of the learning curve, fewer where rollouts are longer.
+        picture: keep an animation of an evaluation episode.
+    Raises: ValueError for numbers below 1, or fewer than 10 episodes.
+    """
+
+    fast: bool = True
+    episodes: int = 100
+    eval_seed: int = 10_000_000
+    seed_spacing: int = 1000
+    points: int = 50
+    picture: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", PAPER_EPISODES), ("eval_seed", 1), ("seed_spacing", 1), ("points", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"protocol: expected {name} >= {least}, got {getattr(self, name)}")
+
+
+class Minigrid:
+    """Trains one agent and evaluates its final policy, once drawing actions (primary) and once taking the likeliest.
+
+    Args:
+        data: the environment.
+        protocol: seeds and measurements.
+        seed: of the run.
+        device: of the policy; environments live on the CPU.
+        precision: "fp32".
+    Raises: ValueError where seeds of training would meet those of the evaluation, or for another precision.
+    """
+
+    def __init__(
+        self, data: Environment, protocol: Protocol, *, seed: int = 0, device: str = "cpu", precision: str = "fp32"
+    ):
+        if precision != "fp32":
+            raise ValueError(f"minigrid trains in fp32, got precision={precision}")
+        self.data, self.protocol, self.device = data, protocol, device
+        self.seed = seed * protocol.seed_spacing
+        if self.seed + protocol.seed_spacing > protocol.eval_seed:
+            raise ValueError(f"seed={seed}: training would use the seeds of the evaluation, from {protocol.eval_seed}")
+
+    def __len__(self) -> int:
+        return self.protocol.points
+
+    def run(self, make_method: Callable[..., OnPolicy]) -> Iterator[Event]:
+        """Yields notes, Scalars of the learning curve, and rows; the slice "mean" is the evaluation that draws."""
+        yield from self._notes()
+        views = Views(self.data.id) if self.protocol.fast else None
+        method = make_method(
+            make_envs=lambda n_envs, gamma: self._envs(n_envs, gamma, views),
+            **self._policy(views),
+            rollout=self.data.n_steps,
+            seed=self.seed,
+            device=self.device,
+        )
+        if method.model.n_envs > self.protocol.seed_spacing:
+            raise ValueError(f"protocol: expected seed_spacing >= n_envs, got {self.protocol.seed_spacing}")
+        yield from self._train(method)
+        if not method.finite:
+            yield Flag("nan", "training", "a weight of the policy is not finite")
+            yield Row("mean", "return", math.nan, "return", self.protocol.episodes)
+            return
+        yield from self._evaluate(method, views)
+
+    def _envs(self, n_envs: int, gamma: float, views: Views | None) -> Any:
+        if views is None:
+            return stock_envs(self.data.id, n_envs, self.seed, gamma)
+        return live_envs(self.data.id, n_envs, self.seed, gamma, views)
+
+    def _policy(self, views: Views | None) -> dict[str, Any]:
+        if views is None:
+            return {"policy_class": EntropyBonusPolicy, "policy_kwargs": {}}
+        return {
+            "policy_class": FastPolicy,
+            "policy_kwargs": {"width": views.width, "columns": views.columns.tolist()},
+        }
+
+    def _train(self, method: OnPolicy) -> Iterator[Event]:
+        returns, told = [], 0
+        for logged in method.learn(self.data.steps):
+            ended = method.model.ep_info_buffer
+            values = {}
+            if ended:
+                reached = [episode["r"] for episode in ended]
+                values = {
+                    "return": float(np.mean(reached)),
+                    "success": float(np.mean(np.array(reached) > 0)),
+                    "length": float(np.mean([episode["l"] for episode in ended])),
+                }
+                returns.append(values["return"])
+            step = method.model.num_timesteps
+            due = min(self.protocol.points, step * self.protocol.points // self.data.steps)
+            if due > told:
+                told = due
+                values |= {name: float(logged[key]) for name, key in LOGGED.items() if key in logged}
+                yield Scalars(step, "training", values)
+            if not method.finite:
+                return
+        area = float(np.mean(returns)) if returns else 0.0
+        for slice in ("training", "mean"):
+            yield Row(slice, "training_return", area, "return", method.model.num_timesteps)
+
+    def _evaluate(self, method: OnPolicy, views: Views | None) -> Iterator[Event]:
+        protocol = self.protocol
+        seeds = range(protocol.eval_seed, protocol.eval_seed + protocol.episodes)
+        envs = [self._env(views) for _ in seeds]
+        normalize = method.model.get_vec_normalize_env().normalize_obs
+        for mode in ("stochastic", "deterministic"):
+            torch.manual_seed(protocol.eval_seed)
+            drawn = mode == "stochastic"
+            found = play(
+                method.model.policy,
+                normalize,
+                envs,
+                seeds,
+                deterministic=not drawn,
+                pictures=drawn and protocol.picture,
+            )
+            yield from found.rows(mode)
+            if drawn:
+                yield from found.rows("mean")
+                first = Episodes(found.returns[:PAPER_EPISODES], found.lengths[:PAPER_EPISODES])
+                yield from first.rows(f"first {PAPER_EPISODES} episodes")[:1]
+            if found.frames:
+                yield Artifact("agent.gif", gif(found.frames))
+
+    def _env(self, views: Views | None) -> gym.Env:
+        if views is None:
+            return FlatObsWrapper(gym.make(self.data.id))
+        return LiveObs(gym.make(self.data.id, disable_env_checker=True), views)
+
+    def _notes(self) -> Iterator[Note]:
+        p = self.protocol
+        yield Note(
+            "evaluation",
+            f"Final policy, {p.episodes} episodes with seeds from {p.eval_seed}, which no training environment has; an "
+            "environment with few layouts repeats them all the same. The slice mean draws actions from the policy. A "
+            "success is a return above 0.",
+        )
+        yield Note(
+            "observations",
+            "FlatObsWrapper and VecNormalize, stored in float32 (stable-baselines3 from 2.7.1 on would store them as "
+            "bytes, which breaks training without a word)."
+            + (" Fast path: the same steps as the stock path, but for rounding." if p.fast else ""),
+        )
