@@ -156,6 +156,11 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         runs.write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         runs.write_json(directory / "environment.json", environment)
         started = runs.now()
+        checkpoint = directory / "checkpoint.pt"  # of tasks that can continue where they were cut off
+        if config["force"]:
+            checkpoint.unlink(missing_ok=True)
+        if hasattr(prepared.task, "checkpoint"):
+            prepared.task.checkpoint = checkpoint
         recorder, cost = _measure(prepared, watch)
         names = config["choices"]
         result = {
@@ -175,6 +180,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         }
         recorder.write(directory)
         runs.write_json(directory / "result.json", result)
+        checkpoint.unlink(missing_ok=True)
     return Outcome(directory / "result.json", True, result)
 
 

@@ -1,0 +1,25 @@
+"""Long-tailed semi-supervised classification: the semi-supervised task, judged by head, medium and tail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tasks.base import Event, Row
+from tasks.metrics import StreamMetrics
+from tasks.semi.confusion import Confusion
+from tasks.semi.task import SemiSupervised
+from tasks.semi.trainer import Values
+
+
+class LongTail(SemiSupervised):
+    """``SemiSupervised`` on long-tailed data, with the geometric mean of recalls and the recall of class thirds.
+
+    Methods, schedule and optimiser are those of balanced data: imbalance changes nothing else.
+    """
+
+    def rows(self, confusion: Confusion, metrics: StreamMetrics, history: list[Values]) -> Iterator[Event]:
+        yield from super().rows(confusion, metrics, history)
+        n = int(confusion.counts.sum())
+        yield Row("mean", "geometric_mean", confusion.geometric_mean(), "fraction", n)
+        for name, value in confusion.thirds(self.data.training_counts).items():
+            yield Row("mean", f"recall_{name}", value, "fraction", n)

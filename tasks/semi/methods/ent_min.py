@@ -1,0 +1,26 @@
+"""Entropy minimisation (Grandvalet and Bengio 2004) as arXiv 2511.03256 runs it: no threshold, no ramp, weight 0.3."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from tasks.semi.methods.base import Batch, SemiMethod, Terms, passes, supervised_term
+
+
+class EntMin(SemiMethod):
+    """Cross entropy on labelled plus 0.3 times the mean entropy on unlabelled samples, where ``loss`` stands for it.
+
+    Labelled and unlabelled samples go through the network together. Without a loss it is ``Supervised``.
+    """
+
+    name = "ent_min"
+    slot_views: ClassVar[tuple[str, ...]] = ("weak", "strong")
+    replaces_entropy = True
+
+    def terms(self, model: nn.Module, batch: Batch) -> Terms:
+        if not self.slot.active:
+            return supervised_term(model(batch.images).float(), batch.labels)
+        view = self.slot.view
+        logits = passes(model, {"labelled": batch.images, view: batch.views[view]})
+        self.watch(logits[view])
+        return supervised_term(logits["labelled"], batch.labels) | self.slot.terms(logits, batch.progress)

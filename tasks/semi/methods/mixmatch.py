@@ -1,0 +1,83 @@
+"""MixMatch (Berthelot et al. 2019): guessed labels, sharpened, and everything mixed with everything.
+
+As in USB: one mixing factor per batch, a squared error that is the mean over samples and classes, and BatchNorm's
+running statistics only from the rows that start with a labelled sample.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks.semi.methods.base import Batch, SemiMethod, Terms, couples_samples, frozen_statistics, passes, rise
+
+
+class MixMatch(SemiMethod):
+    """Soft cross entropy on mixed labelled rows, squared error of probabilities on mixed unlabelled rows.
+
+    Args:
+        temperature: of sharpening.
+        mix: both parameters of the Beta distribution of the mixing factor.
+        unlabelled_weight: of the squared error, reached linearly over ``ramp`` of the training.
+    """
+
+    name = "mixmatch"
+    views: ClassVar[tuple[str, ...]] = ("weak", "weak2")
+    slot_views: ClassVar[tuple[str, ...]] = ("weak", "mixed")
+
+    def __init__(
+        self,
+        loss: Any = None,
+        *,
+        temperature: float = 0.5,
+        mix: float = 0.5,
+        unlabelled_weight: float = 10.0,
+        ramp: float = 0.4,
+        **slot: Any,
+    ) -> None:
+        super().__init__(loss, **slot)
+        if temperature <= 0 or mix <= 0:
+            raise ValueError(f"mixmatch: expected temperature > 0 and mix > 0, got {temperature} and {mix}")
+        self.temperature, self.mix, self.unlabelled_weight, self.ramp = temperature, mix, unlabelled_weight, ramp
+
+    def terms(self, model: nn.Module, batch: Batch) -> Terms:
+        first, second = batch.views["weak"], batch.views["weak2"]
+        with frozen_statistics(model), torch.set_grad_enabled(self.slot.wants("weak")):
+            weak = passes(model, {"weak": first, "weak2": second}, frozen=("weak2",))
+        guess = sharpen((weak["weak"].softmax(1) + weak["weak2"].softmax(1)).detach() / 2, self.temperature)
+        known = F.one_hot(batch.labels, guess.shape[1]).to(guess.dtype)
+
+        factor = float(torch.distributions.Beta(self.mix, self.mix).sample())
+        factor = max(factor, 1 - factor)
+        inputs, targets = torch.cat([batch.images, first, second]), torch.cat([known, guess, guess])
+        order = torch.randperm(len(inputs)).to(inputs.device)
+        mixed = factor * inputs + (1 - factor) * inputs[order]
+        mixed_targets = factor * targets + (1 - factor) * targets[order]
+
+        b = len(batch.images)
+        logits = self._mixed_logits(model, mixed, b)
+        error = (logits[b:].softmax(1) - mixed_targets[b:]).square().mean()
+        self.watch(weak["weak"])
+        return {
+            "supervised": F.cross_entropy(logits[:b], mixed_targets[:b]),
+            "consistency": self.unlabelled_weight * rise(batch.progress, self.ramp) * error,
+            **self.slot.terms({**weak, "mixed": logits[b:]}, batch.progress),
+        }
+
+    @staticmethod
+    def _mixed_logits(model: nn.Module, mixed: Tensor, labelled: int) -> Tensor:
+        """In one pass; with BatchNorm in three, of which the first alone moves its running statistics."""
+        if not couples_samples(model):
+            return model(mixed).float()
+        first, *rest = mixed.split([labelled, *[(len(mixed) - labelled) // 2] * 2])
+        logits = [model(first)]
+        with frozen_statistics(model):
+            logits += [model(x) for x in rest]
+        return torch.cat(logits).float()
+
+
+def sharpen(p: Tensor, temperature: float) -> Tensor:
+    """p^(1/T), scaled to sum 1 over classes."""
+    powered = p ** (1 / temperature)
+    return powered / powered.sum(1, keepdim=True)

@@ -1,0 +1,204 @@
+"""Networks for small images, and makers that give them the classes of a dataset. Inputs are normalised (N, 3, H, W)."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks.names import lookup
+from tasks.tta.cache import file_hash
+
+
+class NetMaker:
+    """``maker(num_classes)`` builds a network by torch's global generator; ``weights_id`` says what it starts from."""
+
+    def __init__(self, build: Callable[..., nn.Module], weights_id: str = "untrained") -> None:
+        self._build, self.weights_id = build, weights_id
+
+    def __call__(self, num_classes: int) -> nn.Module:
+        return self._build(num_classes=num_classes)
+
+
+def convnet(width: int = 16) -> NetMaker:
+    """``ConvNet``, for CPUs."""
+    return NetMaker(partial(ConvNet, width=width))
+
+
+def wide_resnet(
+    depth: int = 28, width: int = 2, stages: int = 3, stride: int = 1, bn_momentum: float = 0.001
+) -> NetMaker:
+    """``WideResNet``: 28, 2 for 32x32; depth 37, 4 stages, stride 2 for 96x96 (USB's wrn_var_37_2)."""
+    options = {"depth": depth, "width": width, "stages": stages, "stride": stride, "bn_momentum": bn_momentum}
+    with torch.device("meta"):
+        WideResNet(num_classes=2, **options)  # complains now
+    return NetMaker(partial(WideResNet, **options))
+
+
+VITS: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch2_32": {"img_size": 32, "patch_size": 2, "embed_dim": 192, "num_heads": 3, "drop_path_rate": 0.1},
+    "vit_small_patch2_32": {"img_size": 32, "patch_size": 2, "embed_dim": 384, "num_heads": 6, "drop_path_rate": 0.2},
+    "vit_base_patch16_96": {"img_size": 96, "patch_size": 16, "embed_dim": 768, "num_heads": 12, "drop_path_rate": 0.2},
+    "vit_small_patch16_224": {
+        "img_size": 224,
+        "patch_size": 16,
+        "embed_dim": 384,
+        "num_heads": 6,
+        "drop_path_rate": 0.2,
+    },
+}
+
+
+def vit(arch: str, weights: str | Path | None) -> NetMaker:
+    """A vision transformer of USB's usb_cv regime, of timm's parts: 12 blocks, class token.
+
+    Args:
+        arch: a name of ``VITS``.
+        weights: a state dict (USB's release v.0.0.0, or a file that holds one under "model" or "state_dict"): its head
+            is dropped, its position embedding resized where needed. None is the random initialisation.
+    Raises: ValueError for an unknown name or a file that does not fit; FileNotFoundError; ModuleNotFoundError.
+    """
+    lookup(arch, VITS, "vit")
+    try:
+        from timm.models.vision_transformer import VisionTransformer
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("vision transformers need the package timm: pip install dembench[timm]") from error
+    build = partial(VisionTransformer, **VITS[arch])
+    if weights is None:
+        return NetMaker(build)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights: no file {path}; get {arch}'s of release v.0.0.0 of github.com/microsoft/Semi-supervised-learning, "
+            "or give model.weights=null for an untrained network"
+        )
+    state = read_state(path)
+    with torch.device("meta"):
+        expected = build(num_classes=1)
+    state = fit_state(state, expected, str(path))
+    return NetMaker(partial(_loaded, build, state), file_hash(path))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Names and tensors of a checkpoint; ValueError where it has none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no PyTorch checkpoint that loads as weights only") from error
+    if isinstance(state, dict):
+        state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict")
+    return state
+
+
+def fit_state(state: dict[str, Tensor], net: nn.Module, origin: str) -> dict[str, Tensor]:
+    """``state`` without a head, its position embedding of the network's size; ValueError where it does not fit."""
+    own = {name: value.shape for name, value in net.state_dict().items() if not name.startswith("head.")}
+    state = {name: value for name, value in state.items() if name in own}
+    if missing := [name for name in own if name not in state]:
+        raise ValueError(f"{origin} does not fit the model: it lacks {', '.join(missing[:3])}")
+    tokens, wanted = state["pos_embed"], own["pos_embed"]
+    if tokens.shape != wanted:
+        side, new = int((tokens.shape[1] - 1) ** 0.5), int((wanted[1] - 1) ** 0.5)
+        grid = tokens[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+        state["pos_embed"] = torch.cat([tokens[:, :1], grid.flatten(2).transpose(1, 2).to(tokens.dtype)], 1)
+    if wrong := [name for name in own if state[name].shape != own[name]]:
+        raise ValueError(f"{origin} does not fit the model: {wrong[0]} has another shape")
+    return state
+
+
+def _loaded(build: Callable[..., nn.Module], state: dict[str, Tensor], num_classes: int) -> nn.Module:
+    net = build(num_classes=num_classes)
+    net.load_state_dict(state, strict=False)  # all but the head, see fit_state
+    return net
+
+
+class ConvNet(nn.Module):
+    """Four convolutions with BatchNorm, two of them of stride 2; logits (N, C)."""
+
+    def __init__(self, num_classes: int, width: int = 16) -> None:
+        super().__init__()
+        channels = (3, width, 2 * width, 2 * width, 4 * width)
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in zip(channels, channels[1:], (2, 1, 2, 1), strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.linear = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.features(x).mean((2, 3)))
+
+
+class WideBlock(nn.Module):
+    """Norm, activation, convolution, twice, beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, momentum: float, share_activation: bool) -> None:
+        super().__init__()
+        self.share_activation = share_activation  # the shortcut, too, begins behind norm and activation
+        self.bn1 = nn.BatchNorm2d(inputs, momentum=momentum)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs, momentum=momentum)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        same = inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.bn1(x), 0.1)
+        x = y if self.share_activation else x
+        y = self.conv2(F.leaky_relu(self.bn2(self.conv1(y)), 0.1))
+        return self.shortcut(x) + y
+
+
+class WideResNet(nn.Module):
+    """Wide residual network with leaky ReLU 0.1; 16 channels at first, then 16, 32, 64, ... times ``width``.
+
+    Raises: ValueError where depth is not a whole number of blocks for the stages.
+    Source: Zagoruyko and Komodakis 2016, as in the code of FixMatch and USB.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        depth: int = 28,
+        width: int = 2,
+        stages: int = 3,
+        stride: int = 1,
+        bn_momentum: float = 0.001,
+    ) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - (4 if stages == 3 else 5), 2 * stages)
+        if rest or blocks < 1:
+            raise ValueError(f"wide_resnet: depth {depth} is no whole number of blocks in {stages} stages")
+        channels = [16, *(16 * width * 2**stage for stage in range(stages))]
+        self.conv = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False)
+        parts = []
+        for stage, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False)):
+            first = WideBlock(inputs, outputs, stride if stage == 0 else 2, bn_momentum, stage == 0)
+            parts += [first, *(WideBlock(outputs, outputs, 1, bn_momentum, False) for _ in range(blocks - 1))]
+        self.stages = nn.Sequential(*parts)
+        self.bn = nn.BatchNorm2d(channels[-1], momentum=bn_momentum, eps=1e-3)
+        self.linear = nn.Linear(channels[-1], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
+        nn.init.xavier_normal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.bn(self.stages(self.conv(x))), 0.1)
+        return self.linear(y.mean((2, 3)))
+
+
+def count_parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+ARCHITECTURES: Sequence[str] = tuple(VITS)

@@ -1,0 +1,154 @@
+"""Semi-supervised classification: few labelled and many unlabelled images, judged on a test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
+from tasks.metrics import StreamMetrics, is_collapsed
+from tasks.semi.confusion import Confusion
+from tasks.semi.data import describe
+from tasks.semi.methods.base import SemiMethod
+from tasks.semi.nets import NetMaker
+from tasks.semi.regime import Regime
+from tasks.semi.trainer import Trainer, Values, derived_seed
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+class SemiSupervised:
+    """Accuracy of the last iterate, and of the evaluation that the validation images choose.
+
+    The best accuracy on the test itself, which others publish, is reported as ``accuracy_test_best`` and chooses
+    nothing.
+
+    Args:
+        data: see ``tasks.semi.data``.
+        model: builds the network for a number of classes.
+        protocol: the schedule.
+        seed: of initialisation, batches, views and everything else that is random.
+        device: "cpu" or "cuda".
+        precision: "fp32", or "bf16" for autocast; losses, metrics and VAT's direction stay in float32.
+    Raises: ValueError for an unknown precision.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        model: NetMaker,
+        protocol: Regime,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}; valid: {', '.join(PRECISIONS)}")
+        self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
+        self.device, self.precision = device, precision
+        self.checkpoint: Path | None = None  # the runner says where
+
+    def __len__(self) -> int:
+        return self.protocol.evaluations
+
+    def run(self, make_method: Callable[..., SemiMethod]) -> Iterator[Event]:
+        """Yields notes, the chosen samples as files, Scalars at each evaluation, and rows at the end."""
+        method = make_method(num_classes=self.data.num_classes)
+        yield from self.notes(method)
+        yield from (Artifact(name, text.encode()) for name, text in self.data.files().items())
+        if self.protocol.devices > 1:
+            yield from _launch(self, method)
+        else:
+            yield from self.train(make_fabric(self.device, self.precision, 1), method)
+
+    def notes(self, method: SemiMethod) -> Iterator[Note]:
+        yield from self.data.notes
+        yield Note("samples", describe(self.data))
+        yield Note("selection", "accuracy is of the last iterate; accuracy_test_best is chosen on the test, for parity")
+        if method.name == "supervised":
+            yield Note("loss", "supervised has no unlabelled samples and no use for the loss")
+        elif method.slot.loss is None:
+            yield Note("loss", f"{method.name} without a loss on the unlabelled samples")
+        elif not method.replaces_entropy:
+            yield Note(
+                "loss",
+                f"the loss is added to {method.name} (its paper has none; arXiv 2511.03256 does not say how): "
+                f"weight {method.slot.weight:g}, {method.slot.view} view, ramp {method.slot.ramp:g}",
+            )
+        if self.protocol.devices > 1:
+            yield Note("devices", f"BatchNorm normalises by the samples of each of {self.protocol.devices} processes")
+
+    def train(self, fabric: Any, method: SemiMethod) -> Iterator[Event]:
+        """The part that each process of several runs; all yield the same numbers."""
+        torch.manual_seed(derived_seed(self.seed, "network"))
+        net = self.model(num_classes=self.data.num_classes)
+        trainer = Trainer(fabric, self.data, net, method, self.protocol, seed=self.seed, checkpoint=self.checkpoint)
+        for done, values in trainer.run():
+            yield Scalars(done, "training", {name: value for name, value in values.items() if name != "iteration"})
+        if trainer.resumed_at:
+            text = f"continued after {trainer.resumed_at} iterations: wall time is that of the rest"
+            yield Note("resumed", text)
+        confusion, metrics = trainer.final
+        yield from self.rows(confusion, metrics, trainer.history)
+
+    def rows(self, confusion: Confusion, metrics: StreamMetrics, history: list[Values]) -> Iterator[Event]:
+        """Means over the test as slice "mean", and a slice per class."""
+        n = int(confusion.counts.sum())
+        yield Row("mean", "accuracy", confusion.accuracy(), "fraction", n)
+        if all("validation_accuracy" in values for values in history):
+            chosen = max(history, key=lambda values: values["validation_accuracy"])  # the first of equals
+            yield Row("mean", "accuracy_validation_selected", chosen["accuracy"], "fraction", n)
+        yield Row("mean", "accuracy_test_best", max(values["accuracy"] for values in history), "fraction", n)
+        for name, value in confusion.macro().items():
+            yield Row("mean", name, value, "fraction", n)
+        for name, unit in (("kl", "nats"), ("tv", "fraction")):
+            yield Row("mean", f"bias_{name}", confusion.bias()[name], unit, n)
+        yield from (row for row in metrics.rows("mean") if row.metric != "error")
+        counts = confusion.label_counts.tolist()
+        per_class = {name: values.tolist() for name, values in confusion.per_class().items()}
+        for c, name in enumerate(self.data.class_names):
+            for metric, values in per_class.items():
+                yield Row(name, metric, values[c], "fraction", counts[c])
+        predicted, label = confusion.predicted_counts.tolist(), counts
+        yield Histogram("mean", tuple(predicted), tuple(label))
+        if any(row.metric == "nll" and not math.isfinite(row.value) for row in metrics.rows("mean")):
+            yield Flag("nan", "mean", "a logit is not finite")
+        if is_collapsed(predicted, label):
+            yield Flag("collapse", "mean", f"one class takes {max(predicted) / n:.0%} of the predictions")
+
+
+def make_fabric(device: str, precision: str, devices: int) -> Any:
+    """A Fabric for one device, or for several that share each batch.
+
+    Raises: ModuleNotFoundError where lightning is not installed; ValueError where there are fewer GPUs.
+    """
+    try:
+        from lightning.fabric import Fabric
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "semi-supervised training needs the package lightning: pip install dembench[semi]"
+        ) from error
+    if device == "cuda" and torch.cuda.device_count() < devices:
+        raise ValueError(f"protocol: devices={devices}, but PyTorch finds {torch.cuda.device_count()} GPUs")
+    strategy = "auto" if devices == 1 else "ddp_spawn"
+    return Fabric(accelerator=device, devices=devices, strategy=strategy, precision=PRECISIONS[precision])
+
+
+def _launch(task: SemiSupervised, method: SemiMethod) -> list[Event]:
+    """Runs ``train`` in processes of its own, and returns what the first of them yielded."""
+    fabric = make_fabric(task.device, task.precision, task.protocol.devices)
+    events, counters = fabric.launch(_worker, task, method)
+    for name, value in counters.items():
+        setattr(method, name, value)
+    return events
+
+
+def _worker(fabric: Any, task: SemiSupervised, method: SemiMethod) -> tuple[list[Event], dict[str, int]]:
+    torch.set_num_threads(1)
+    events = list(task.train(fabric, method))
+    return events, {name: getattr(method, name) for name in ("forward_passes", "backward_passes", "updated")}
