@@ -120,7 +120,7 @@ def _from_folders(root: Path, kind: Kind, split: Split) -> Originals:
             digest.update(data)
             yield folder, name, data
 
-    images, labels, lossy = _decode(list(named()), str(base), kind)
+    images, labels, lossy = _decode(list(named()), str(base), kind, split)
     return Originals(images, labels, lossy, digest.hexdigest()[:32])
 
 
@@ -130,7 +130,7 @@ def _from_archive(path: Path, cache: Path, kind: Kind, split: Split) -> Original
     images, labels = (load_array(folder / f"{name}.npy") for name in ("images", "labels"))
     lossy = _read_lossy(folder / "done.json")
     if images is None or labels is None or lossy is None or len(images) != len(labels):
-        images, labels, lossy = _decode(_members(path, kind, split), str(path), kind)
+        images, labels, lossy = _decode(_members(path, kind, split), str(path), kind, split)
         for name, array in (("images", images), ("labels", labels)):
             write_atomically(folder / f"{name}.npy", lambda file, array=array: np.save(file, array, allow_pickle=False))
         write_atomically(folder / "done.json", lambda file: file.write(json.dumps({"lossy": lossy}).encode()))
@@ -180,11 +180,13 @@ def _members(path: Path, kind: Kind, split: Split) -> list[tuple[str, str, bytes
     return sorted(found[chosen[0]]) if chosen else []
 
 
-def _decode(files: list[tuple[str, str, bytes]], where: str, kind: Kind) -> tuple[np.ndarray, np.ndarray, bool]:
+def _decode(
+    files: list[tuple[str, str, bytes]], where: str, kind: Kind, split: Split
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """Images (N, 3, 32, 32), labels (N,) by the order of the class names, and whether any file is a JPEG."""
     found = {folder for folder, _, _ in files}
     if not files:
-        raise ValueError(f"{kind.title} images: no test images in {where}; {kind.layout}")
+        raise ValueError(f"{kind.title} images: no {split} images in {where}; {kind.layout}")
     numbers = tuple(map(str, range(len(kind.classes))))
     classes = next((names for names in (kind.classes, numbers) if found == set(names)), None)
     if classes is None:
