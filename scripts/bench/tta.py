@@ -128,6 +128,18 @@ def build_model(name: str) -> tuple[nn.Module, int]:
     return models.torchvision_model(name, weights=None), 224
 
 
+def both_sides(name: str, model: nn.Module, x: Tensor, loss: str) -> tuple[Any, Any]:
+    """Our method and the textbook loop, each on a copy of the model; EATA takes x for source images."""
+    module, options = OURS[name]
+    classes = [module for module in model.modules() if isinstance(module, nn.Linear)][-1].out_features
+    make = getattr(importlib.import_module(f"tasks.tta.methods.{module}"), name)
+    ours = make(deepcopy(model), EM() if loss == "em" else AdaDEM(classes).to(x.device), **options)
+    if getattr(ours, "source_images", 0):
+        ours.see_source(x)
+    plain = textbook_tta.entropy if loss == "em" else LiteralAdaDEM(classes, x)
+    return ours, textbook(name, deepcopy(model), plain, x)
+
+
 def measure(name: str, model: nn.Module, x: Tensor, device: str, seconds: float, loss: str = "em") -> Measurement:
     """Times a step of our method and of the textbook loop by turns, on the same batch and equal models.
 
@@ -139,14 +151,7 @@ def measure(name: str, model: nn.Module, x: Tensor, device: str, seconds: float,
         seconds: of measuring each of the two.
         loss: "em" or "adadem", in ours and, written out, in the textbook loop.
     """
-    module, options = OURS[name]
-    make = getattr(importlib.import_module(f"tasks.tta.methods.{module}"), name)
-    classes = [module for module in model.modules() if isinstance(module, nn.Linear)][-1].out_features
-    ours = make(deepcopy(model), EM() if loss == "em" else AdaDEM(classes).to(device), **options)
-    if getattr(ours, "source_images", 0):
-        ours.see_source(x)
-    plain = textbook_tta.entropy if loss == "em" else LiteralAdaDEM(classes, x)
-    theirs = textbook(name, deepcopy(model), plain, x)
+    ours, theirs = both_sides(name, model, x, loss)
     bare = deepcopy(model).eval()
 
     def forward() -> None:
