@@ -173,7 +173,8 @@ def image_order(protocol: Protocol, domains: Sequence[Domain], labels: Sequence[
     if protocol.label_order == "dirichlet":
         name = domains[0] if len(domains) == 1 else Domain("mixed", None, "mixed")
         seed = Draws(protocol.order_seed or 0, name.corruption, name.severity or 0, order[:0]).base
-        order = order[dirichlet_order(everything[order].numpy(), float(protocol.delta or 0), seed)]
+        chunks = dirichlet_chunks(everything[order].numpy(), float(protocol.delta or 0), seed)
+        order = order[torch.from_numpy(np.concatenate(chunks))]
     return order
 
 
@@ -182,8 +183,8 @@ def _keys(seed: int, domain: Domain, labels: Tensor) -> Tensor:
     return Draws(seed, domain.corruption, domain.severity or 0, torch.arange(len(labels))).bits("order")
 
 
-def dirichlet_order(labels: np.ndarray, delta: float, seed: int) -> Tensor:
-    """Positions of ``labels`` (N,) in chunks whose classes follow Dirichlet proportions; see ``Protocol.label_order``.
+def dirichlet_chunks(labels: np.ndarray, delta: float, seed: int) -> list[np.ndarray]:
+    """Positions of ``labels`` (N,) in as many chunks as there are classes, see ``Protocol.label_order``.
 
     Within a class the given order is kept.
     """
@@ -194,8 +195,9 @@ def dirichlet_order(labels: np.ndarray, delta: float, seed: int) -> Tensor:
         own = np.flatnonzero(labels == label)
         shares = generator.dirichlet([delta] * len(classes))
         pieces.append(np.split(own, np.rint(shares.cumsum()[:-1] * len(own)).astype(int)))
-    chunks = [pieces[k][chunk] for chunk in range(len(classes)) for k in generator.permutation(len(classes))]
-    return torch.from_numpy(np.concatenate(chunks))
+    return [
+        np.concatenate([pieces[k][chunk] for k in generator.permutation(len(classes))]) for chunk in range(len(classes))
+    ]
 
 
 def _is_whole(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,7 +13,6 @@ from torch.testing import assert_close
 
 import core
 from tasks.base import Flag, Histogram, Note, Point, Row
-from tasks.tta.corruptions import CORRUPTIONS
 from tasks.tta.data import DigitsC, GeneratedCIFAR10C
 from tasks.tta.methods.norm import Norm
 from tasks.tta.methods.source import Source
@@ -181,34 +179,6 @@ def test_updates_count_each_sample_once_however_many_steps():
     assert [(point.n, point.updated) for point in found[Point]] == [(6, 6), (4, 4)] * 3
 
 
-def test_the_standard_order_is_the_default():
-    task = CorruptionTTA(DigitsC(num_images=10), SmallNet(), Protocol(reset=False))
-    assert task.corruptions == STANDARD_ORDER
-    data = MadeData(cycle(4), corruptions=CORRUPTIONS)
-    found = stream(CorruptionTTA(data, Reader(), Protocol(reset=False, severity=2)))
-    assert [row.slice for row in found[Row] if row.metric == "error"] == [f"{c}/2" for c in STANDARD_ORDER] + ["mean"]
-    assert data.asked == [(corruption, 2) for corruption in STANDARD_ORDER]
-
-
-def test_the_protocols_own_order_is_kept():
-    data = MadeData(cycle(4))
-    stream(CorruptionTTA(data, Reader(), Protocol(reset=False, corruptions=["snow", "fog"])))
-    assert data.asked == [("snow", 5), ("fog", 5)]
-
-
-def test_the_seed_shuffles_each_corruption_and_null_keeps_the_order():
-    def order(seed):
-        return spied(
-            CorruptionTTA(MadeData(cycle(50)), Reader(), Protocol(True, batch_size=7, order_seed=seed))
-        ).numbers()
-
-    assert order(None) == [*range(50)] * 3
-    assert order(1) == order(1)
-    shuffled = [order(seed)[start : start + 50] for seed in (0, 1) for start in (0, 50, 100)]
-    assert all(sorted(part) == [*range(50)] for part in shuffled)
-    assert len({tuple(part) for part in [*shuffled, range(50)]}) == 7  # no two alike, none as it was
-
-
 def test_labels_follow_their_images():
     found = stream(CorruptionTTA(MadeData(cycle(50)), Reader(), Protocol(reset=True, order_seed=3)))
     assert values(found)["mean"] == 0
@@ -315,34 +285,6 @@ def test_made_frost_is_told_of_where_it_is_shown(corruptions, keys):
 class SmallNetOfTen(SmallNet):
     def forward(self, x):
         return super().forward(x).repeat(1, 2)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"corruptions": []}, r"list of one or more corruptions, got \[\]"),
-        ({"corruptions": "fog"}, "list of one or more corruptions, got 'fog'"),
-        ({"corruptions": {"fog": 1}}, "list of one or more corruptions, got {"),
-        ({"corruptions": ["fog", "snow", "fog"]}, "each corruption once, got fog, snow, fog"),
-        ({"severity": 0}, "severity 1 to 5, or a list of such, got 0"),
-        ({"severity": 6}, "severity 1 to 5, or a list of such, got 6"),
-        ({"severity": 5.0}, r"severity 1 to 5, or a list of such, got 5\.0"),
-        ({"severity": True}, "severity 1 to 5, or a list of such, got True"),
-        ({"batch_size": 0}, "batch_size >= 1, got 0"),
-        ({"batch_size": -3}, "batch_size >= 1, got -3"),
-        ({"batch_size": 2.5}, r"batch_size >= 1, got 2\.5"),
-        ({"order_seed": "a"}, "order_seed to be a whole number or null, got 'a'"),
-    ],
-)
-def test_a_wrong_protocol_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Protocol(reset=True, **options)
-
-
-def test_a_protocol_is_checked_when_it_is_changed():
-    assert replace(Protocol(reset=True), severity=3).severity == 3
-    with pytest.raises(ValueError, match="severity"):
-        replace(Protocol(reset=True), severity=9)
 
 
 def test_a_wrong_task_is_refused_before_any_work():
