@@ -75,8 +75,8 @@ def vit(arch: str, weights: str | Path | None) -> NetMaker:
     path = Path(weights).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights: no file {path}; get {arch}'s of release v.0.0.0 of github.com/microsoft/Semi-supervised-learning, "
-            "or give model.weights=null for an untrained network"
+            f"weights: no file {path}; get it from release v.0.0.0 of microsoft/Semi-supervised-learning on GitHub "
+            "(dembench list names the file), or give model.weights=null for an untrained network"
         )
     state = read_state(path)
     with torch.device("meta"):

@@ -138,7 +138,8 @@ class Trainer:
         self._average_gradients()
         self.optimizer.step()
         if self.average:
-            torch._foreach_lerp_(self.average, self.parameters, 1 - self.regime.ema)
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.parameters, 1 - self.regime.ema)
         method.backward_passes += 1
         method.updated += len(batch.images) + sum(map(len, batch.views.values()))
         for name, value in {**terms, **method.seen}.items():

@@ -1,0 +1,348 @@
+"""Each method's objective against a plain re-derivation, sample by sample, and what the methods promise besides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core import DEM, EM, AdaDEM
+from tasks.semi.methods import base
+from tasks.semi.methods.base import Batch
+from tasks.semi.methods.ent_min import EntMin
+from tasks.semi.methods.fixmatch import FixMatch
+from tasks.semi.methods.freematch import FreeMatch
+from tasks.semi.methods.mixmatch import MixMatch, sharpen
+from tasks.semi.methods.pseudo_label import PseudoLabel
+from tasks.semi.methods.supervised import Supervised
+from tasks.semi.methods.vat import VAT, kl, unit
+
+C = 4
+METHODS = (Supervised, PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch)
+
+
+def linear() -> nn.Module:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, C))
+    with torch.no_grad():
+        net[1].weight.mul_(6)
+    return net
+
+
+def with_batchnorm() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, C))
+
+
+def batch(progress: float = 0.2, b: int = 5, m: int = 12) -> Batch:
+    views = {name: torch.randn(m, 3, 4, 4) for name in ("weak", "strong", "weak2")}
+    return Batch(torch.randn(b, 3, 4, 4), torch.arange(b) % C, views, progress)
+
+
+def numbers(model: nn.Module, x: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return model(x).double().numpy()
+
+
+def ce(logits: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.mean([-log_softmax(z)[t] for z, t in zip(logits, targets, strict=True)]))
+
+
+def masked(logits: np.ndarray, weak: np.ndarray, keeps: Callable[[np.ndarray], bool]) -> float:
+    """Mean over all samples of the cross entropy of those kept, to their pseudo label."""
+    p = softmax(weak, axis=1)
+    return sum(-log_softmax(z)[q.argmax()] for z, q in zip(logits, p, strict=True) if keeps(q)) / len(p)
+
+
+def close(value: Tensor, expected: float) -> None:
+    assert float(value.detach()) == pytest.approx(expected, rel=2e-4, abs=1e-6)
+
+
+def test_supervised_is_cross_entropy() -> None:
+    model, data = linear(), batch()
+    terms = Supervised(EM()).terms(model, data)
+    assert set(terms) == {"supervised"}
+    close(terms["supervised"], ce(numbers(model, data.images), data.labels.numpy()))
+
+
+def test_ent_min_adds_the_entropy_of_the_unlabelled() -> None:
+    model, data = linear(), batch()
+    terms = EntMin(EM()).terms(model, data)
+    close(terms["supervised"], ce(numbers(model, data.images), data.labels.numpy()))
+    close(
+        terms["entropy_term"], 0.3 * float(entropy(softmax(numbers(model, data.views["weak"]), axis=1), axis=1).mean())
+    )
+
+
+def test_the_slot_takes_weight_view_and_ramp() -> None:
+    model, data = linear(), batch(progress=0.1)
+    method = EntMin(EM(), loss_weight=2.0, loss_view="strong", loss_ramp=0.4)
+    assert method.needed_views == ("strong",)
+    expected = 2.0 * 0.25 * entropy(softmax(numbers(model, data.views["strong"]), axis=1), axis=1).mean()
+    close(method.terms(model, data)["entropy_term"], float(expected))
+
+
+def test_pseudo_label() -> None:
+    model, data = linear(), batch(progress=0.1)
+    terms = PseudoLabel(None, threshold=0.9).terms(model, data)
+    weak = numbers(model, data.views["weak"])
+    expected = masked(weak, weak, lambda q: q.max() >= 0.9)
+    assert expected > 0
+    close(terms["pseudo_label"], 0.25 * expected)
+
+
+def test_fixmatch() -> None:
+    model, data = linear(), batch()
+    method = FixMatch(EM(), threshold=0.8)
+    terms = method.terms(model, data)
+    weak, strong = (numbers(model, data.views[name]) for name in ("weak", "strong"))
+    close(terms["consistency"], masked(strong, weak, lambda q: q.max() >= 0.8))
+    close(terms["entropy_term"], 0.3 * float(entropy(softmax(weak, axis=1), axis=1).mean()))
+    close(method.seen["mask"], float((softmax(weak, axis=1).max(1) >= 0.8).mean()))
+
+
+def test_freematch_follows_its_recurrence_over_three_batches() -> None:
+    model = linear()
+    method = FreeMatch(None, num_classes=C, momentum=0.7)
+    tau, marginal, histogram = 1 / C, np.full(C, 1 / C), np.full(C, 1 / C)
+    for step in range(3):
+        data = batch(step / 3)
+        terms = method.terms(model, data)
+        weak, strong = (numbers(model, data.views[name]) for name in ("weak", "strong"))
+        p = softmax(weak, axis=1)
+        counts = np.bincount(p.argmax(1), minlength=C) / len(p)
+        tau = 0.7 * tau + 0.3 * p.max(1).mean()
+        marginal, histogram = 0.7 * marginal + 0.3 * p.mean(0), 0.7 * histogram + 0.3 * counts
+        threshold = tau * marginal / marginal.max()
+        kept = [bool(q.max() >= threshold[q.argmax()]) for q in p]
+        close(terms["consistency"], masked(strong, weak, lambda q, t=threshold: q.max() >= t[q.argmax()]))
+
+        s = softmax(strong[kept], axis=1)
+        mean, hist = s.mean(0), np.bincount(s.argmax(1), minlength=C) / len(s)
+        running = marginal / histogram
+        now = np.divide(mean, hist, out=np.zeros(C), where=hist > 0)
+        running, now = running / running.sum(), now / now.sum()
+        close(terms["fairness"], 1e-3 * float((running * np.log(now + 1e-12)).sum()))
+    np.testing.assert_allclose(method.marginal.numpy(), marginal, rtol=1e-5)
+    assert float(method.confidence) == pytest.approx(tau, rel=1e-5)
+
+
+def test_freematch_fairness_is_zero_where_nothing_is_masked_in() -> None:
+    method = FreeMatch(None, num_classes=C)
+    logits = torch.randn(6, C, requires_grad=True)
+    value = method.fairness(logits, torch.zeros(6))
+    value.backward()
+    assert float(value) == 0
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_mixmatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = linear(), batch(progress=0.1)
+    order = torch.randperm(5 + 24)
+    monkeypatch.setattr(torch, "randperm", lambda n: order)
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(0.3))
+    terms = MixMatch(EM(), loss_view="mixed").terms(model, data)
+
+    first, second = data.views["weak"], data.views["weak2"]
+    guess = (softmax(numbers(model, first), axis=1) + softmax(numbers(model, second), axis=1)) / 2
+    guess = guess**2 / (guess**2).sum(1, keepdims=True)
+    x = torch.cat([data.images, first, second])
+    y = np.concatenate([np.eye(C)[data.labels.numpy()], guess, guess])
+    z = numbers(model, 0.7 * x + 0.3 * x[order])
+    t = 0.7 * y + 0.3 * y[order.numpy()]
+    close(terms["supervised"], float(np.mean([-(t[i] * log_softmax(z[i])).sum() for i in range(5)])))
+    errors = [(softmax(z[i]) - t[i]) ** 2 for i in range(5, len(z))]
+    close(terms["consistency"], 10 * 0.25 * float(np.mean(errors)))
+    close(terms["entropy_term"], 0.3 * float(entropy(softmax(z[5:], axis=1), axis=1).mean()))
+
+
+def test_sharpen() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2]])
+    torch.testing.assert_close(sharpen(p, 0.5), torch.tensor([[0.25, 0.09, 0.04]]) / 0.38)
+
+
+def test_vat_is_the_divergence_at_the_worst_neighbour() -> None:
+    """For a linear network the direction of the first probe is known: the gradient of KL(p || q) at xi d."""
+    model, data = linear(), batch(progress=0.4)
+    method = VAT(EM(), eps=1.5, xi=1e-2)
+    x = data.views["weak"]
+    torch.manual_seed(7)
+    terms = method.terms(model, data)
+
+    torch.manual_seed(7)
+    torch.randint(2**31, ())  # the seed of the noise
+    d = torch.randn(x.shape).double().flatten(1).numpy()
+    d = d / np.linalg.norm(d, axis=1, keepdims=True)
+    weight = model[1].weight.detach().double().numpy()
+    z = numbers(model, x)
+    p = softmax(z, axis=1)
+    gradient = (softmax(z + 1e-2 * d @ weight.T, axis=1) - p) @ weight
+    shift = 1.5 * gradient / np.linalg.norm(gradient, axis=1, keepdims=True)
+    q = softmax(z + shift @ weight.T, axis=1)
+    close(terms["adversarial"], float(entropy(p, q, axis=1).mean()))
+    close(terms["entropy_term"], 0.06 * float(entropy(p, axis=1).mean()))
+
+
+def test_vat_finds_the_direction_that_float64_finds() -> None:
+    """With xi = 1e-2 it is the right one; with 1e-6, as in other libraries, float32 leaves little of it."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, C))
+    x = torch.randn(16, 3, 4, 4)
+
+    def cosine(xi: float) -> float:
+        with torch.no_grad():
+            p = net(x).softmax(1)
+        torch.manual_seed(3)
+        mine = VAT(None, xi=xi).direction(net, x, p, seed=0).flatten(1).double()
+        torch.manual_seed(3)
+        d = unit(torch.randn_like(x)).double()
+        probe = (1e-2 * d).requires_grad_()
+        double = net.double()
+        exact = torch.autograd.grad(kl(double(x.double()).softmax(1).detach(), double(x.double() + probe)), probe)[0]
+        net.float()
+        return float(F.cosine_similarity(mine, exact.flatten(1)).mean())
+
+    assert cosine(1e-2) > 0.99
+    assert cosine(1e-6) < 0.9
+
+
+def test_vat_shares_dropout_between_its_passes() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, C))
+    seen: list[Tensor] = []
+    net[1].register_forward_hook(lambda module, inputs, output: seen.append(output == 0))
+    VAT(EM()).terms(net, batch())
+    _, clean, probe, moved = seen
+    assert torch.equal(clean, probe)
+    assert torch.equal(clean, moved)
+
+
+def test_vat_puts_no_gradient_of_its_search_on_the_network() -> None:
+    net, data = linear(), batch()
+    VAT(None).direction(net, data.views["weak"], torch.full((12, C), 1 / C), seed=0)
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("net", [linear, with_batchnorm])
+@pytest.mark.parametrize("kind", METHODS)
+def test_weight_zero_is_the_base(kind: type[base.SemiMethod], net: Callable[[], nn.Module]) -> None:
+    def gradient(loss: object, **slot: float) -> list[Tensor]:
+        torch.manual_seed(0)
+        model, data = net(), batch()
+        options = {} if kind is Supervised else slot
+        method = kind(loss, num_classes=C, **options)
+        sum(method.terms(model, data).values()).backward()
+        return [p.grad for p in model.parameters()] + list(model.buffers())
+
+    for mine, plain in zip(gradient(AdaDEM(), loss_weight=0.0), gradient(None), strict=True):
+        assert torch.equal(mine, plain)
+
+
+@pytest.mark.parametrize("kind", [PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch])
+def test_dem_of_one_and_one_is_em(kind: type[base.SemiMethod]) -> None:
+    def gradient(loss: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
+        torch.manual_seed(0)
+        model, data = linear(), batch()
+        terms = kind(loss, num_classes=C).terms(model, data)
+        sum(terms.values()).backward()
+        return {name: term.detach() for name, term in terms.items()}, model[1].weight.grad
+
+    em, dem = gradient(EM()), gradient(DEM(1.0, 1.0))
+    torch.testing.assert_close(em, dem, rtol=1e-4, atol=1e-6)
+    assert "entropy_term" in em[0]
+
+
+@pytest.mark.parametrize("kind", [FixMatch, FreeMatch])
+@pytest.mark.parametrize("loss", [None, EM()])
+def test_weak_rows_without_gradient_change_nothing(kind: type[base.SemiMethod], loss: nn.Module | None) -> None:
+    """Without BatchNorm, one joint pass with gradients gives what two passes give."""
+
+    def gradient(joint: bool, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+        torch.manual_seed(0)
+        model, data = linear(), batch()
+        if joint:
+            monkeypatch.setattr(base, "couples_samples", lambda model: True)
+        sum(kind(loss, num_classes=C).terms(model, data).values()).backward()
+        return model[1].weight.grad
+
+    with pytest.MonkeyPatch.context() as patch:
+        apart, together = gradient(False, patch), gradient(True, patch)
+    torch.testing.assert_close(apart, together, rtol=1e-5, atol=1e-7)
+
+
+def test_weak_rows_are_in_no_graph_unless_the_loss_wants_them() -> None:
+    def rows_with_gradient(method: base.SemiMethod) -> int:
+        model, data, count = linear(), batch(), 0
+        model.register_forward_hook(lambda module, inputs, output: rows.append(len(output) * output.requires_grad))
+        rows: list[int] = []
+        method.terms(model, data)
+        count = sum(rows)
+        return count
+
+    assert rows_with_gradient(FixMatch(None)) == 5 + 12
+    assert rows_with_gradient(FixMatch(EM())) == 5 + 12 + 12
+    assert rows_with_gradient(FixMatch(EM(), loss_view="strong")) == 5 + 12
+
+
+def test_batchnorm_sees_all_views_of_fixmatch_at_once() -> None:
+    net, data = with_batchnorm(), batch()
+    FixMatch(None).terms(net, data)
+    features = net[0](torch.cat([data.images, data.views["weak"], data.views["strong"]]))
+    torch.testing.assert_close(net[1].running_mean, 0.1 * features.mean((0, 2, 3)).detach())
+
+
+@pytest.mark.parametrize("kind", [PseudoLabel, VAT])
+def test_unlabelled_passes_leave_running_statistics_alone(kind: type[base.SemiMethod]) -> None:
+    net, data = with_batchnorm(), batch()
+    kind(EM()).terms(net, data)
+    torch.testing.assert_close(net[1].running_mean, 0.1 * net[0](data.images).mean((0, 2, 3)).detach())
+    assert net[1].momentum == 0.1
+
+
+def test_ent_min_without_a_loss_is_supervised() -> None:
+    net, data = with_batchnorm(), batch()
+    assert EntMin(None).needed_views == ()
+    terms = EntMin(None).terms(net, data)
+    assert set(terms) == {"supervised"}
+
+
+def test_the_true_entropy_is_watched_whatever_the_loss() -> None:
+    model, data = linear(), batch()
+    method = FixMatch(AdaDEM())
+    method.terms(model, data)
+    expected = entropy(softmax(numbers(model, data.views["weak"]), axis=1), axis=1).mean()
+    close(method.seen["entropy"], float(expected))
+
+
+def test_state_holds_the_table_of_adadem_and_freematch() -> None:
+    model, data = linear(), batch()
+    method = FreeMatch(AdaDEM(), num_classes=C)
+    method.terms(model, data)
+    fresh = FreeMatch(AdaDEM(), num_classes=C)
+    fresh.load_state_dict(method.state_dict())
+    torch.testing.assert_close(fresh.slot.loss.table, method.slot.loss.table)
+    assert not torch.equal(fresh.slot.loss.table, torch.full((C, C), 1 / C))
+    assert torch.equal(fresh.marginal, method.marginal)
+
+
+def test_rise() -> None:
+    assert [base.rise(t, 0.4) for t in (0.0, 0.1, 0.4, 1.0)] == [0.0, 0.25, 1.0, 1.0]
+    assert base.rise(0.0, 0.0) == 1.0
+    assert math.isclose(base.rise(0.2, 0.4), 0.5)
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="loss_view of pseudo_label 'strong'; valid: weak"):
+        PseudoLabel(EM(), loss_view="strong")
+    with pytest.raises(ValueError, match="nearest: mixed"):
+        MixMatch(EM(), loss_view="mix")
+    with pytest.raises(ValueError, match="loss_weight"):
+        EntMin(EM(), loss_weight=-1)
+    with pytest.raises(ValueError, match="num_classes"):
+        FreeMatch(EM())
+    with pytest.raises(ValueError, match="xi"):
+        VAT(EM(), xi=0)
