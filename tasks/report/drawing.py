@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.report.group import Block, Key
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
@@ -89,6 +91,22 @@ class Figure:
             figure.set_dpi(160)
             FigureCanvasAgg(figure).print_png(folder / f"{self.name}.png")
         self.canvas = None
+
+
+def colour_of(column: Key | None, block: Block) -> str:
+    """The colour of a loss; grey where there is none."""
+    if column is None:
+        return GREY
+    if column[0] in COLOURS:
+        return COLOURS[column[0]]
+    others = sorted({loss for loss, _ in block.columns} - COLOURS.keys())
+    return SPARE[others.index(column[0]) % len(SPARE)]
+
+
+def line_of(column: Key, block: Block) -> Any:
+    """The line style of a setting of a loss."""
+    same = [key for key in block.columns if key[0] == column[0]]
+    return LINES[same.index(column) % len(LINES)]
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Canvas, np.ndarray]:

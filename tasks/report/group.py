@@ -13,50 +13,25 @@ from functools import cached_property
 from typing import Any
 
 from tasks.report.load import Aside, Run
+from tasks.report.names import (
+    LOSS_FREE,
+    LOSS_ORDER,
+    METHOD_ORDER,
+    OFFICIAL,
+    PROTOCOL_ORDER,
+    Metric,
+    pretty,
+    primary,
+    rank,
+)
 from tasks.report.stats import Estimate, estimate, paired
 
 Setting = tuple[tuple[str, Any], ...]
-LOSS_ORDER = ("em", "dem", "dem_star", "adadem")
-PRETTY = {
-    "em": "EM", "dem": "DEM", "dem_star": "DEM*", "adadem": "AdaDEM",
-    "source": "Source", "norm": "NORM", "tent": "Tent", "tta": "Corruption test-time adaptation",
-}  # fmt: skip
-METHOD_ORDER = ("source", "norm")
-PROTOCOL_ORDER = ("single_domain", "continual")
-LOSS_FREE = ("source", "norm")
 PATHS = ("root", "source", "frost", "weights", "out", "cache")
 NOT_CONTEXT = ("method", "loss", "choices", "hydra", "out", "force", "progress", "seed", "runs")
 DEFAULT_LR = 1e-3  # Tent's rate on CIFAR-10-C
 MANY = 8  # settings of one loss beyond which only the plain one and the best one get a column
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How a metric is shown: ``scale`` turns the recorded unit into ``unit``; ``sign`` is 1 where higher is better."""
-
-    name: str
-    label: str
-    unit: str
-    scale: float
-    sign: int
-    digits: int
-
-
-METRICS = {
-    "error": Metric("error", "error", "%", 100, -1, 2),
-    "accuracy": Metric("accuracy", "accuracy", "%", 100, 1, 2),
-    "ece": Metric("ece", "ECE", "%", 100, -1, 2),
-    "nll": Metric("nll", "NLL", "nats", 1, -1, 3),
-    "entropy": Metric("entropy", "entropy", "nats", 1, -1, 3),
-}
-PRIMARY = {"tta": "error"}
-
-
-def primary(task: str, runs: Iterable[Run]) -> Metric:
-    """The metric that a task is judged by: its own, else the first known one that its runs recorded."""
-    present = dict.fromkeys(name for run in runs for name in run.units)
-    name = PRIMARY.get(task) or next((n for n in METRICS if n in present), next(iter(present), "error"))
-    return METRICS.get(name, Metric(name, name, "", 1, 1, 3))
+VARIANTS = {("mec", False): "-Norm", ("norm", False): "-MEC", ("norm_of", "em"): "-V"}  # the paper's names
 
 
 @dataclass(frozen=True)
@@ -79,9 +54,9 @@ class Cell:
         values = self.values(metric, part)
         return estimate([values[seed] for seed in sorted(values)])
 
-    def gain(self, base: Cell, metric: Metric) -> Estimate:
+    def gain(self, base: Cell, metric: Metric, part: str = "mean") -> Estimate:
         """How much better than ``base``, in shown units, paired over the seeds that both have; positive is better."""
-        mine, theirs = self.values(metric), base.values(metric)
+        mine, theirs = self.values(metric, part), base.values(metric, part)
         if metric.sign < 0:
             mine, theirs = theirs, mine
         return paired(mine, theirs)
@@ -100,7 +75,8 @@ class Cell:
 
     @property
     def clean(self) -> bool:
-        return not self.collapsed and not self.nans
+        """Whether the cell may be ranked; what learns nothing cannot have collapsed by learning."""
+        return not self.nans and (self.loss is None or not self.collapsed)
 
     @property
     def lr(self) -> float | None:
@@ -196,17 +172,39 @@ class Block:
 
     @cached_property
     def varying_params(self) -> dict[str, tuple[str, ...]]:
+        """Per loss, the parameters that take more than one value in this block."""
         losses = {loss for loss, _ in self.columns}
-        return {loss: differing([dict(p) for name, p in self.columns if name == loss]) for loss in losses}
+        return {
+            loss: differing([dict(cell.params) for cell in self.cells.values() if cell.loss == loss]) for loss in losses
+        }
 
     def row_label(self, row: Key) -> str:
         return label(pretty(row[0]), row[1], self.varying[row[0]])
 
     def column_label(self, column: Key) -> str:
         """The loss with its τ and α, which are part of its name, and with whatever else varies."""
-        shown = [key for key in ("tau", "alpha") if dict(column[1]).get(key) is not None]
-        shown += [key for key in self.varying_params[column[0]] if key not in shown]
-        return label(pretty(column[0]), column[1], tuple(shown))
+        params = dict(column[1])
+        variant = next((pair for pair in VARIANTS if column[0] == "adadem" and params.get(pair[0]) == pair[1]), None)
+        shown = [key for key in ("tau", "alpha") if column[0] != "adadem" and params.get(key) is not None]
+        shown += [key for key in self.varying_params.get(column[0], ()) if key not in shown]
+        name = pretty(column[0]) + (VARIANTS[variant] if variant else "")
+        return label(name, column[1], tuple(key for key in shown if not variant or key != variant[0]))
+
+    def loss_label(self, cell: Cell) -> str:
+        """The loss of a cell with its own parameters; a dash where it has none."""
+        return "–" if cell.loss is None else self.column_label((cell.loss, cell.params))
+
+    def column_of(self, cell: Cell) -> Key | None:
+        """The column that holds a cell; None where it has no loss."""
+        if cell.loss is None or (cell.loss, cell.params) in self.columns:
+            return None if cell.loss is None else (cell.loss, cell.params)
+        own = dict(cell.params)
+        matching = (c for c in self.columns if c[0] == cell.loss and all(own.get(k) == v for k, v in c[1]))
+        return next(matching, None)
+
+    def own_params(self, column: Key, cell: Cell) -> str:
+        """What a cell's loss has beyond its column, where a column stands for several settings: "τ 1.1, α 0"."""
+        return label("", cell.params, tuple(key for key, _ in cell.params if key not in dict(column[1])))
 
     def setting_label(self, cell: Cell) -> str:
         """Only the hyperparameters that vary: "lr 1e-3"; empty where none does."""
@@ -243,7 +241,7 @@ def fill(block: Block) -> None:
     """Sorts the runs of a block into cells, one run per seed and cell."""
     by_method = defaultdict(list)
     for run in block.runs:
-        by_method[run.method].append(run)
+        by_method[method_of(run)].append(run)
     for method, runs in by_method.items():
         free = all(is_free(run) for run in runs)
         grouped: dict[tuple[Key, Key | None], dict[int, Run]] = defaultdict(dict)
@@ -261,6 +259,28 @@ def fill(block: Block) -> None:
                 block.free[row] = cell
             else:
                 block.cells[row, column] = cell
+    merge_columns(block)
+
+
+def merge_columns(block: Block) -> None:
+    """Gives a loss one column where no row has it with two settings, such as DEM with a (tau, alpha) per method."""
+    for loss in {column[0] for _, column in block.cells}:
+        held = [(row, column) for row, column in block.cells if column[0] == loss]
+        settings = [dict(column[1]) for _, column in held]
+        if len(held) == len({row for row, _ in held}) and (different := differing(settings)):
+            shared = freeze({key: value for key, value in settings[0].items() if key not in different})
+            for row, column in held:
+                block.cells[row, (loss, shared)] = block.cells.pop((row, column))
+
+
+def method_of(run: Run) -> str:
+    """A method's name, with its preset where that is not the authors' own: "tent (mariodoebler)"."""
+    node = run.config.get("method")
+    preset = node.get("preset") if isinstance(node, dict) else None
+    if not isinstance(preset, str):
+        return run.method
+    name = run.method.removesuffix(f"_{preset}")
+    return name if preset == OFFICIAL else f"{name} ({preset})"
 
 
 def is_free(run: Run) -> bool:
@@ -296,7 +316,10 @@ def setting_of(node: Any) -> Setting:
     """The hyperparameters of a method or loss node: constructor arguments without Hydra's own keys."""
     if not isinstance(node, dict):
         return ()
-    flat = flatten({k: v for k, v in node.items() if k not in ("loss", "model")})
+    parts = node.get("clustering")  # of TTC, in another method; none of them on is the same as no such key
+    idle = not isinstance(parts, dict) or not any(v for k, v in parts.items() if k != "augment")
+    left_out = ("loss", "model", "preset", *(("clustering",) if idle else ()))
+    flat = flatten({k: v for k, v in node.items() if k not in left_out})
     return freeze({k: v for k, v in flat.items() if not leaf(k).startswith("_")})
 
 
@@ -336,16 +359,8 @@ def order(setting: Setting) -> tuple[tuple[str, int, float, str], ...]:
     )
 
 
-def rank(names: tuple[str, ...], name: str) -> int:
-    return names.index(name) if name in names else len(names)
-
-
 def leaf(key: str) -> str:
     return key.rsplit(".", 1)[-1]
-
-
-def pretty(name: str) -> str:
-    return PRETTY.get(name, name)
 
 
 def show(value: Any) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 1
-RUN_FILES = ("result.json", "config.yaml", "environment.json", "curve.csv")
+from tasks.runs import SCHEMA
+
+RUN_FILES = ("result.json", "config.yaml", "environment.json", "curve.csv", "series.csv")
 NAMES = ("id", "task", "method", "loss", "model", "data", "protocol", "status")
 
 
@@ -67,15 +68,44 @@ class Run:
 
     def curve(self) -> Curve | None:
         """The per-batch record, or None where there is none that can be read."""
+        read = self._columns("curve.csv", ("slice", "n", "correct"))
+        if read is None:
+            return None
+        slices, n, correct = read
         try:
-            with open(self.path / "curve.csv", encoding="utf-8", newline="") as file:
-                columns, *rows = csv.reader(file)
-            at = [columns.index(name) for name in ("slice", "n", "correct")]
-            parts = tuple(row[at[0]] for row in rows)
-            counts = np.array([[row[at[1]], row[at[2]]] for row in rows], dtype=float).reshape(-1, 2)
+            return Curve(tuple(slices), np.array(n, dtype=float), np.array(correct, dtype=float))
+        except ValueError:
+            return None
+
+    def series(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        """{(slice, metric): (steps, values)} of the learning curves, in the order of the file; NaN where a value was
+        not finite, and empty where there is no file that can be read."""
+        read = self._columns("series.csv", ("step", "slice", "metric", "value"))
+        found: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+        try:
+            for step, part, metric, value in zip(*(read or ([], [], [], [])), strict=True):
+                steps, values = found.setdefault((part, metric), ([], []))
+                steps.append(float(step))
+                values.append(float(value) if value else math.nan)
+        except ValueError:
+            return {}
+        return {key: (np.array(steps), np.array(values)) for key, (steps, values) in found.items()}
+
+    def artifacts(self) -> list[Path]:
+        """The files that belong to the run, by name."""
+        try:
+            return sorted(path for path in (self.path / "files").iterdir() if path.is_file() and not path.is_symlink())
+        except OSError:
+            return []
+
+    def _columns(self, name: str, wanted: tuple[str, ...]) -> list[list[str]] | None:
+        try:
+            with open(self.path / name, encoding="utf-8", newline="") as file:
+                header, *rows = csv.reader(file)
+            at = [header.index(column) for column in wanted]
+            return [[row[i] for row in rows] for i in at] if rows else None
         except (OSError, ValueError, IndexError):
             return None
-        return Curve(parts, counts[:, 0], counts[:, 1]) if parts else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +141,21 @@ def load(roots: list[Path]) -> Collection:
     Raises: ValueError when a root is missing or when there is no finished run.
     """
     runs: dict[str, Run] = {}
-    unfinished, unreadable, duplicates = [], [], []
+    unfinished: list[Aside] = []
+    unreadable: list[Aside] = []
+    duplicates: list[Aside] = []
     folders: dict[Path, None] = {}
     for root in map(Path, roots):
         if not root.is_dir():
             raise ValueError(f"report: no such directory: {root}")
-        for folder in find_runs(root):
+        for folder in find_runs(root, unreadable):
             folders.setdefault(folder.resolve())
     for folder in folders:
-        if not (folder / "result.json").is_file():
-            unfinished.append(Aside(folder.name, "no result.json: started and not finished"))
-            continue
         try:
             run = read_run(folder)
+        except FileNotFoundError:
+            unfinished.append(Aside(folder.name, "no result.json: started and not finished"))
+            continue
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             unreadable.append(Aside(folder.name, f"{type(error).__name__}: {error}"))
             continue
@@ -139,10 +171,15 @@ def load(roots: list[Path]) -> Collection:
     return Collection(ordered, *(tuple(sorted(x, key=lambda a: a.name)) for x in (unfinished, unreadable, duplicates)))
 
 
-def find_runs(root: Path) -> list[Path]:
-    """Run directories at or under ``root``: those that hold a file of a run or are named like a run id."""
+def find_runs(root: Path, unreadable: list[Aside]) -> list[Path]:
+    """Run directories at or under ``root``: those that hold a file of a run or are named like a run id. Folders that
+    cannot be opened are added to ``unreadable``."""
     found = []
-    for folder, children, files in os.walk(root):
+
+    def closed(error: OSError) -> None:
+        unreadable.append(Aside(Path(error.filename).name, f"{type(error).__name__}: {error.strerror}"))
+
+    for folder, children, files in os.walk(root, onerror=closed):
         if any(name in files for name in RUN_FILES) or re.fullmatch("[0-9a-f]{12}", Path(folder).name):
             found.append(Path(folder))
             children.clear()

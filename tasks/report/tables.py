@@ -22,7 +22,7 @@ class Entry:
     sub: str = ""
     numbers: tuple[str, ...] = ()
     sort: float | str | None = None
-    mark: str = ""  # "", "best" or "second"
+    mark: str = ""  # "", "best" or "tied", see ``ranking``
     span: int = 1
 
 
@@ -74,7 +74,7 @@ class Table:
             cells = []
             for entry in row:
                 text = md(entry.text)
-                text = f"**{text}**" if entry.mark == "best" else f"<u>{text}</u>" if entry.mark == "second" else text
+                text = f"**{text}**" if entry.mark == "best" else f"<u>{text}</u>" if entry.mark == "tied" else text
                 cells.append(text + (f"; {md(entry.sub)}" if entry.sub else ""))
                 cells += ["\N{DITTO MARK}"] * (entry.span - 1)
             lines.append("| " + " | ".join(cells) + " |")
@@ -90,7 +90,7 @@ class Table:
             for entry in row:
                 text = tex(entry.text)
                 text = rf"\textbf{{{text}}}" if entry.mark == "best" else text
-                text = rf"\underline{{{text}}}" if entry.mark == "second" else text
+                text = rf"\underline{{{text}}}" if entry.mark == "tied" else text
                 if entry.sub and entry.span > 1:
                     text += rf" {{\scriptsize {tex(entry.sub)}}}"
                 elif entry.sub:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.report.content import COLLAPSED, gain_numbers, gain_text, points
-from tasks.report.group import Block, Cell, Key, Metric, leaf, pretty, show
+from tasks.report.captions import COLLAPSED, points
+from tasks.report.content import gain_numbers, gain_text
+from tasks.report.group import Block, Cell, Key, leaf, show
+from tasks.report.names import Metric, pretty
 from tasks.report.stats import Estimate
 from tasks.report.tables import Column, Entry, Table, number
 
@@ -25,7 +27,8 @@ class Verdict:
 
     @property
     def loss(self) -> str:
-        return self.block.column_label(self.column)
+        """The loss with the settings of its best cell."""
+        return self.block.loss_label(self.own)
 
     @property
     def swept(self) -> bool:
@@ -134,7 +137,9 @@ def summary_table(items: list[Verdict]) -> Table:
     said_once, kept = identities(items)
     columns = [Column(name, numeric=False) for name in kept]
     columns += [Column(name, parts) for name in names]
-    columns += [Column("best against best", parts), Column("best settings: EM; loss", numeric=False)]
+    swept = any(item.swept for item in items)
+    columns.append(Column("best against best" if swept else "gain", parts))
+    columns += [Column("best settings: EM; loss", numeric=False)] if swept else []
     rows = []
     for item in items:
         block, metric = item.block, item.block.metric
@@ -145,18 +150,24 @@ def summary_table(items: list[Verdict]) -> Table:
             entries.append(gain_entry(*found, metric) if found and found[0].n else Entry("–"))
         pairs = ((item.em, block.em), (item.own, item.column))
         edges = [item.short_plain(cell) + ("*" if item.edge(cell, column) else "") for cell, column in pairs]
-        entries.append(Entry("; ".join(edges) if item.swept else "one setting"))
+        if swept:
+            entries.append(Entry("; ".join(edges) if item.swept else "one setting"))
         rows.append(entries)
     unit = points(items[0].block.metric) if items else "points"
     caption = (
-        f"Gain over EM in {unit} with the paired 95% t interval over seeds; positive: better than EM. "
-        "“Best against best”: each loss at the setting with the best mean over seeds, chosen on the test stream "
-        f"itself, so optimistic for both.{said_once}"
+        f"Gain over EM in {unit} with the paired 95% t interval over seeds; positive: better than EM."
+        + (
+            " “Best against best”: each loss at the setting with the best mean over seeds, chosen on the test stream "
+            "itself, so optimistic for both."
+            if swept
+            else ""
+        )
+        + said_once
     )
     marked = any(COLLAPSED in entry.text for row in rows for entry in row)
     notes = [f"{COLLAPSED} a run of one of the two collapsed; its error is part of the mean."] if marked else []
     edge = "* the best setting lies at the edge of the grid; the optimum may be outside."
-    notes += [edge] if any("*" in row[-1].text for row in rows) else []
+    notes += [edge] if swept and any("*" in row[-1].text for row in rows) else []
     return Table("summary", "Gain over EM", caption, columns, rows, notes)
 
 

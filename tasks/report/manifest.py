@@ -1,0 +1,27 @@
+"""What a report wrote, so that the next one into the same folder takes away what it does not write again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+NAME = "manifest.json"
+
+
+def replace(out: Path, written: Iterable[Path]) -> None:
+    """Removes the files that the old manifest of ``out`` names and ``written`` lacks, then writes the new manifest.
+
+    Only plain files below ``out`` are removed, whatever the manifest says.
+    """
+    names = sorted(path.relative_to(out).as_posix() for path in written)
+    try:
+        old = json.loads((out / NAME).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        old = []
+    for name in set(map(str, old if isinstance(old, list) else ())) - {*names, NAME}:
+        path = out / name
+        inside = path.resolve().is_relative_to(out.resolve()) and path.parent.name in ("tables", "figures")
+        if inside and path.is_file() and not path.is_symlink():
+            path.unlink()
+    (out / NAME).write_text(json.dumps({"files": names}, indent=1) + "\n", encoding="utf-8", newline="\n")

@@ -1,0 +1,79 @@
+"""What the report calls things, in which order, and which way each metric is better. A new task adds its lines here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.report.load import Run
+
+PRETTY = {
+    "em": "EM", "dem": "DEM", "dem_star": "DEM*", "adadem": "AdaDEM",
+    "tta": "Corruption test-time adaptation", "minigrid": "Reinforcement learning", "prompt": "Test-time prompt tuning",
+    "source": "Source", "norm": "NORM", "norm_alpha": "NORM (alpha)", "norm_ema": "NORM (EMA)", "t3a": "T3A",
+    "tent": "Tent", "eta": "ETA", "eata": "EATA", "sar": "SAR", "deyo": "DeYO", "tipi": "TIPI", "ttc": "TTC",
+    "ppo": "PPO", "a2c": "A2C", "zero_shot": "Zero-shot", "ensemble": "Ensemble", "tpt": "TPT", "coop": "CoOp",
+}  # fmt: skip
+LOSS_ORDER = ("em", "dem", "dem_star", "adadem")
+METHOD_ORDER = (
+    *("source", "norm", "norm_alpha", "norm_ema", "t3a", "tent", "eta", "eata", "sar", "deyo", "tipi", "ttc"),
+    *("zero_shot", "ensemble", "tpt", "ppo", "a2c"),
+)
+PROTOCOL_ORDER = ("single_domain", "continual", "gradual", "mixed", "label_shift", "dirichlet", "episodic")
+LOSS_FREE = ("source", "norm", "norm_alpha", "norm_ema", "t3a", "zero_shot", "ensemble")
+OFFICIAL = "official"  # the preset that goes without saying
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a metric is shown: ``scale`` turns the recorded unit into ``unit``; ``sign`` is 1 where higher is better."""
+
+    name: str
+    label: str
+    unit: str
+    scale: float
+    sign: int
+    digits: int
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("error", "error", "%", 100, -1, 2),
+        Metric("accuracy", "accuracy", "%", 100, 1, 2),
+        Metric("top1", "top-1 accuracy", "%", 100, 1, 2),
+        Metric("top5", "top-5 accuracy", "%", 100, 1, 2),
+        Metric("agreement", "agreement", "%", 100, 1, 2),
+        Metric("return", "return", "", 1, 1, 3),
+        Metric("success", "success rate", "%", 100, 1, 1),
+        Metric("success_rate", "success rate", "%", 100, 1, 1),
+        Metric("length", "episode length", "steps", 1, -1, 1),
+        Metric("episode_length", "episode length", "steps", 1, -1, 1),
+        Metric("ece", "ECE", "%", 100, -1, 2),
+        Metric("nll", "NLL", "nats", 1, -1, 3),
+        Metric("entropy", "entropy", "nats", 1, -1, 3),
+    )
+}
+PRIMARY = {"tta": ("error",), "minigrid": ("return",), "prompt": ("top1", "accuracy", "error")}
+
+
+def primary(task: str, runs: Iterable[Run]) -> Metric:
+    """The metric that a task is judged by: its own, else the first known one that its runs recorded."""
+    present = dict.fromkeys(name for run in runs for name in run.units)
+    own = PRIMARY.get(task, ())
+    name = next((n for n in (*own, *METRICS) if n in present), next(iter(present), own[0] if own else "error"))
+    return METRICS.get(name, Metric(name, name, "", 1, 1, 3))
+
+
+def pretty(name: str) -> str:
+    """The name as people write it; what a method's name has in brackets, such as its preset, stays."""
+    base, bracket, rest = name.partition(" (")
+    return PRETTY.get(name) or PRETTY.get(base, base) + bracket + rest
+
+
+def rank(names: tuple[str, ...], name: str) -> int:
+    """The place of a name, without what it has in brackets, in an order; behind all where it has none."""
+    base = name.partition(" (")[0]
+    return names.index(base) if base in names else len(names)

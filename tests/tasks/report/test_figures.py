@@ -1,0 +1,63 @@
+"""What the figures draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_runs import EM, make_run
+
+from tasks.report.load import load
+from tasks.report.rewards import curves
+from tasks.report.shares import shares
+from tasks.report.streams import window_accuracy
+
+
+def test_window_accuracy_starts_again_with_each_slice(tmp_path: Path):
+    folder = make_run(tmp_path, EM[0])
+    lines = ["step,slice,n,correct,entropy,loss,updated"]
+    lines += [f"{i},{name},{n},{right},0,,0" for i, (name, n, right) in enumerate(
+        [("a", 10, 5), ("a", 10, 9), ("a", 20, 20), ("b", 10, 1), ("b", 30, 30)])]  # fmt: skip
+    (folder / "curve.csv").write_text("\n".join(lines) + "\n")
+    (run,) = load([folder]).runs
+    slices, accuracy = window_accuracy(run, 2)
+    assert slices == ("a", "a", "a", "b", "b")
+    np.testing.assert_allclose(accuracy, [50, 70, 100 * 29 / 30, 10, 100 * 31 / 40])
+
+
+def test_shares_are_sorted_within_each_slice(tmp_path: Path):
+    histograms = {"a/5": {"predicted": [8, 2], "label": [5, 5]}, "b/5": {"predicted": [3, 7], "label": [4, 6]}}
+    make_run(tmp_path, EM[0], histograms=histograms)
+    predicted, label = shares(load([tmp_path]).runs)
+    np.testing.assert_allclose(predicted, [75, 25])
+    np.testing.assert_allclose(label, [55, 45])
+
+
+def test_reward_curves_equal_the_closed_forms():
+    """Minus the gradients of the paper, for one class with p and nine that share the rest."""
+    panels = curves(10)
+    p = panels["EM and its parts"]["EM"].p
+    q = (1 - p) / 9
+    z, z_other = np.log(p), np.log(q)
+    entropy = -(p * z + 9 * q * z_other)
+    em = panels["EM and its parts"]["EM"]
+    np.testing.assert_allclose(em.top, p * (z + entropy), atol=1e-12)
+    np.testing.assert_allclose(em.other, q * (z_other + entropy), atol=1e-12)
+    cadf = p * (z + entropy + 1)
+    np.testing.assert_allclose(panels["EM and its parts"]["CADF (rewards)"].top, cadf, atol=1e-12)
+    np.testing.assert_allclose(panels["EM and its parts"]["GMC (penalises)"].top, -p, atol=1e-12)
+    for panel, name in (("DEM, α = 1", "τ = 1.0"), ("DEM, τ = 1", "α = 1.0")):
+        np.testing.assert_allclose(panels[panel][name].top, em.top, atol=1e-12)
+    np.testing.assert_allclose(panels["DEM, τ = 1"]["α = 0.0"].top, cadf, atol=1e-12)
+    s, s_other = (x ** (1 / 1.3) / (p ** (1 / 1.3) + 9 * q ** (1 / 1.3)) for x in (p, q))
+    energy = -(s * z + 9 * s_other * z_other)
+    np.testing.assert_allclose(panels["DEM, α = 1"]["τ = 1.3"].top, s / 1.3 * (z + energy + 1.3) - p, atol=1e-12)
+    delta = np.abs(cadf) + 9 * np.abs(q * (z_other + entropy + 1))
+    adadem = panels["AdaDEM and its parts"]
+    np.testing.assert_allclose(adadem["AdaDEM, fresh table"].top, (cadf - 0.1) / delta, atol=1e-9)
+    np.testing.assert_allclose(adadem["AdaDEM, easy class"].top, (cadf - 0.9) / delta, atol=1e-9)
+    np.testing.assert_allclose(adadem["MEC only"].top, cadf - 0.1, atol=1e-9)
+    assert abs(em.top[0]) < 1e-12  # the reward collapses at both ends,
+    assert abs(em.top[-1]) < 1e-6
+    assert adadem["AdaDEM, fresh table"].top[-1] == pytest.approx(0.9, abs=1e-6)  # AdaDEM's does not
