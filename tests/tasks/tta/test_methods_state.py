@@ -8,29 +8,13 @@ import torch
 from small_models import CLASSES, image_batches
 from torch import nn
 from torch.testing import assert_close
+from tta_made import FAST, LEARNERS, WITHOUT_GRADIENT, everything, make, same
 from tta_models import FeatureNet
 from tta_pairs import LOSSES, method_class
 
 import core
 from core.functional import em
 
-FAST = {"lr": 1e-2, "optimizer": "momentum"}
-LEARNERS = {
-    "Tent": {},
-    "ETA": {"margin": 0.4, "d": 0.9},
-    "EATA": {"margin": 0.4, "d": 0.9, "fisher_alpha": 2.0},
-    "SAR": {"freeze": "none"},
-    "DeYO": {"freeze": "none", "plpd": 0.1},
-    "TIPI": {"start": "random", "lr": 0.1, "eps": 0.02},
-    "TTC": {"accumulate": 48},  # three batches an update
-}
-WITHOUT_GRADIENT = {
-    "Source": {},
-    "Norm": {},
-    "Norm mixed": {"statistics": "mixed"},
-    "Norm ema": {"statistics": "ema"},
-    "T3A": {"keep": 3},
-}
 GATED = {
     "ETA": {"margin": 0.4, "d": 0.9},
     "EATA": {"margin": 0.4, "d": 0.9, "fisher_alpha": 2.0},
@@ -39,38 +23,8 @@ GATED = {
 }
 
 
-def make(name, loss="em", *, net=None, **options):
-    """The method on a FeatureNet of fixed weights; its random numbers are fixed too."""
-    torch.manual_seed(0)
-    settings = LEARNERS.get(name, WITHOUT_GRADIENT.get(name, {}))
-    if name in LEARNERS:
-        settings = {**FAST, **settings}
-    method = method_class(name.split()[0])(net or FeatureNet(), LOSSES[loss](), **{**settings, **options})
-    if getattr(method, "source_images", 0):
-        method.see_source(torch.cat(image_batches(4, seed=9)))
-    return method
-
-
-def everything(method):
-    """Parameters, buffers and the optimizer's state, copied."""
-    model = {key: value.clone() for key, value in method.model.state_dict().items()}
-    learner = getattr(method, "learner", None)
-    return model, {} if learner is None else deepcopy(learner.optimizer.state_dict()["state"])
-
-
 def walk(method, batches):
     return torch.cat([method(x) for x in batches])
-
-
-def same(one, other):
-    """Equal bit for bit, through dictionaries and tuples."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])
