@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -42,7 +43,7 @@ def class_folders(root: Path, what: str, layout: str) -> list[str]:
     """Names of the folders in ``root``, sorted; FileNotFoundError where there is none."""
     if not root.is_dir():
         raise FileNotFoundError(f"{what}: no folder {root}; {layout}")
-    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not found:
         raise FileNotFoundError(f"{what}: no class folders in {root}; {layout}")
     return found
@@ -139,14 +140,25 @@ class FolderData:
             class_folders(self.folder(*domain), self.name, self.layout)
 
     def check(self) -> None:
-        """Lists the first domain and compares its classes with what they should be."""
-        _ = self.class_index
+        """Lists the classes of the first domain and compares them with what they should be."""
+        _ = self._names, self.class_index
+
+    @property
+    def _first(self) -> tuple[str, int | None]:
+        """The first domain that will be asked for; where that was not said, the first that is there."""
+        if self._needed:
+            return self._needed[0]
+        every = [(name, severity) for name in self.known for severity in self.severities[::-1] or (None,)]
+        for domain in every:
+            with suppress(FileNotFoundError):
+                if self.folder(*domain).is_dir():
+                    return domain
+        return every[0]
 
     @cached_property
     def _names(self) -> list[str]:
         """The class folders of the first domain, in the order of the classes; all domains have the same."""
-        first = next(iter(self._needed), (self.corruptions[0], max(self.severities, default=None)))
-        found = class_folders(self.folder(*first), self.name, self.layout)
+        found = class_folders(self.folder(*self._first), self.name, self.layout)
         if self._labels == "index":  # as numbers: as text, 10 would come before 2
             if not all(name.isdigit() for name in found):
                 raise ValueError(f"{self.name}: expected folders named 0 to 999, got {', '.join(found[:5])}")
@@ -184,7 +196,7 @@ class FolderData:
 
     @property
     def num_images(self) -> int:
-        return self.size(*next(iter(self._needed), (self.corruptions[0], max(self.severities, default=None))))
+        return self.size(*self._first)
 
     def size(self, corruption: str, severity: int | None) -> int:
         return len(self._domain(corruption, severity)[0])
@@ -220,7 +232,7 @@ class FolderData:
     @cached_property
     def fingerprint(self) -> str:
         """Hashes the names of all files that will be asked for and the sizes of some: they are too many to read."""
-        domains = self._needed or ((self.corruptions[0], max(self.severities, default=None)),)
+        domains = self._needed or (self._first,)
         digest = hashlib.sha256(repr((self.name, self._wanted, self.class_index)).encode())
         for corruption, severity in domains:
             names, _ = self._domain(corruption, severity)
@@ -235,9 +247,7 @@ class FolderData:
         Raises: ValueError where no source was given; FileNotFoundError where it is not there.
         """
         if self._source is None:
-            raise ValueError(
-                f"{self.name}: give data.source=DIR, ImageNet's val/<wnid>/<image>: clean images are needed"
-            )
+            raise ValueError(f"{self.name}: clean images are needed; give data.source=DIR (val/<wnid>/<image>)")
         base = self._source / "val" if (self._source / "val").is_dir() else self._source
         class_folders(base, f"{self.name}: clean images", "expected ImageNet's val/<wnid>/<image>")
         folders = [name for name in self._names if (base / name).is_dir()]
