@@ -143,6 +143,6 @@ def _unpack(path: Path, archive: Archive, to: Path, report: Report) -> None:
             raise ValueError(f"{archive.file} has no folder {archive.folder}")
         os.replace(aside / archive.folder, to / archive.folder)
     except tarfile.TarError as error:  # its filter's refusals, too
-        raise ValueError(f"{archive.file} cannot be unpacked: {error}") from error
+        raise ValueError(f"{archive.file} cannot be unpacked: {' '.join(str(error).split())}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
