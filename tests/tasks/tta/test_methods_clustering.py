@@ -28,8 +28,17 @@ class Loop:
         return mean, entropy(mean.detach()), weight * (z - other).square().sum(1)
 
 
-def eta_loop(loss, batches, margin, d):
+def fisher(loop, x):
+    """The square of the gradient of one batch's mean loss."""
+    z = loop.net(x)
+    return [g**2 for g in torch.autograd.grad(torch.nn.functional.cross_entropy(z, z.argmax(1)), loop.learned)]
+
+
+def eta_loop(loss, batches, margin, d, *, alpha=0.0, source=None):
+    """ETA, or with alpha EATA, whose pull joins each batch that has a selected sample."""
     loop, mean, seen, some = Loop(loss), None, [], False
+    weights = fisher(loop, source) if alpha else []
+    start = [p.detach().clone() for p in loop.learned]
     for number, x in enumerate(batches, 1):
         z, h, constraint = loop.views(x)
         losses, p = loop.loss(z), z.detach().softmax(1)
@@ -43,7 +52,10 @@ def eta_loop(loss, batches, margin, d):
             average = sum(p[i] for i in chosen) / len(chosen)
             mean = average if mean is None else 0.9 * mean + 0.1 * average
             total = sum(torch.exp(margin * LN_C - h[i]) * losses[i] + constraint[i] for i in chosen)
-            (total / len(chosen)).backward()
+            objective = total / len(chosen)
+            for p_now, f, p_start in zip(loop.learned, weights, start, strict=False):
+                objective = objective + alpha * (f * (p_now - p_start) ** 2).sum()
+            objective.backward()
         some = some or bool(chosen)
         if number % 2 == 0 and some:
             loop.optimizer.step()
@@ -99,6 +111,15 @@ def test_eta_with_all_parts_of_ttc(loss, margin):
     options = {"margin": margin, "d": 0.9, "optimizer": "momentum", "lr": 1e-2, "clustering": PARTS}
     method = method_class("ETA")(net, LOSSES[loss](), **options)
     agrees(method, net, batches, *eta_loop(loss, batches, margin, 0.9))
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.5])
+def test_eata_with_all_parts_of_ttc(margin):
+    batches, net, source = drifting_batches(), FeatureNet().double(), drifting_batches(1, last=16)[0]
+    options = {"margin": margin, "d": 0.9, "optimizer": "momentum", "lr": 1e-2, "fisher_alpha": 50.0}
+    method = method_class("EATA")(net, LOSSES["em"](), **options, clustering=PARTS)
+    method.see_source(source)
+    agrees(method, net, batches, *eta_loop("em", batches, margin, 0.9, alpha=50.0, source=source))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
