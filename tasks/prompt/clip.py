@@ -59,8 +59,8 @@ class Clip(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """exp(logit_scale), a scalar that multiplies cosines, float32."""
-        return self.model.logit_scale.detach().float().exp().reshape(())
+        """exp(logit_scale), a scalar that multiplies cosines."""
+        return self.model.logit_scale.detach().exp().reshape(())
 
     def precision(self) -> AbstractContextManager[None]:
         """Autocast to bfloat16 where ``bf16`` is set, else float32."""

@@ -109,7 +109,8 @@ class PromptTuning:
     def run(self, make_method: Callable[..., PromptMethod]) -> Iterator[Event]:
         """Yields notes, a Point a block, rows, histogram and flags for each set, means, and the file cost.json."""
         self.model.to(self.device)
-        yield from self.data.notes
+        notes: list[Note] = list(self.data.notes)  # each is said once
+        yield from notes
         template = self.protocol.template or self.data.template
         yield Note("template", f"prompts are {template!r}")
         step, rows, counts, cost = 0, [], [], {}
@@ -119,7 +120,9 @@ class PromptTuning:
             start = time.process_time()
             prompts = self.prompts(images.class_names)
             method = make_method(prompts=prompts, shots=self.shots)
-            yield from (*method.notes, *method.artifacts)
+            new = [note for note in method.notes if note not in notes]
+            notes += new
+            yield from (*new, *(() if rows else method.artifacts))
             with torch.no_grad():
                 text = prompts(prompts.words())
             seconds = {"setup": time.process_time() - start, "features": 0.0, "method": 0.0}

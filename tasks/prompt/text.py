@@ -83,11 +83,11 @@ class Prompts:
         return Prompts(self.clip, self.names, template, self.templates, self.encoding, self.group)
 
     def words(self) -> Tensor:
-        """The embeddings of the template's words before the name, (n, D), float32; n counts tokens, not words."""
-        return self._embed(self._context_ids).float().clone()
+        """The embeddings of the template's words before the name, (n, D); n counts tokens, not words."""
+        return self._embed(self._context_ids).clone()
 
     def __call__(self, context: Tensor) -> Tensor:
-        """Unit text features, float32: (C, E) for a context (n, D), (B, C, E) for B contexts (B, n, D).
+        """Unit text features, at least float32: (C, E) for a context (n, D), (B, C, E) for B contexts (B, n, D).
 
         Any n that leaves room for the longest class will do. Raises: ValueError for another.
         """
@@ -103,7 +103,7 @@ class Prompts:
                 features = self._packed(batch)
             else:
                 features = self._padded(batch, self.positions if self.encoding == "full" else needed)
-        features = F.normalize(features.float(), dim=-1)
+        features = F.normalize(_wide(features), dim=-1)
         return features if context.dim() == 3 else features[0]
 
     def _tokens(self) -> tuple[Tensor, list[Tensor]]:
@@ -131,8 +131,9 @@ class Prompts:
         return context.to(device), classes
 
     def _embed(self, ids: Tensor) -> Tensor:
+        """At least float32."""
         with torch.no_grad():
-            return self._tower.token_embedding(ids)
+            return _wide(self._tower.token_embedding(ids))
 
     def _project(self, x: Tensor) -> Tensor:
         """The hidden states at the end-of-text tokens (..., D) to features (..., E)."""
@@ -155,7 +156,7 @@ class Prompts:
         own_tokens = self._embed(ids).expand(b, -1, -1, -1)
         start = self._embed(self._start_id).expand(b, self.num_classes, 1, -1)
         context = context[:, None].expand(-1, self.num_classes, -1, -1)
-        x = torch.cat([start.float(), context, own_tokens.float()], 2).flatten(0, 1)
+        x = torch.cat([start, context, own_tokens], 2).flatten(0, 1)
         x = self._inputs(x, torch.arange(length, device=x.device))
         x = self._tower.transformer(x, attn_mask=self._tower.attn_mask[:length, :length])
         ends = (n + self._lengths).to(x.device)
@@ -167,10 +168,10 @@ class Prompts:
         b, n, _ = context.shape
         if n not in self._packs:
             self._packs[n] = self._pack(n)
-        start = self._embed(self._start_id).expand(b, 1, -1).float()
+        start = self._embed(self._start_id).expand(b, 1, -1)
         features, classes = [], []
         for pack in self._packs[n]:
-            own = self._embed(pack.tokens).expand(b, -1, -1).float()
+            own = self._embed(pack.tokens).expand(b, -1, -1)
             places = torch.cat([torch.arange(1 + n, device=context.device), pack.places])
             x = self._inputs(torch.cat([start, context, own], 1), places)
             x = self._tower.transformer(x, attn_mask=pack.mask)
@@ -196,3 +197,8 @@ class Prompts:
             parts = (tokens, 1 + n + places, mask, lengths.cumsum(0) - 1, classes)
             packs.append(Pack(*(part.to(device) for part in parts)))
         return packs
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float32 of half precision; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -113,8 +113,7 @@ class TPT(PromptMethod):
 
     def _pull_back(self, cotangents: Tensor) -> Tensor:
         """Gradients (B, n, D) at the initial context from those at its text features (B, C, E)."""
-        pulled = [torch.autograd.grad(self._first, self._start, own, retain_graph=True)[0] for own in cotangents]
-        return torch.stack(pulled)
+        return torch.autograd.grad(self._first, self._start, cotangents, retain_graph=True, is_grads_batched=True)[0]
 
     def _make_optimizer(self, context: Tensor) -> torch.optim.Optimizer:
         kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.SGD

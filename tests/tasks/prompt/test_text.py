@@ -35,13 +35,13 @@ def test_an_open_context_and_its_gradient_equal_the_library_with_a_hook(kind, en
     context = torch.randn(2, 4, 48, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(len(NAMES), 24, dtype=torch.float64)
     prompts = Prompts(clip, NAMES, TEMPLATE, encoding=encoding, group=4)
-    found = prompts(context.float().double())
+    found = prompts(context)
     (gradient,) = torch.autograd.grad((found * weight).sum(), context)
     for row, own in enumerate(context):
-        expected = by_hook(clip, TEMPLATE, own.float().double())
-        assert_close(found[row], expected.float(), rtol=0, atol=1e-6)
+        expected = by_hook(clip, TEMPLATE, own)
+        assert_close(found[row], expected, rtol=0, atol=1e-12)
         (wanted,) = torch.autograd.grad((expected * weight).sum(), context)
-        assert_close(gradient[row], wanted[row], rtol=0, atol=2e-6 * float(wanted.abs().max()))
+        assert_close(gradient[row], wanted[row], rtol=0, atol=1e-12 * float(wanted.abs().max()))
 
 
 @both
@@ -65,7 +65,7 @@ def test_the_groups_of_a_pack_change_nothing(group):
     clip = tiny_clip(dtype=torch.float64)
     context = torch.randn(3, 4, 48, dtype=torch.float64)
     whole = Prompts(clip, NAMES, TEMPLATE, encoding="full")(context)
-    assert_close(Prompts(clip, NAMES, TEMPLATE, group=group)(context), whole, rtol=0, atol=1e-6)
+    assert_close(Prompts(clip, NAMES, TEMPLATE, group=group)(context), whole, rtol=0, atol=1e-12)
 
 
 def test_a_packed_class_sees_the_prefix_and_itself():
