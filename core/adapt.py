@@ -71,11 +71,12 @@ def require_grad_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> N
 
 
 def top_layers(model: nn.Module, kinds: Kinds = ALL_NORMS) -> list[str]:
-    """Names of the modules at the top of the network, by depth: the last quarter of its blocks, and what follows them.
+    """Names of the modules at the top of the network, by depth: all that comes after the first three quarters.
 
     The trunk is found by opening the one child that holds several normalisation layers until there are several such
-    children: the stages of a ResNet or Swin, the blocks of a ViT. The top are the last max(1, T // 4) of these T, one
-    of three or four stages, three of twelve blocks. A network without blocks gives its last quarter of single layers.
+    children: the stages of a ResNet or Swin, the blocks of a ViT. The top is what comes after all but the last
+    max(1, T // 4) of these T: one of three or four stages, three of twelve blocks, and the layers before and behind
+    them. In a network without blocks, the layers themselves are counted.
     """
     units = [("", model)]
     while len(several := [unit for unit in units if _count(unit[1], kinds) > 1]) == 1:
@@ -88,8 +89,8 @@ def top_layers(model: nn.Module, kinds: Kinds = ALL_NORMS) -> list[str]:
     trunk = several or units
     if len(trunk) < 2:
         return []
-    first = trunk[-max(1, len(trunk) // 4)]
-    return [name for name, _ in units[units.index(first) :]]
+    last = trunk[-1 - max(1, len(trunk) // 4)]
+    return [name for name, _ in units[units.index(last) + 1 :]]
 
 
 def _count(module: nn.Module, kinds: Kinds) -> int:

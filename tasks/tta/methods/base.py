@@ -121,6 +121,11 @@ class EntropyMethod(TTAMethod):
     """
 
     norms: Kinds | None = None  # that "official" adapts; None: as Tent
+    _generator: torch.Generator | None
+    _due: int | None  # batches per update, known with the first batch
+    _batches: int  # whose gradients are accumulated
+    _empty: Tensor | None  # whether none of them selected a sample
+    _selected: int | Tensor  # samples of the latest step
 
     def __init__(
         self,
@@ -187,7 +192,10 @@ class EntropyMethod(TTAMethod):
 
     @torch.no_grad()
     def peek(self, x: Tensor) -> Tensor:
-        return self.see(x).logits
+        drawn = self.generator.get_state()
+        logits = self.see(x).logits
+        self.generator.set_state(drawn)
+        return logits
 
     def adapt(self, x: Tensor) -> Tensor:
         """One step on a batch; returns its logits, by rule those before the step."""
@@ -197,10 +205,10 @@ class EntropyMethod(TTAMethod):
         """The batch through the model, and with robust assignment or similarity its augmented copy, too."""
         logits, similarity = self.forward(x), None
         if self.parts.augments:
-            features = None if self.features is None else self.features.last
+            own = None if self.features is None else self.features.last
             other = self.forward(self.parts.augmented(x, self.generator))
-            if self.features is not None:
-                similarity = self.parts.constraint(logits, other, features, self.features.last)
+            if self.features is not None and own is not None:
+                similarity = self.parts.constraint(logits, other, own, self.features.last)
             if self.parts.robust:
                 logits = (logits + other) / 2
         entropy = em(logits.detach())
@@ -238,12 +246,12 @@ class EntropyMethod(TTAMethod):
         self.adjust_gradients(empty)
         self._selected = selected
         self._batches += 1
-        if self._batches > 1 and empty is not None:
+        if empty is not None and self._empty is not None:
             empty = empty & self._empty
         self._empty = empty
         if self._batches == self._due:
             self.learner.update(skip=empty)
-            self._batches = 0
+            self._batches, self._empty = 0, None
 
     def adjust_gradients(self, empty: Tensor | None) -> None:
         """Adds what a method has besides its objective; ``empty`` is true where no sample is selected."""
@@ -256,11 +264,8 @@ class EntropyMethod(TTAMethod):
         return self._generator
 
     def _restart(self) -> None:
-        self._generator: torch.Generator | None = None
-        self._due: int | None = None  # batches per update, known with the first batch
-        self._batches = 0  # whose gradients are accumulated
-        self._empty: Tensor | None = None  # whether none of them selected a sample
-        self._selected: int | Tensor = 0
+        self._generator = self._due = self._empty = None
+        self._batches = self._selected = 0
 
     def reset(self) -> None:
         self.learner.reset()

@@ -44,7 +44,7 @@ class Clustering:
     @classmethod
     def of(cls, options: Clustering | Mapping[str, Any] | None) -> Clustering:
         """From a mapping, such as a part of a configuration; None has every part off. ValueError for unknown keys."""
-        if isinstance(options, cls):
+        if isinstance(options, Clustering):
             return options
         given = {str(key): value for key, value in (options or {}).items()}
         for key in given:

@@ -65,17 +65,16 @@ class EATA(ETA):
         values = self.learner.values
         total = [torch.zeros_like(value) for value in values]
         batches = images.split(self.fisher_batch)
+        per_sample = self.fisher == "sample"
         for batch in batches:
             x = (batch.float() / 255 if batch.dtype == torch.uint8 else batch).to(values[0].device)
             logits = self.forward(x.contiguous(memory_format=torch.channels_last))
             losses = F.cross_entropy(logits, logits.argmax(1), reduction="none")
-            wanted = [losses.mean()] if self.fisher == "batch" else list(losses)
-            for objective in wanted:
-                gradients = torch.autograd.grad(objective, values, retain_graph=True, materialize_grads=True)
+            for objective in losses if per_sample else [losses.mean()]:
+                gradients = torch.autograd.grad(objective, values, retain_graph=per_sample, materialize_grads=True)
                 self.backward_passes += 1
                 torch._foreach_addcmul_(total, gradients, gradients)
-        number = len(batches) if self.fisher == "batch" else len(images)
-        self.fishers = list(torch._foreach_div(total, number))
+        self.fishers = list(torch._foreach_div(total, len(images) if per_sample else len(batches)))
         classes = logits.shape[1]
         alpha = self.fisher_alpha if self.fisher_alpha is not None else default_fisher_alpha(classes)
         self._pull = list(torch._foreach_mul(self.fishers, 2 * alpha))
@@ -96,12 +95,12 @@ class EATA(ETA):
     @torch.no_grad()
     def adjust_gradients(self, empty: Tensor | None) -> None:
         """2 fisher_alpha F (theta - theta_0), for the batches that select a sample."""
-        if not self._pull:
+        if empty is None or not self._pull:
             return
         pull = torch._foreach_sub(self.learner.values, self.learner.start)
         torch._foreach_mul_(pull, self._pull)
         torch._foreach_mul_(pull, (~empty).to(pull[0].dtype))
-        torch._foreach_add_([value.grad for value in self.learner.values], pull)
+        torch._foreach_add_([value.grad for value in self.learner.values if value.grad is not None], pull)
 
 
 def default_fisher_alpha(classes: int) -> float:

@@ -24,8 +24,10 @@ class ETA(EntropyMethod):
         d: how like the mean prediction m a sample may be; None is 0.4 up to 10 classes, 0.1 up to 100, 0.05 above.
         optimizer, lr: the paper has momentum, 2.5e-4 for ImageNet, batches of 64.
     The other arguments and errors are those of ``EntropyMethod``.
-    Attributes: ``moving_average`` is m (C,), zeros until a batch has a reliable sample.
+    Attributes: ``moving_average`` is m (C,), zeros until a batch has a reliable sample, None before the first batch.
     """
+
+    moving_average: Tensor | None
 
     def __init__(
         self,
@@ -47,26 +49,24 @@ class ETA(EntropyMethod):
         e0 = self.margin * math.log(classes)
         d = default_d(classes) if self.d is None else self.d
         p = seen.logits.detach().softmax(1)
-        if self.moving_average is None:
-            self.moving_average = p.new_zeros(classes)  # at a right angle to everything: the second gate is open
-        selected = (seen.entropy < e0) & (F.cosine_similarity(self.moving_average, p).abs() < d)
+        m = p.new_zeros(classes) if self.moving_average is None else self.moving_average  # zeros are unlike every p
+        selected = (seen.entropy < e0) & (F.cosine_similarity(m, p).abs() < d)
         if seen.keep is not None:
             selected = selected & seen.keep
-        self.follow(p, selected)
+        self.moving_average = moved(m, p, selected)
         self.learn(seen, selected, weight=(e0 - seen.entropy).exp())
         return seen.logits
 
-    def follow(self, p: Tensor, selected: Tensor) -> None:
-        """m = 0.9 m + 0.1 mean p of the selected; the mean itself the first time, unchanged if none is selected."""
-        number = selected.sum()
-        mean = (p * selected.unsqueeze(1)).sum(0) / number.clamp(min=1)
-        old = self.moving_average
-        moved = torch.where(old.any(), 0.9 * old + 0.1 * mean, mean)
-        self.moving_average = torch.where(number > 0, moved, old)
-
     def _restart(self) -> None:
         super()._restart()
-        self.moving_average: Tensor | None = None
+        self.moving_average = None
+
+
+def moved(m: Tensor, p: Tensor, selected: Tensor) -> Tensor:
+    """0.9 m + 0.1 mean p of the selected; where m is zero, the mean itself; m if none is selected."""
+    number = selected.sum()
+    mean = (p * selected.unsqueeze(1)).sum(0) / number.clamp(min=1)
+    return torch.where(number > 0, torch.where(m.any(), 0.9 * m + 0.1 * mean, mean), m)
 
 
 def default_d(classes: int) -> float:

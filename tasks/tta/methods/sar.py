@@ -26,9 +26,11 @@ class SAR(EntropyMethod):
         freeze: normalisation layers at the top that do not adapt, see ``frozen_layers``.
         optimizer, lr: the paper has momentum, 2.5e-4 for ResNet-50 and 1e-3 for ViT-B, batches of 64.
     The other arguments and errors are those of ``EntropyMethod``.
-    Attributes: ``ema`` is the moving average, NaN before its first value; ``resets`` counts recoveries, on the device.
+    Attributes: ``ema`` is the moving average, None or NaN before its first value; ``resets`` counts recoveries; both on
+    the device.
     """
 
+    ema: Tensor | None
     norms = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
     def __init__(
@@ -68,15 +70,14 @@ class SAR(EntropyMethod):
 
     def recover(self, entropy: Tensor) -> None:
         """Follows the mean entropy and starts afresh, on the device, where it has become too small."""
-        if self.ema is None:
-            self.ema = torch.full_like(entropy, torch.nan)
-        moved = torch.where(self.ema.isnan(), entropy, 0.9 * self.ema + 0.1 * entropy)
-        self.ema = torch.where(entropy.isnan(), self.ema, moved)
-        collapsed = self.ema < self.reset_below
+        ema = torch.full_like(entropy, torch.nan) if self.ema is None else self.ema
+        moved = torch.where(ema.isnan(), entropy, 0.9 * ema + 0.1 * entropy)
+        ema = torch.where(entropy.isnan(), ema, moved)
+        collapsed = ema < self.reset_below
         self.learner.reset_where(collapsed)
-        self.ema = torch.where(collapsed, torch.nan, self.ema)
+        self.ema = torch.where(collapsed, torch.nan, ema)
         self.resets = self.resets + collapsed
 
     def _restart(self) -> None:
         super()._restart()
-        self.ema: Tensor | None = None
+        self.ema = None

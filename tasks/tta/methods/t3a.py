@@ -27,6 +27,9 @@ class T3A(TTAMethod):
     """
 
     presets = ("official",)
+    supports: Tensor
+    labels: Tensor
+    entropies: Tensor
 
     def __init__(self, model: nn.Module, loss: Any = None, *, keep: int = 100, preset: Preset = "official"):
         if keep != -1 and keep < 1:

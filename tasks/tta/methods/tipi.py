@@ -11,7 +11,7 @@ ImageNet, has a gradient, and is the default.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,8 @@ class TIPI(EntropyMethod):
             raise ValueError(f"tipi: expected lr_batch >= 1 and eps > 0, got {lr_batch} and {eps}")
         self.begin, self.entropy_weight, self.statistics = start, entropy_weight, predict
         self.rate = lr / lr_batch
-        scale = next((module.std for module in model.modules() if isinstance(module, Normalized)), 1.0)
-        self.limit = eps * scale  # in [0, 1]
+        scale: Any = next((module.std for module in model.modules() if isinstance(module, Normalized)), 1.0)
+        self.limit: Any = eps * scale  # in [0, 1]; a number, or one a channel
         super().__init__(model, loss, optimizer=optimizer, lr=lr, **common)
 
     def prepare(self) -> None:
@@ -103,15 +103,14 @@ class TIPI(EntropyMethod):
         for group in self.learner.optimizer.param_groups:
             group["lr"] = self.rate * len(x)
         self.descend(objective, len(x))
-        if self.statistics == "running" or len(x) <= LARGE:
-            self.model.eval()
+        self.model.train(self.statistics == "batch" and len(x) > LARGE)
         with torch.no_grad():
             return self.see(x).logits
 
-    @torch.no_grad()
     def peek(self, x: Tensor) -> Tensor:
-        self.model.eval()
-        return self.see(x).logits
+        self.model.train(self.statistics == "batch" and len(x) > LARGE)
+        with untracked(self.model):
+            return super().peek(x)
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -131,9 +130,11 @@ def untracked(model: nn.Module) -> Iterator[None]:
     layers = batch_norms(model)
     for layer in layers:
         layer.track_running_stats = False
-    yield
-    for layer in layers:
-        layer.track_running_stats = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 def default_entropy_weight(classes: int) -> float:

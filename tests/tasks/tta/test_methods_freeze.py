@@ -88,7 +88,7 @@ EXPECTED = {
         36,
         36 * 192,
     ),
-    "torchvision swin_t": (zoo.swin_t, ["features.7", "norm"], None, None),
+    "torchvision swin_t": (zoo.swin_t, ["features.6", "features.7", "norm"], None, None),
     "timm swin_tiny": (timm_net("swin_tiny_patch4_window7_224"), ["layers.3", "norm"], None, None),
     "WRN-28": (WideResNet, ["block3", "bn1"], 2 * 16, 2 * (8 * 16 + 8 * 32)),
     "ResNeXt-29": (ResNeXt29, ["stage_3"], 2 * 19, 2 * (64 + 18 * 8)),
