@@ -8,6 +8,7 @@ from small_models import Mixed, image_batches
 from torch import nn
 
 import core
+from tasks.tta.cifar_nets import CIFARResNeXt, WideResNet
 from tasks.tta.methods.deyo import DeYO
 from tasks.tta.methods.eta import ETA
 from tasks.tta.methods.sar import SAR
@@ -16,46 +17,6 @@ from tasks.tta.methods.ttc import TTC
 from tasks.tta.nets import CIFARResNet, Normalized
 
 NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
-
-
-class WideBlock(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3)
-        self.bn2, self.conv2 = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3)
-
-
-class WideStage(nn.Module):
-    def __init__(self, width, blocks):
-        super().__init__()
-        self.layer = nn.Sequential(*(WideBlock(width) for _ in range(blocks)))
-
-
-class WideResNet(nn.Module):
-    """The modules of WRN-28 under the names of RobustBench's state dicts: 25 BatchNorms, the last behind the stages."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3)
-        self.block1, self.block2, self.block3 = WideStage(16, 4), WideStage(32, 4), WideStage(64, 4)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.fc = nn.Linear(64, 10)
-
-
-class ResNeXt29(nn.Module):
-    """The modules of ResNeXt-29 under the names of RobustBench's state dicts."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv_1_3x3, self.bn_1 = nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64)
-        for number in (1, 2, 3):
-            blocks = []
-            for _ in range(3):
-                block = nn.Module()
-                block.bn_reduce, block.bn, block.bn_expand = (nn.BatchNorm2d(8) for _ in range(3))
-                blocks.append(block)
-            setattr(self, f"stage_{number}", nn.Sequential(*blocks))
-        self.classifier = nn.Linear(64, 10)
 
 
 def timm_net(name, **options):
@@ -90,8 +51,9 @@ EXPECTED = {
     ),
     "torchvision swin_t": (zoo.swin_t, ["features.6", "features.7", "norm"], None, None),
     "timm swin_tiny": (timm_net("swin_tiny_patch4_window7_224"), ["layers.3", "norm"], None, None),
-    "WRN-28": (WideResNet, ["block3", "bn1"], 2 * 16, 2 * (8 * 16 + 8 * 32)),
-    "ResNeXt-29": (ResNeXt29, ["stage_3"], 2 * 19, 2 * (64 + 18 * 8)),
+    "WRN-28-10": (lambda: WideResNet(28, 10), ["block3", "bn1"], 2 * 16, 2 * (16 + 7 * 160 + 160 + 7 * 320)),
+    "WRN-40-2": (lambda: WideResNet(40, 2), ["block3", "bn1"], 2 * 24, 2 * (16 + 11 * 32 + 32 + 11 * 64)),
+    "ResNeXt-29": (CIFARResNeXt, ["stage_3"], 2 * 21, None),
     "CIFAR ResNet-20": (lambda: CIFARResNet(20), ["layer3"], 26, 608),
 }
 

@@ -185,6 +185,17 @@ def test_tipi(loss, weight, predict):
     assert pair.moved() > 1e-3
 
 
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_tipi_without_batch_norm(norm):
+    pair = Pair(
+        "TIPI",
+        norm=norm,
+        options={"optimizer": "adam", "lr": 2e-2, "start": "random", "entropy_weight": 1.0, "eps": 0.02},
+        textbook={"optimizer": "adam", "lr_per_sample": 1e-4, "eps": 0.02, "weight": 1.0},
+    )
+    follows(pair, drifting_batches())
+
+
 PARTS = {
     "all": {},
     "robust": {"similarity": None, "select": False, "accumulate": None},
