@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,12 +98,14 @@ class Minigrid:
         )
         if method.model.n_envs > self.protocol.seed_spacing:
             raise ValueError(f"protocol: expected seed_spacing >= n_envs, got {self.protocol.seed_spacing}")
-        yield from self._train(method)
+        area = yield from self._train(method)
         if not method.finite:
             yield Flag("nan", "training", "a weight of the policy is not finite")
             yield Row("mean", "return", math.nan, "return", self.protocol.episodes)
             return
         yield from self._evaluate(method, views)
+        for slice in ("training", "mean"):
+            yield Row(slice, "training_return", area, "return", method.model.num_timesteps)
 
     def _envs(self, n_envs: int, gamma: float, views: Views | None) -> Any:
         if views is None:
@@ -118,7 +120,8 @@ class Minigrid:
             "policy_kwargs": {"width": views.width, "columns": views.columns.tolist()},
         }
 
-    def _train(self, method: OnPolicy) -> Iterator[Event]:
+    def _train(self, method: OnPolicy) -> Generator[Event, None, float]:
+        """Yields the learning curve; returns the mean over updates of the return of the last 100 episodes."""
         returns, told = [], 0
         for logged in method.learn(self.data.steps):
             ended = method.model.ep_info_buffer
@@ -138,10 +141,8 @@ class Minigrid:
                 values |= {name: float(logged[key]) for name, key in LOGGED.items() if key in logged}
                 yield Scalars(step, "training", values)
             if not method.finite:
-                return
-        area = float(np.mean(returns)) if returns else 0.0
-        for slice in ("training", "mean"):
-            yield Row(slice, "training_return", area, "return", method.model.num_timesteps)
+                break
+        return float(np.mean(returns)) if returns else 0.0
 
     def _evaluate(self, method: OnPolicy, views: Views | None) -> Iterator[Event]:
         protocol = self.protocol

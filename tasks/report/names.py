@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from tasks.report.load import Run
 
 PRETTY = {
-    "em": "EM", "dem": "DEM", "dem_star": "DEM*", "adadem": "AdaDEM",
+    "none": "no term", "em": "EM", "dem": "DEM", "dem_star": "DEM*", "adadem": "AdaDEM",
     "tta": "Corruption test-time adaptation", "minigrid": "Reinforcement learning", "prompt": "Test-time prompt tuning",
     "source": "Source", "norm": "NORM", "norm_alpha": "NORM (alpha)", "norm_ema": "NORM (EMA)", "t3a": "T3A",
     "tent": "Tent", "eta": "ETA", "eata": "EATA", "sar": "SAR", "deyo": "DeYO", "tipi": "TIPI", "ttc": "TTC",
     "ppo": "PPO", "a2c": "A2C", "zero_shot": "Zero-shot", "ensemble": "Ensemble", "tpt": "TPT", "coop": "CoOp",
 }  # fmt: skip
-LOSS_ORDER = ("em", "dem", "dem_star", "adadem")
+LOSS_ORDER = ("none", "em", "dem", "dem_star", "adadem")
 METHOD_ORDER = (
     *("source", "norm", "norm_alpha", "norm_ema", "t3a", "tent", "eta", "eata", "sar", "deyo", "tipi", "ttc"),
     *("zero_shot", "ensemble", "tpt", "ppo", "a2c"),
@@ -47,6 +47,8 @@ METRICS = {
         Metric("top5", "top-5 accuracy", "%", 100, 1, 2),
         Metric("agreement", "agreement", "%", 100, 1, 2),
         Metric("return", "return", "", 1, 1, 3),
+        Metric("training_return", "return in training", "", 1, 1, 3),
+        Metric("episode_sd", "SD over episodes", "", 1, -1, 3),
         Metric("success", "success rate", "%", 100, 1, 1),
         Metric("success_rate", "success rate", "%", 100, 1, 1),
         Metric("length", "episode length", "steps", 1, -1, 1),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.report import content, costs, figures, manifest, provenance
+from tasks.report.across import environment_tables
 from tasks.report.drawing import Figure
 from tasks.report.gallery import Gallery, Picture
 from tasks.report.group import Block, build_blocks
@@ -46,11 +47,12 @@ class Section:
 
 @dataclass(slots=True)
 class Task:
-    """All blocks of one task, with figures that span several of them."""
+    """All blocks of one task, with tables and figures that span several of them."""
 
     name: str
     title: str
     sections: list[Section] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
 
 
@@ -100,10 +102,11 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True)
         tasks.setdefault(block.task, Task(block.task, pretty(block.task))).sections.append(section)
         for item in (section.main, *section.more, *section.figures):
             writer.write(item)
-    for task in tasks.values() if with_figures else ():
-        task.figures = figures_across(task)
-        for figure in task.figures:
-            writer.write(figure)
+    for task in tasks.values():
+        task.tables = environment_tables([section.block for section in task.sections])
+        task.figures = figures_across(task) if with_figures else []
+        for item in (*task.tables, *task.figures):
+            writer.write(item)
     summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
     if summary.rows:
         writer.write(summary)
