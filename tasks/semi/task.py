@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,13 +143,15 @@ def make_fabric(device: str, precision: str, devices: int) -> Any:
 def _launch(task: SemiSupervised, method: SemiMethod) -> list[Event]:
     """Runs ``train`` in processes of its own, and returns what the first of them yielded."""
     fabric = make_fabric(task.device, task.precision, task.protocol.devices)
-    events, counters = fabric.launch(_worker, task, method)
+    events, counters = pickle.loads(fabric.launch(_worker, task, method))
     for name, value in counters.items():
         setattr(method, name, value)
     return events
 
 
-def _worker(fabric: Any, task: SemiSupervised, method: SemiMethod) -> tuple[list[Event], dict[str, int]]:
+def _worker(fabric: Any, task: SemiSupervised, method: SemiMethod) -> bytes:
+    """As bytes, because Fabric takes containers apart to look for tensors, and events are immutable."""
     torch.set_num_threads(1)
     events = list(task.train(fabric, method))
-    return events, {name: getattr(method, name) for name in ("forward_passes", "backward_passes", "updated")}
+    counters = {name: getattr(method, name) for name in ("forward_passes", "backward_passes", "updated")}
+    return pickle.dumps((events, counters))

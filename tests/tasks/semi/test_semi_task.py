@@ -1,0 +1,204 @@
+"""From the command line to the record: every method with every loss, resuming after a real kill, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from core import EM, AdaDEM
+from tasks import experiment
+from tasks.base import Artifact, Note, Row, Scalars
+from tasks.compose import ConfigError, check_signatures, compose, options
+from tasks.semi.data import SemiData
+from tasks.semi.methods.fixmatch import FixMatch
+from tasks.semi.methods.freematch import FreeMatch
+from tasks.semi.methods.mixmatch import MixMatch
+from tasks.semi.nets import NetMaker
+from tasks.semi.regime import Regime
+from tasks.semi.sources import Digits
+from tasks.semi.task import SemiSupervised
+
+METHODS = ("ent_min", "fixmatch", "freematch", "mixmatch", "pseudo_label", "supervised", "vat")
+TINY = ["model.width=4", "protocol.iterations=4", "protocol.eval_every=2", "protocol.batch_size=4"]
+
+
+@pytest.fixture(autouse=True)
+def _restore_torch() -> object:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run(words: list[str], out: Path) -> dict[str, Any]:
+    return experiment.run(experiment.prepare(compose([*TINY, *words, f"out={out}"]))).result
+
+
+def score(result: dict[str, Any], metric: str, slice: str = "mean") -> float:
+    return next(row["value"] for row in result["rows"] if (row["slice"], row["metric"]) == (slice, metric))
+
+
+def test_the_methods_are_these() -> None:
+    assert options("method", "semi") == sorted(METHODS) == options("method", "longtail")
+
+
+@pytest.mark.parametrize("loss", ["none", "em", "dem", "adadem"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_with_every_loss(method: str, loss: str, tmp_path: Path) -> None:
+    result = run(["task=semi", f"method={method}", f"loss={loss}"], tmp_path)
+    assert result["status"] != "nan"  # four iterations may well end in one class
+    assert result["data"] == "digits"
+    assert 0 <= score(result, "accuracy") <= 1
+    assert score(result, "accuracy") == pytest.approx(sum(score(result, "recall", str(c)) * n for c, n in enumerate(
+        result["histograms"]["mean"]["label"])) / 896)  # fmt: skip
+    curve = (tmp_path / result["id"] / "series.csv").read_text()
+    assert ("entropy_term" in curve) == (method != "supervised" and loss != "none")
+    assert result["cost"]["backward_passes"] == 4
+
+
+def test_the_record_says_what_was_chosen(tmp_path: Path) -> None:
+    result = run(["task=semi", "method=fixmatch", "loss=em"], tmp_path)
+    folder = tmp_path / result["id"]
+    assert sorted(p.name for p in (folder / "files").iterdir()) == ["labelled.csv", "validation.csv"]
+    assert len((folder / "files" / "labelled.csv").read_text().splitlines()) == 1 + 20
+    notes = {note["key"]: note["text"] for note in result["notes"]}
+    assert "20 labelled, 851 unlabelled, 50 validation, 896 test" in notes["samples"]
+    assert "weight 0.3, weak view, ramp 0" in notes["loss"]
+    assert "choose" in notes["validation"]
+    assert not (folder / "checkpoint.pt").exists()
+    again = run(["task=semi", "method=fixmatch", "loss=em", "force=true"], tmp_path)
+    assert again["rows"] == result["rows"]
+
+
+def test_seeds_differ_and_selection_is_by_validation(tmp_path: Path) -> None:
+    results = [run(["task=semi", "loss=em", f"seed={seed}"], tmp_path) for seed in (0, 1)]
+    assert results[0]["rows"] != results[1]["rows"]
+    for result in results:
+        assert score(result, "accuracy_test_best") >= score(result, "accuracy_validation_selected")
+    none = run(["task=semi", "loss=em", "data.validation_per_class=0"], tmp_path)
+    assert not any(row["metric"] == "accuracy_validation_selected" for row in none["rows"])
+
+
+def test_selection_takes_the_first_best_of_the_validation() -> None:
+    task = SemiSupervised(SemiData(Digits()), NetMaker(nn.Identity), Regime(1))
+    history = [{"validation_accuracy": v, "accuracy": a} for v, a in ((0.4, 0.9), (0.6, 0.5), (0.6, 0.8), (0.5, 0.7))]
+    from tasks.metrics import StreamMetrics
+    from tasks.semi.confusion import Confusion
+
+    confusion, metrics = Confusion(10), StreamMetrics(10)
+    confusion.update(torch.arange(10), torch.arange(10))
+    metrics.update(torch.eye(10), torch.arange(10))
+    rows = {r.metric: r.value for r in task.rows(confusion, metrics, history) if isinstance(r, Row)}
+    assert rows["accuracy_validation_selected"] == 0.5
+    assert rows["accuracy_test_best"] == 0.9
+    assert rows["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("task", ["semi", "longtail"])
+def test_every_configuration_composes(task: str) -> None:
+    for group in ("method", "model", "data", "protocol"):
+        for name in options(group, task):
+            cfg = compose([f"task={task}", f"{group}={name}"], complete=False)
+            node = cfg[group]
+            plain = {k: node[k] for k in node if not (k == "split_seed" or str(node._get_node(k)) == "???")}
+            check_signatures({group: plain})
+
+
+def test_missing_images_are_named_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data.images.root=.*cifar-10-python.tar.gz"):
+        compose(["task=semi", "data=cifar10"])
+    with pytest.raises(ConfigError, match="unpack cifar-10-python.tar.gz"):
+        experiment.prepare(compose(["task=semi", "data=cifar10", f"data.images.root={tmp_path}"]))
+
+
+def test_presets_are_the_published_ones() -> None:
+    usb, classic = (compose(["task=semi", f"protocol={name}"]).protocol for name in ("usb", "classic"))
+    assert (usb.iterations, usb.batch_size, usb.unlabelled_ratio, usb.optimizer) == (204800, 8, 1, "adamw")
+    assert (usb.warmup, usb.ema, usb.layer_decay) == (5120, 0.0, 0.5)
+    assert (classic.iterations, classic.batch_size, classic.unlabelled_ratio) == (2**20, 64, 7)
+    assert (classic.lr, classic.weight_decay, classic.ema) == (0.03, 5e-4, 0.999)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    words = ["task=semi", "method=freematch", "loss=adadem", "model.width=4", "protocol.batch_size=4",
+             "protocol.iterations=60", "protocol.eval_every=20", "protocol.checkpoint_every=1"]  # fmt: skip
+    ready = experiment.prepare(compose([*words, f"out={tmp_path / 'a'}"]))
+    whole = experiment.run(ready).result
+
+    out = tmp_path / "b"
+    command = [sys.executable, "-m", "scripts.run", *words, f"out={out}", "progress=false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    file = out / ready.id / "checkpoint.pt"
+    end = time.monotonic() + 120
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert file.exists()
+    assert not (out / ready.id / "result.json").exists()
+
+    again = experiment.run(experiment.prepare(compose([*words, f"out={out}"]))).result
+    assert again["rows"] == whole["rows"]
+    for name in ("series.csv", "files/labelled.csv"):
+        assert (out / ready.id / name).read_bytes() == (tmp_path / "a" / ready.id / name).read_bytes()
+    assert again["cost"]["backward_passes"] == 60
+    assert any(note["key"] == "resumed" for note in again["notes"])
+
+
+class Plain(nn.Module):
+    """Without BatchNorm: the samples of a batch do not touch each other."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.Tanh(), nn.Linear(16, num_classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one() -> None:
+    """The global batch is the same, so that gradients, FreeMatch's state and AdaDEM's table are, up to rounding."""
+    found = []
+    for devices in (1, 2):
+        regime = Regime(4, 4, 2, lr=0.05, ema=0.9, eval_every=2, devices=devices)
+        task = SemiSupervised(SemiData(Digits(), validation_per_class=1), NetMaker(Plain), regime)
+        # the fairness term is not linear in the samples
+        events = list(task.run(lambda **kw: FreeMatch(AdaDEM(), fairness_weight=0.0, **kw)))
+        found.append([e for e in events if isinstance(e, (Row, Scalars))])
+        assert any(isinstance(e, Artifact) for e in events)
+        assert any(isinstance(e, Note) and e.key == "devices" for e in events) == (devices == 2)
+    assert len(found[0]) == len(found[1])
+    for one, two in zip(*found, strict=True):
+        if isinstance(one, Row):
+            assert one.value == pytest.approx(two.value, rel=1e-3, abs=3e-3), one.metric
+        else:
+            assert one.values["accuracy"] == pytest.approx(two.values["accuracy"], abs=3e-3)
+            assert one.values["entropy_term"] == pytest.approx(two.values["entropy_term"], rel=0.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", [FixMatch, FreeMatch, MixMatch])
+def test_a_gpu_trains_as_the_cpu_does(method: type) -> None:
+    values = []
+    for device in ("cpu", "cuda"):
+        task = SemiSupervised(SemiData(Digits()), NetMaker(Plain), Regime(3, 4, 2, eval_every=3), device=device)
+        events = list(task.run(lambda **kw: method(EM(), **kw)))
+        values.append(next(e.values for e in events if isinstance(e, Scalars)))
+    assert values[0]["supervised"] == pytest.approx(values[1]["supervised"], rel=1e-3)
+    assert values[0]["entropy_term"] == pytest.approx(values[1]["entropy_term"], rel=1e-3)
+
+
+def test_it_reads_back_as_json(tmp_path: Path) -> None:
+    result = run(["task=semi", "loss=em"], tmp_path)
+    assert json.loads((tmp_path / result["id"] / "result.json").read_text())["rows"] == result["rows"]
