@@ -26,6 +26,7 @@ from scripts.cli import Parser, fail
 from tasks.names import lookup
 
 _HELPERS = ("counting", "textbook_forward", "textbook_tta", "timing")
+_QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # the profiler counts bytes, and need not say so
 BENCHES = tuple(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _HELPERS)
 
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = lookup(argv[0], BENCHES, "bench")
     except ValueError as error:
         return fail(f"dembench bench: {error}")
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
     bench = importlib.import_module(f"{__name__}.{name}")
     parser = Parser(f"dembench bench {name}", description=f"{bench.HELP}; every figure is a ratio inside one run.")
     parser.add_argument("--device", choices=["cpu", "cuda"], action="append", help="default: cpu, and cuda if there")
@@ -67,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench bench {name}: --device cuda: PyTorch finds no CUDA device here")
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler counts bytes here, and need not say so
     try:
         found = bench.run(options, Console())
     except (ValueError, ImportError) as error:

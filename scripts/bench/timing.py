@@ -64,4 +64,4 @@ def time_text(seconds: float) -> str:
     """Seconds in words."""
     if seconds < 1e-2:
         return f"{seconds * 1e6:.0f} µs"
-    return f"{seconds * 1e3:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

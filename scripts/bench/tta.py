@@ -118,6 +118,8 @@ def textbook(name: str, model: nn.Module, loss: Callable[[Tensor], Tensor], imag
 def build_model(name: str) -> tuple[nn.Module, int]:
     """A model with random weights, and the size of its images.
 
+    Args:
+        name: "cifar_resnet20", "wrn_28_10" and the like of other depths and widths, or a name of torchvision's.
     Raises: ValueError for a name that is none.
     """
     from tasks.tta import models
@@ -125,6 +127,9 @@ def build_model(name: str) -> tuple[nn.Module, int]:
     cifar = re.fullmatch(r"cifar_resnet(\d+)", name)
     if cifar:
         return models.cifar_resnet(int(cifar[1])), 32
+    wide = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
+    if wide:
+        return models.wide_resnet(int(wide[1]), int(wide[2])), 32
     return models.torchvision_model(name, weights=None), 224
 
 
@@ -246,7 +251,7 @@ def show_corruptions(seconds: dict[str, float], count: int, device: str, console
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--method", action="append", help=f"one of {', '.join(OURS)}; default: all")
-    parser.add_argument("--model", default="cifar_resnet20", help="cifar_resnet20 (default) or a torchvision name")
+    parser.add_argument("--model", default="cifar_resnet20", help="also wrn_28_10, or a torchvision name")
     parser.add_argument("--batch", type=int, default=200, help="images in a batch (default 200)")
     parser.add_argument("--loss", choices=LOSSES, default="em", help="in the place of the entropy (default em)")
     parser.add_argument("--images", type=int, default=256, help="to corrupt (default 256; 0 leaves it out)")
