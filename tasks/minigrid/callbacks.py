@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
+from tasks.minigrid.policy import Masked
+
 MOST_RATIO_ERROR = 1e-3  # rounding gives 1e-6
 
 
@@ -40,7 +42,7 @@ class BonusLog(BaseCallback):
                     "see tasks.minigrid.envs.float32_space"
                 )
         reward = p * (log_p.masked_fill(p == 0, 0) + entropy.unsqueeze(1) + 1)
-        value = entropy if policy.bonus is None else policy.bonus(logits)
+        value = entropy if policy.bonus is None else Masked(policy.bonus)(logits)
         for name, values in (("entropy", entropy), ("value", value), ("delta", reward.abs().sum(1))):
             self.logger.record(f"bonus/{name}", values.mean().item())
         self.logger.record("bonus/weight", float(model.ent_coef))

@@ -96,7 +96,7 @@ def aggregate_table(blocks: Sequence[Block], protocol: str) -> Table:
         "middle half of all runs; optimality gap: mean distance below a return of 1, which no run reaches exactly; "
         "P(better than EM): chance that a run is better than one of EM with the same setting, ties counting half; "
         f"last: difference of IQMs, seeds in pairs. 95% percentile intervals of {aggregate.REPETITIONS:,} bootstrap "
-        "samples, runs drawn within each environment (Agarwal et al. 2021). Intervals are over seeds, not over environments."
+        "samples, runs drawn within each environment (Agarwal et al. 2021). Intervals are over seeds, not environments."
     )
     return Table(slug("environments", protocol), "All environments", caption, columns, rows)
 

@@ -10,6 +10,8 @@ from torch.testing import assert_close
 pytest.importorskip("stable_baselines3", reason='needs pip install "dembench[minigrid]"')
 pytest.importorskip("minigrid", reason='needs pip install "dembench[minigrid]"')
 
+from copy import deepcopy
+
 import gymnasium as gym
 import numpy as np
 from minigrid.wrappers import FlatObsWrapper
@@ -162,9 +164,39 @@ def test_fast_policy_saves_and_loads(tmp_path):
     assert torch.equal(loaded.policy.bonus.table, agent.policy.bonus.table)
     seen = np.random.default_rng(0).normal(size=(4, *agent.observation_space.shape)).astype(np.float32)
     assert (loaded.predict(seen, deterministic=True)[0] == agent.predict(seen, deterministic=True)[0]).all()
+    copied = deepcopy(agent.policy)
+    assert torch.equal(copied.theta, agent.policy.theta)
+    with torch.no_grad():
+        copied.theta.zero_()  # what it computes with is its own
+    assert (copied.predict(seen, deterministic=True)[0] == 0).all()
+    assert agent.policy.theta.any()
     agent.policy.save(tmp_path / "policy.pt")
     policy = FastPolicy.load(tmp_path / "policy.pt", device="cpu")
     assert torch.equal(policy.theta, agent.policy.theta)
+
+
+def test_fast_training_resumes_where_it_was_saved(tmp_path):
+    """Agent, environments and normalisation go on from a file as they do without one."""
+    whole = fast_agent(AdaDEM()).learn(256)
+    whole.save(tmp_path / "agent.zip")
+    loaded = PPO.load(tmp_path / "agent.zip", env=deepcopy_of(whole.env), device="cpu")
+    loaded._last_obs, loaded._last_episode_starts = whole._last_obs.copy(), whole._last_episode_starts.copy()
+    for agent in (whole, loaded):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        agent.learn(256, reset_num_timesteps=False)
+    assert torch.equal(whole.policy.theta, loaded.policy.theta)
+    assert torch.equal(whole.policy.bonus.table, loaded.policy.bonus.table)
+    assert whole.num_timesteps == loaded.num_timesteps == 512
+
+
+def deepcopy_of(env):
+    """Environments in the state that ``env`` is in."""
+    made = deepcopy(env.venv)
+    copied = deepcopy(env)
+    copied.set_venv(made)
+    copied.returns = env.returns.copy()
+    return copied
 
 
 def test_missions_outside_the_mission_space_are_refused():
