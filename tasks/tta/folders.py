@@ -129,9 +129,13 @@ class FolderData:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        if self.class_index is None:
-            return ()
-        return (Note("classes", f"of the model's 1000 classes, the {self.num_classes} of {self.name} are kept"),)
+        found = []
+        if self.class_index is not None:
+            text = f"of the model's 1000 classes, the {self.num_classes} of {self.name} are kept"
+            found.append(Note("classes", text))
+        if self.preprocess is not None:
+            found.append(Note("input", f"images are resized and cropped for the model: {self.preprocess}"))
+        return tuple(found)
 
     def require(self, domains: Sequence[tuple[str, int | None]]) -> None:
         """Raises FileNotFoundError where one of these is not there."""
@@ -294,16 +298,10 @@ class ImageNetC(FolderData):
         self._subset = None if subset is None else Path(subset).expanduser()
 
     def use(self, preprocess: Preprocess | None) -> None:
-        """The images are cropped already: they are resized only for models of another input size, with a note."""
+        """The images are cropped already: they are resized only for models of another input size; a note says it."""
         super().use(preprocess)
         if preprocess is not None:
             self.preprocess = Preprocess(preprocess.crop, preprocess.crop, preprocess.interpolation)
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        crop = 224 if self.preprocess is None else self.preprocess.crop
-        size = Note("size", f"the images of 224 pixels were resized to the model's {crop}")
-        return super().notes if crop == 224 else (*super().notes, size)
 
     def folder(self, corruption: str, severity: int | None) -> Path:
         lookup(corruption, self.known, "corruption")

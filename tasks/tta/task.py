@@ -248,8 +248,10 @@ def _look(logits: Tensor, labels: Tensor, loss: Tensor | None, updated: int | Te
     log_p = logits.log_softmax(1)
     entropy = torch.special.entr(log_p.exp()).sum(1).mean()
     correct = (logits.argmax(1) == labels).sum()
-    count = updated if isinstance(updated, Tensor) else torch.full((), updated, device=logits.device)
-    return torch.stack([value.double() for value in (correct, entropy, entropy if loss is None else loss, count)])
+    if isinstance(updated, int):
+        updated = torch.full((), updated, device=logits.device)
+    told = (correct, entropy, entropy if loss is None else loss, updated)
+    return torch.stack([value.float() for value in told])  # counts within a batch: exact
 
 
 def _judge(metrics: StreamMetrics, rows: Sequence[Row], name: str) -> Iterator[Event]:

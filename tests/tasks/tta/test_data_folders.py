@@ -229,10 +229,10 @@ def test_imagenet_c_is_resized_only_for_other_input_sizes(tmp_path, classes):
     data = ImageNetC(root, classes=classes)
     data.use(Preprocess(256, 224, "bicubic"))
     assert data.preprocess == Preprocess(224, 224, "bicubic")
-    assert [note.key for note in data.notes] == ["classes"]
+    assert "the shorter side to 224 (bicubic), centre crop 224" in data.notes[1].text
     data.use(Preprocess(384, 384, "bicubic"))
     assert data.preprocess == Preprocess(384, 384, "bicubic")
-    assert "resized to the model's 384" in data.notes[1].text
+    assert "the shorter side to 384 (bicubic), centre crop 384" in data.notes[1].text
 
 
 def test_clean_images_are_those_of_the_datas_classes(tmp_path, classes):
