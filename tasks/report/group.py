@@ -212,8 +212,8 @@ class Block:
 
     @cached_property
     def title(self) -> str:
-        parts = [self.data, self.model, self.protocol, *(f"{leaf(k)} {show(v)}" for k, v in self.distinct.items())]
-        return " · ".join(parts)
+        names = [name for name in (self.data, self.model, self.protocol) if name != "none"]  # not every task has all
+        return " · ".join([*names, *(f"{leaf(k)} {show(v)}" for k, v in self.distinct.items())])
 
 
 def build_blocks(runs: Iterable[Run]) -> list[Block]:
