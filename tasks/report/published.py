@@ -33,7 +33,14 @@ def comparable(block: Block, printed: Published) -> bool:
         and printed.made_with.get("severity", severity) == severity
         and ("images" not in printed.made_with or sizes == {printed.made_with["images"]})
         and printed.as_metric(block.metric.name) is not None
+        and same_scale(block, printed)
     )
+
+
+def same_scale(block: Block, printed: Published) -> bool:
+    """Whether batches are alike within a factor of two; Source does not mind them."""
+    there, here = printed.made_with.get("batch_size"), block.context.get("protocol.batch_size")
+    return printed.method == "source" or there is None or here is None or there <= 2 * here <= 4 * there
 
 
 def counterpart(block: Block, printed: Published) -> Cell | None:
@@ -114,8 +121,8 @@ def beside_table(block: Block, known: Iterable[Reference] | None = None) -> tupl
     unit = f" in {metric.unit}" if metric.unit else ""
     caption = (
         f"{metric.label.capitalize()}{unit} as measured here, and below as published (accuracies turned into errors or "
-        "back), where task, data, architecture, protocol and number of images are the same. Weights, versions and what "
-        "the last column names may differ."
+        "back), where task, data, architecture, protocol and number of images are the same and batches alike within a "
+        "factor of two. Weights, versions and what the last column names may differ."
     )
     title = f"{block.title}: published beside measured"
     return Table(slug("published", block.task, block.title), title, caption, columns, rows), used

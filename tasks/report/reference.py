@@ -24,7 +24,8 @@ FIELDS = ("data", "model", "protocol", "slice", "method", "loss")  # what a numb
 SETTINGS = ("severity", "batch_size", "optimizer", "lr", "images", "setting", "loss_setting")  # what it was made with
 NEEDED = ("data", "protocol", "slice")
 MODELS = {  # other ways to write a model, letters and digits only
-    "wideresnet2810": "wrn2810", "wideresnet402": "wrn402", "resnext29": "resnext29", "resnext2932x4d": "resnext29",
+    "wideresnet2810": "wrn2810", "wideresnet402": "wrn402", "wrn402augmix": "wrn402",
+    "resnext2932x4d": "resnext29", "resnext29augmixcifar10": "resnext29", "resnext29augmixcifar100": "resnext29",
     "vitbasepatch16224augregin21kftin1k": "vitbasepatch16224", "vitb16": "vitbasepatch16224",
 }  # fmt: skip
 

@@ -36,6 +36,7 @@ def make_run(
     finished: bool = True,
     slices: tuple[str, ...] = SLICES,
     batches: int = 4,
+    size: int = 200,
     **overrides: Any,
 ) -> Path:
     """One run directory as the runner writes it; ``errors`` are fractions per slice, None a NaN."""
@@ -65,7 +66,7 @@ def make_run(
     mean = None if None in errors else sum(errors) / len(errors)
     rows = []
     for name, error in (*zip(slices, errors, strict=True), ("mean", mean)):
-        n = 200 if name != "mean" else 200 * len(slices)
+        n = size if name != "mean" else size * len(slices)
         rows.append({"slice": name, "metric": "error", "value": error, "unit": "fraction", "n": n})
         rows.append({"slice": name, "metric": "nll", "value": error and 2 * error, "unit": "nats", "n": n})
         rows.append({"slice": name, "metric": "ece", "value": error and error / 4, "unit": "fraction", "n": n})

@@ -88,7 +88,9 @@ def test_collapsed_runs_count_and_are_marked_and_nan_runs_are_left_out(golden: t
     notes = " ".join(table.footnotes)
     assert "† k" not in notes
     assert all(text in notes for text in ("at least 90%", "NaN", "Seeds in this comparison: 0, 1, 2", "is missing"))
-    assert [entry.mark for row in table.rows for entry in row if entry.mark] == ["tied"] * 3  # +1.00 [-1.48, +3.48] and more
+    assert [entry.mark for row in table.rows for entry in row if entry.mark] == [
+        "tied"
+    ] * 3  # +1.00 [-1.48, +3.48] and more
 
 
 def test_a_flagged_cell_is_never_ranked_even_when_it_has_the_lowest_error(tmp_path: Path):
