@@ -15,14 +15,31 @@ PRETTY = {
     "source": "Source", "norm": "NORM", "norm_alpha": "NORM (alpha)", "norm_ema": "NORM (EMA)", "t3a": "T3A",
     "tent": "Tent", "eta": "ETA", "eata": "EATA", "sar": "SAR", "deyo": "DeYO", "tipi": "TIPI", "ttc": "TTC",
     "ppo": "PPO", "a2c": "A2C", "zero_shot": "Zero-shot", "ensemble": "Ensemble", "tpt": "TPT", "coop": "CoOp",
+    "marginal": "Marginal of views", "zero": "ZERO", "tpt_coop": "TPT (CoOp)",
+    "semi": "Semi-supervised learning", "longtail": "Long-tailed semi-supervised learning",
+    "supervised": "Supervised", "pseudo_label": "Pseudo-Label", "ent_min": "Ent. Min.", "vat": "VAT",
+    "mixmatch": "MixMatch", "fixmatch": "FixMatch", "freematch": "FreeMatch",
 }  # fmt: skip
 LOSS_ORDER = ("none", "em", "dem", "dem_star", "adadem")
 METHOD_ORDER = (
     *("source", "norm", "norm_alpha", "norm_ema", "t3a", "tent", "eta", "eata", "sar", "deyo", "tipi", "ttc"),
-    *("zero_shot", "ensemble", "tpt", "ppo", "a2c"),
+    *("zero_shot", "ensemble", "marginal", "zero", "tpt", "coop", "tpt_coop", "ppo", "a2c"),
+    *("supervised", "pseudo_label", "ent_min", "vat", "mixmatch", "fixmatch", "freematch"),
 )
 PROTOCOL_ORDER = ("single_domain", "continual", "gradual", "mixed", "label_shift", "dirichlet", "episodic")
-LOSS_FREE = ("source", "norm", "norm_alpha", "norm_ema", "t3a", "zero_shot", "ensemble")
+LOSS_FREE = (
+    "source",
+    "norm",
+    "norm_alpha",
+    "norm_ema",
+    "t3a",
+    "zero_shot",
+    "ensemble",
+    "marginal",
+    "zero",
+    "coop",
+    "supervised",
+)
 OFFICIAL = "official"  # the preset that goes without saying
 
 
@@ -43,9 +60,22 @@ METRICS = {
     for metric in (
         Metric("error", "error", "%", 100, -1, 2),
         Metric("accuracy", "accuracy", "%", 100, 1, 2),
+        Metric("accuracy_validation_selected", "accuracy, selected on validation", "%", 100, 1, 2),
+        Metric("accuracy_test_best", "best accuracy on the test (parity only)", "%", 100, 1, 2),
+        Metric("f1", "F1", "%", 100, 1, 2),
+        Metric("precision", "precision", "%", 100, 1, 2),
+        Metric("recall", "recall", "%", 100, 1, 2),
+        Metric("recall_head", "recall, head third", "%", 100, 1, 2),
+        Metric("recall_medium", "recall, medium third", "%", 100, 1, 2),
+        Metric("recall_tail", "recall, tail third", "%", 100, 1, 2),
+        Metric("geometric_mean", "geometric mean of recalls", "%", 100, 1, 2),
+        Metric("bias_kl", "easy-class bias, KL", "nats", 1, -1, 3),
+        Metric("bias_tv", "easy-class bias, total variation", "%", 100, -1, 2),
         Metric("top1", "top-1 accuracy", "%", 100, 1, 2),
         Metric("top5", "top-5 accuracy", "%", 100, 1, 2),
         Metric("agreement", "agreement", "%", 100, 1, 2),
+        Metric("gained", "right where zero-shot is not", "%", 100, 1, 2),
+        Metric("lost", "wrong where zero-shot is right", "%", 100, -1, 2),
         Metric("return", "return", "", 1, 1, 3),
         Metric("training_return", "return in training", "", 1, 1, 3),
         Metric("episode_sd", "SD over episodes", "", 1, -1, 3),
@@ -58,7 +88,13 @@ METRICS = {
         Metric("entropy", "entropy", "nats", 1, -1, 3),
     )
 }
-PRIMARY = {"tta": ("error",), "minigrid": ("return",), "prompt": ("top1", "accuracy", "error")}
+PRIMARY = {
+    "tta": ("error",),
+    "minigrid": ("return",),
+    "prompt": ("top1", "accuracy", "error"),
+    "semi": ("accuracy",),
+    "longtail": ("accuracy",),
+}
 
 
 def primary(task: str, runs: Iterable[Run]) -> Metric:
