@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -20,7 +20,9 @@ class Clip(nn.Module):
         tokenizer: texts and ``context_length=L`` to ids (N, L).
         size: side of the images in pixels.
         mean, std: of the image normalisation, three numbers each.
-        name: for records. weights_id: names the weights by what they are.
+        name: for records. weights_id: names the weights by what they are, or how they were made but for the seed.
+        features_id: tells apart what weights_id counts as one; default weights_id.
+        weights: gives the state dict of ``model``, for ``load``; None where it holds its weights.
         interpolation: "bicubic" or "bilinear", for the plain view of an image.
     Raises: ValueError for a text tower whose prompts cannot be injected, with the reason (see ``text_tower``).
     """
@@ -38,16 +40,27 @@ class Clip(nn.Module):
         std: Sequence[float],
         name: str,
         weights_id: str,
+        features_id: str | None = None,
+        weights: Callable[[], Mapping[str, Tensor]] | None = None,
         interpolation: str = "bicubic",
     ):
         super().__init__()
         text_tower(model)  # or say why not
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.size, self.interpolation, self.name, self.weights_id = size, interpolation, name, weights_id
+        self.size, self.interpolation, self.name = size, interpolation, name
+        self.weights_id, self.features_id = weights_id, features_id or weights_id
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.bf16 = False
+        self._weights = weights
+
+    def load(self) -> Clip:
+        """Loads the weights where that was put off, so that a grid can be planned without them; returns the model."""
+        if self._weights is not None:
+            self.model.load_state_dict(self._weights())
+            self._weights = None
+        return self
 
     @property
     def device(self) -> torch.device:

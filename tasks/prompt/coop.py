@@ -27,7 +27,8 @@ class CoOp:
 
     Args:
         file: a checkpoint of CoOp's code (``state_dict`` with ``ctx``) or of this class; None trains one.
-        shots: labelled images of each class. epochs, lr, batch_size: of the training. seed: of shots and order.
+        shots: labelled images of each class. epochs, lr, batch_size: of the training, whose order torch's global
+            generator draws.
     Raises: ValueError for a wrong number; a call also for a file that holds something else, and FileNotFoundError.
     """
 
@@ -38,7 +39,6 @@ class CoOp:
         epochs: int = 50,
         lr: float = 2e-3,
         batch_size: int = 32,
-        seed: int = 0,
     ):
         for name, value, least in (("shots", shots, 1), ("epochs", epochs, 1), ("batch_size", batch_size, 1)):
             if value < least:
@@ -48,7 +48,7 @@ class CoOp:
         self.file = None if file is None else Path(file).expanduser()
         if self.file is not None and not self.file.is_file():
             raise FileNotFoundError(f"coop: no file {self.file}; file=null trains a context")
-        self.shots, self.epochs, self.lr, self.batch_size, self.seed = shots, epochs, lr, batch_size, seed
+        self.shots, self.epochs, self.lr, self.batch_size = shots, epochs, lr, batch_size
         self.artifacts: list[Artifact] = []
         self._learned: dict[str, Tensor] = {}
 
@@ -56,8 +56,8 @@ class CoOp:
         """The context; trained once for a model."""
         if self.file is not None:
             return read_context(self.file)
-        prompts, features, labels = shots(self.shots, self.seed)
-        key = prompts.clip.weights_id
+        prompts, features, labels = shots(self.shots)
+        key = prompts.clip.features_id
         if key not in self._learned:
             self._learned[key] = context = self.train(prompts.words(), prompts, features, labels)
             self.artifacts = [Artifact("coop.pt", write_context(context, prompts.clip.name, prompts.names))]
@@ -72,12 +72,11 @@ class CoOp:
         """SGD from ``context`` (n, D) on features (N, V, E) with labels (N,)."""
         context = context.clone().requires_grad_()
         optimizer = torch.optim.SGD([context], lr=self.lr, momentum=0.9, weight_decay=5e-4)
-        generator = torch.Generator().manual_seed(self.seed)
         labels = labels.to(features.device)
         for epoch in range(self.epochs):
             optimizer.param_groups[0]["lr"] = self.rate(epoch)
-            for chosen in torch.randperm(len(labels), generator=generator).split(self.batch_size):
-                view = torch.randint(features.shape[1], (len(chosen),), generator=generator)
+            for chosen in torch.randperm(len(labels)).split(self.batch_size):
+                view = torch.randint(features.shape[1], (len(chosen),))
                 logits = prompts.clip.scale * features[chosen, view] @ prompts(context).T
                 optimizer.zero_grad()
                 F.cross_entropy(logits, labels[chosen]).backward()

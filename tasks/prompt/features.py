@@ -69,7 +69,7 @@ class ViewFeatures:
         clip = self.clip
         transform = (self.views.identity, clip.size, clip.interpolation, clip.mean.tolist(), clip.std.tolist())
         number = (str(self.dtype), clip.bf16, clip.device.type, torch.__version__)
-        key = short_hash(clip.weights_id, transform, number, images.fingerprint)
+        key = short_hash(clip.features_id, transform, number, images.fingerprint)
         return self.folder / key / f"{start:07d}.npy"
 
     def _stretch(self, images: ImageSet, start: int, stop: int) -> Tensor:

@@ -64,7 +64,7 @@ class PromptTuning:
 
     Args:
         data: see ``tasks.prompt.data``. model: an image and text encoder. protocol: what is shown.
-        seed: the runner has set it; a configuration may hand it on to views and context.
+        seed: of the labelled shots that are drawn for a learned context; the runner has set it elsewhere.
         device: where the model lives.
         precision: "fp32", or "bf16" for autocast in both towers; context, loss and metrics stay in float32.
     Raises: ValueError for an unknown precision and what ``ViewFeatures`` refuses.
@@ -101,14 +101,14 @@ class PromptTuning:
         template = self.protocol.template or self.data.template
         return Prompts(self.model, class_names, template, self.data.templates, self.protocol.encoding)
 
-    def shots(self, count: int, seed: int) -> tuple[Prompts, Tensor, Tensor]:
+    def shots(self, count: int) -> tuple[Prompts, Tensor, Tensor]:
         """Training images for a method that learns from labels: classes, features (N, V, E), labels (N,)."""
-        images = self.data.shots(count, seed)
+        images = self.data.shots(count, self.seed)
         return self.prompts(images.class_names), self.features.all(images), images.labels
 
     def run(self, make_method: Callable[..., PromptMethod]) -> Iterator[Event]:
         """Yields notes, a Point a block, rows, histogram and flags for each set, means, and the file cost.json."""
-        self.model.to(self.device)
+        self.model.load().to(self.device)
         notes: list[Note] = list(self.data.notes)  # each is said once
         yield from notes
         template = self.protocol.template or self.data.template

@@ -79,7 +79,7 @@ def tokenizer() -> WordTokenizer:
 
 
 def digits_clip(seed: int = 0, steps: int = 400, batch_size: int = 128, cache: str | Path | None = None) -> Clip:
-    """A CLIP of 1.5 million parameters, from the cache folder, trained first where it is not there (about a minute).
+    """A CLIP of 1.5 million parameters. ``load`` takes it from the cache folder, or trains it first (about a minute).
 
     Args:
         seed: of initialisation and training. steps, batch_size: of its training.
@@ -91,17 +91,30 @@ def digits_clip(seed: int = 0, steps: int = 400, batch_size: int = 128, cache: s
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"digits_clip: expected {name} to be a whole number >= {least}, got {value!r}")
     recipe = {**RECIPE, "steps": steps, "batch_size": batch_size}
-    key = short_hash(RENDERING, ARCHITECTURE, recipe, CAPTIONS, STYLES, seed, torch.__version__)
-    path = cache_folder(cache) / "models" / f"digits_clip-{key}.pt"
-    state = _read(path)
-    if state is None:
-        state = train(seed, steps, batch_size)
-        write_atomically(path, lambda file: torch.save(state, file))
+    kind = f"digits_clip:{short_hash(RENDERING, ARCHITECTURE, recipe, CAPTIONS, STYLES, torch.__version__)}"
+    path = cache_folder(cache) / "models" / f"{kind.replace(':', '-')}-{seed}.pt"
+
+    def weights() -> dict[str, Tensor]:
+        state = _read(path)
+        if state is None:
+            state = train(seed, steps, batch_size)
+            write_atomically(path, lambda file: torch.save(state, file))
+        return state
+
     with torch.random.fork_rng(devices=[]):
         model = build()
-    model.load_state_dict(state)
     half = (0.5, 0.5, 0.5)
-    return Clip(model, tokenizer(), size=SIZE, mean=half, std=half, name="digits_clip", weights_id=f"digits_clip:{key}")
+    return Clip(
+        model,
+        tokenizer(),
+        size=SIZE,
+        mean=half,
+        std=half,
+        name="digits_clip",
+        weights_id=kind,
+        features_id=f"{kind}:{seed}",
+        weights=weights,
+    )
 
 
 def build() -> nn.Module:

@@ -12,7 +12,7 @@ from core.functional import em
 from tasks.base import Artifact, Note
 from tasks.prompt.text import Prompts
 
-Shots = Callable[[int, int], tuple[Prompts, Tensor, Tensor]]  # (k, seed) to classes, features (N, V, E), labels (N,)
+Shots = Callable[[int], tuple[Prompts, Tensor, Tensor]]  # k of each class: prompts, features (N, V, E), labels (N,)
 
 
 class Context(Protocol):
