@@ -96,9 +96,9 @@ def draw_strong(recipe: Recipe, n: int, generator: torch.Generator) -> StrongDra
 def weak(images: Tensor, recipe: Recipe, draw: WeakDraw) -> Tensor:
     """Crops of the images padded by reflection, mirrored; uint8 (N, 3, size, size)."""
     n, _, height, width = images.shape
-    rows = _source(draw.top, draw.vflip, recipe, height)
-    columns = _source(draw.left, draw.hflip, recipe, width)
-    place = (rows[:, :, None] * width + columns[:, None, :]).to(images.device)
+    rows = _source(draw.top, draw.vflip, recipe, height).to(images.device)
+    columns = _source(draw.left, draw.hflip, recipe, width).to(images.device)
+    place = rows[:, :, None] * width + columns[:, None, :]
     flat = place.flatten(1)[:, None].expand(-1, images.shape[1], -1)
     return images.flatten(2).gather(2, flat).view(n, -1, *place.shape[1:])
 

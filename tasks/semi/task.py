@@ -113,6 +113,7 @@ class SemiSupervised:
         counts = confusion.label_counts.tolist()
         per_class = {name: values.tolist() for name, values in confusion.per_class().items()}
         for c, name in enumerate(self.data.class_names):
+            yield Row(name, "accuracy", per_class["recall"][c], "fraction", counts[c])  # the same, among one class
             for metric, values in per_class.items():
                 yield Row(name, metric, values[c], "fraction", counts[c])
         predicted, label = confusion.predicted_counts.tolist(), counts
