@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -222,10 +223,8 @@ def classes_of(name: str) -> dict[str, str]:
 
 def subset(name: str) -> list[int]:
     """Numbers among ImageNet's 1000 classes of those of "imagenet-a" or "imagenet-r", ascending, from timm's lists."""
-    from timm.data import ImageNetInfo
-
-    known = {wnid: number for number, wnid in enumerate(ImageNetInfo().label_names())}
-    return sorted(known[wnid] for wnid in ImageNetInfo(name).label_names())
+    file = resources.files("timm.data").joinpath("_info", f"{name.replace('-', '_')}_indices.txt")
+    return sorted(int(line) for line in file.read_text(encoding="utf-8").split())
 
 
 class ImageFolder(_Folders):
