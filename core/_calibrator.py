@@ -4,10 +4,10 @@
     value = -(1/delta) sum (p - alpha a_k) z
     gradient = -(1/delta) (p (c - u + 1) - alpha a_k)
 
-The table needs all of the batch before the first value can be formed, so there are two looks: one for the table's step
-and the rewards, one for the value and the calibrators. Rows of the table meet the batch by products with a one-hot
-matrix or by index (``by_index``), and where a batch of many classes is smaller than the table, only the rows that it
-names are touched.
+The table needs all of the batch before the first value can be formed, so there are two looks: one for pseudo labels,
+p and the table's step, one for rewards, calibrators and values. In between p lies where the gradient will. Rows of the
+table meet the batch by products with a one-hot matrix or by index (``by_index``), and where a batch of many classes is
+smaller than the table, only the rows that it names are touched.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from typing import NamedTuple
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.nn import functional
 
 from core._kernels import (
-    Kept,
+    LITTLE,
+    Block,
+    Scratch,
     accumulation_dtype,
+    blank,
     blocks_of,
     centre,
     closed_form,
@@ -32,6 +36,7 @@ from core._kernels import (
     join,
     maximum,
     probabilities,
+    room_for,
     silence,
     softmax_graph,
     transformed,
@@ -41,8 +46,7 @@ from core._kernels import (
 
 ONE_HOT_CLASSES = 128
 _RUN, _LONG_RUN = 1 << 9, 1 << 12
-_LANED_CLASSES = 512
-_SEARCHED = 1 << 13  # logits
+_MANY_CLASSES = 512
 _SMALLEST_EM_NORM = 1e-4  # AdaDEM-V's delta vanishes for uniform and one-hot predictions; 1/delta must fit in float16
 
 
@@ -65,37 +69,28 @@ def by_index(z: Tensor) -> bool:
     return z.shape[1] > ONE_HOT_CLASSES or eager_cpu(z)
 
 
-def _ranks(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """C, C-1, .., 1 along the class axis of z, over C + 1: the greatest among tied classes is that of the first."""
-    classes = z.shape[1]
-    ranks = torch.arange(classes, 0, -1, device=z.device, dtype=dtype).div_(classes + 1)
+def _ranks(z: Tensor) -> Tensor:
+    """0, -1, -2, .. along the class axis of z: the greatest among tied classes is that of the first."""
+    ranks = torch.arange(0, -z.shape[1], -1, device=z.device, dtype=accumulation_dtype(z))
     return ranks if z.dim() == 2 else ranks.unsqueeze(1)
 
 
-def _look(z: Tensor, skip: Tensor | None, ranks: Tensor | None, index: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """m, c, and how a block's positions name their rows of the table by the first of their greatest logits.
+def _search(c: Tensor, ranks: Tensor, index: bool, room: Tensor | None) -> Tensor:
+    """How a block's positions name their rows of the table by the first of their greatest logits; may overwrite c.
 
-    That is row numbers (M,), or a one-hot block laid out as z is. Where there is more than a little to search, in
-    float passes, since ``max`` with indices is many times slower than without; where there is little, ranks are None.
+    That is row numbers (M,), or a one-hot block laid out as c is. Two float passes: ``max`` with indices takes many
+    times as long as without.
     """
-    if ranks is None:
-        m, rows = z.max(1, keepdim=True)
-        m = m.to(accumulation_dtype(z))
-        return m, centre(z, m, skip), rows.squeeze(1)
-    m = maximum(z)
-    c = centre(z, m, skip)
-    found = c.sign().add_(ranks).amax(1, keepdim=True)  # the sign is 0 at the greatest and -1 elsewhere
-    if index:
-        classes = z.shape[1]
-        return m, c, (classes - (found * (classes + 1)).nan_to_num(nan=1).round_()).long().flatten()
-    return m, c, (ranks == found).to(c.dtype)
+    # the greatest, c = 0, have their ranks, all others far less (logits closer than 1e-35 count as tied)
+    found = torch.add(ranks, c, alpha=torch.finfo(c.dtype).max, out=room).amax(1, keepdim=True)
+    return found.neg_().nan_to_num_(nan=0).long().flatten() if index else (ranks == found).to(c.dtype)
 
 
-def _gather(table: Tensor, address: Tensor, like: Tensor) -> Tensor:
+def _gather(table: Tensor, address: Tensor, like: Tensor, room: Tensor | None) -> Tensor:
     """Row a_k of the table for each position, laid out as ``like``, a block of z."""
     if address.dim() == 1:
         if like.dim() == 2:
-            return table.index_select(0, address)
+            return torch.index_select(table, 0, address, out=room)
         images, classes, pixels = like.shape
         return table.t().index_select(1, address).view(classes, images, pixels).transpose(0, 1)
     with full_precision(table):
@@ -112,17 +107,16 @@ class _Tally:
     def __init__(self) -> None:
         self.sums: Tensor | None = None
         self.counts: Tensor | None = None
-        self._part: Tensor | None = None
-        self._part_rows = 0
 
     def add(self, p: Tensor, address: Tensor, skip: Tensor | None) -> None:
         """Adds a block, whose p is 0 at positions to skip."""
         if address.dim() == 1:
             counts = _counts(p, address, skip)
-            if p.shape[1] <= _LANED_CLASSES and eager_cpu(p):
+            if p.shape[1] <= _MANY_CLASSES and eager_cpu(p):
                 self._add(_sums_by_index(p, address))
             else:
-                self._add_rows_of_many(p, address)
+                for piece, rows in zip(torch.split(p, _LONG_RUN), torch.split(address, _LONG_RUN), strict=True):
+                    self._add(_sums_of_many(piece, rows))
         else:
             if skip is not None:
                 address = address.masked_fill(skip, 0)
@@ -134,28 +128,11 @@ class _Tally:
     def _add(self, sums: Tensor) -> None:
         self.sums = sums if self.sums is None else self.sums + sums
 
-    def _add_rows_of_many(self, p: Tensor, rows: Tensor) -> None:
-        for piece, where in zip(torch.split(p, _LONG_RUN), torch.split(rows, _LONG_RUN), strict=True):
-            if self._part is None or self._part_rows + len(where) > _LONG_RUN:
-                self._close_part()
-                self._part, self._part_rows = p.new_zeros(p.shape[1], p.shape[1]), 0
-            self._part_rows += len(where)
-            if transformed():  # zeros have one axis less than p
-                self._part = self._part.index_add(0, where, piece)
-            else:
-                self._part.index_add_(0, where, piece)
-
-    def _close_part(self) -> None:
-        if self._part is not None:
-            self._add(self._part)
-            self._part = None
-
-    def step(self, table: Tensor, momentum: float, inplace: bool, across_ranks: bool) -> Tensor:
+    def step(self, table: Tensor, momentum: float, inplace: bool, alone: bool) -> Tensor:
         """Row k moves by ``momentum`` towards the mean of p over pseudo label k; rows without a sample stay."""
-        self._close_part()
         assert self.sums is not None, "add() comes before step()"
         assert self.counts is not None
-        if across_ranks and distributed():
+        if not alone:
             self.sums = self.sums.contiguous()
             torch.distributed.all_reduce(self.sums)
             torch.distributed.all_reduce(self.counts)
@@ -166,6 +143,15 @@ class _Tally:
             return table.lerp_(means, weight)
         moved = table.lerp(means, weight)
         return table.copy_(moved) if inplace else moved
+
+
+def _sums_of_many(p: Tensor, rows: Tensor) -> Tensor:
+    """Sums of p, (M, C), per row of the table, (C, C)."""
+    if eager_cpu(p):  # every row is written once, and in their order
+        counts = torch.bincount(rows, minlength=p.shape[1])
+        return functional.embedding_bag(rows.argsort(), p, counts.cumsum(0) - counts, mode="sum")
+    zeros = p.new_zeros(p.shape[1], p.shape[1])  # which has one axis less than p under ``torch.func.vmap``
+    return zeros.index_add(0, rows, p) if transformed() else zeros.index_add_(0, rows, p)
 
 
 def _sums_by_index(p: Tensor, rows: Tensor) -> Tensor:
@@ -205,7 +191,7 @@ def _step_named_rows(table: Tensor, p: Tensor, rows: Tensor, skip: Tensor | None
     here = table.index_select(0, rows)
     move = torch.sub(p, here, out=here).mul_(momentum / counts)
     if skip is not None:  # a row may have no sample that counts, and its move be infinite
-        move = move.masked_fill_(skip, 0)
+        move = blank(move, skip)
     table.index_add_(0, rows, move)
 
 
@@ -233,8 +219,8 @@ def adadem(
     """
     wanted = wants_gradient(z)
     with torch.no_grad():
-        value, kept, delta, table = _adadem(z.detach(), table, skip, options, momentum, inplace, across_ranks, wanted)
-    return closed_form(z, value, kept, delta, skip, partial(_reward_graph, mec=options.mec)), table
+        value, kept, delta, table = _adadem(z.detach(), table, skip, options, momentum, inplace, across_ranks)
+    return closed_form(z, value, kept if wanted else None, delta, skip, partial(_reward_graph, mec=options.mec)), table
 
 
 def _adadem(
@@ -245,72 +231,121 @@ def _adadem(
     momentum: float | None,
     inplace: bool,
     across_ranks: bool,
-    wanted: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value, minus delta times its gradient, delta, and the table after its step."""
-    blocks, classes = blocks_of(z), z.shape[1]
-    kept = Kept(z, blocks, wanted)
+    blocks = blocks_of(z)
+    room, scratch = room_for(z, blocks), Scratch(z, blocks)
     step = momentum if options.mec else None
+    alone = not (across_ranks and distributed())
+    looks, table = _look(z, table, skip, step, inplace, alone, blocks, scratch, room)
+    results = []
+    for look in reversed(looks):  # what was looked at last is still in cache
+        zb, skipped = cut(z, look.block), cut(skip, look.block)
+        result, reward = _calibrate(zb, table, skipped, options, look, scratch, None if room is None else look.p)
+        results.append(result)
+    value, delta = join(results[::-1], z, blocks)
+    return value, reward if room is None else room, delta, table
+
+
+class _Look(NamedTuple):
+    """What the first look at a block leaves to the second."""
+
+    block: Block
+    m: Tensor
+    c: Tensor | None  # None where that is to be formed again
+    p: Tensor
+    address: Tensor
+
+
+def _look(
+    z: Tensor,
+    table: Tensor,
+    skip: Tensor | None,
+    momentum: float | None,
+    inplace: bool,
+    alone: bool,
+    blocks: list[Block],
+    scratch: Scratch,
+    room: Tensor | None,
+) -> tuple[list[_Look], Tensor]:
+    """The first look at every block, and the table after its step; with several blocks, their p lie in ``room``."""
     index = by_index(z)
-    ranks = None if index and z.dim() == 2 and z.numel() <= _SEARCHED else _ranks(z, accumulation_dtype(z))
-    few = index and inplace and z.dim() == 2 and len(blocks) == 1 and z.shape[0] <= classes
-    named_rows = few and not transformed() and not (across_ranks and distributed())
-    tally = None if step is None or named_rows else _Tally()
-    parts: list[tuple[Tensor, Tensor]] = []
-    looks: list[tuple[Tensor | None, Tensor, bool]] = []
+    ranks = None if z.numel() <= LITTLE and z.dim() == 2 and index else _ranks(z)
+    few = index and inplace and alone and z.dim() == 2 and z.shape[0] <= z.shape[1] and not transformed()
+    together = few or (z.dim() == 2 and z.shape[1] > _MANY_CLASSES)
+    tally = _Tally()
+    looks = []
     for block in blocks:
         zb, skipped = cut(z, block), cut(skip, block)
-        m, c, address = _look(zb, skipped, ranks, index)
-        p = probabilities(zb, skipped, c.dtype)
-        weighted, u, masked = weigh(c, p)
-        reward = torch.addcmul(weighted, p, u - 1 if options.mec else u, value=-1, out=kept.target(block))
-        parts.append((u + m, _delta(reward, p, options, skipped)))
-        if tally is not None:
+        spare, _ = scratch.like(zb)
+        if ranks is None:  # little to search, in a single block
+            m, rows = zb.max(1, keepdim=True)
+            m, address = m.to(accumulation_dtype(z)), rows.squeeze(1)
+            c = centre(zb, m, skipped)
+            p = probabilities(c, skipped)
+        else:
+            m = maximum(zb)
+            c = centre(zb, m, skipped, spare)
+            p = probabilities(c, skipped, room=cut(room, block))
+            address = _search(c, ranks, index, spare)
+        if momentum is not None and not together:
             tally.add(p, address, skipped)
-        elif step is not None:
-            _step_named_rows(table, p, address, skipped, step)
-        looks.append((reward if wanted else None, address, masked))
-    if tally is not None and step is not None:
-        table = tally.step(table, step, inplace, across_ranks)
+        looks.append(_Look(block, m, c if room is None else None, p, address))
+    if momentum is None:
+        return looks, table
+    if together and room is not None:
+        p, address = room, torch.cat([look.address for look in looks])
+    if few:
+        _step_named_rows(table, p, address, skip, momentum)
+        return looks, table
+    if together:
+        tally.add(p, address, skip)
+    return looks, tally.step(table, momentum, inplace, alone)
 
-    means, delta = join(parts, z, blocks)
+
+def _calibrate(
+    z: Tensor,
+    table: Tensor,
+    skip: Tensor | None,
+    options: Options,
+    look: _Look,
+    scratch: Scratch,
+    target: Tensor | None,
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The second look at a block: value and delta, and minus delta times the gradient, which goes to ``target``."""
+    spare, other = scratch.like(z)
+    m, p = look.m, look.p
+    c = look.c if look.c is not None else centre(z, m, skip, spare)
+    weighted, u, masked = weigh(torch.mul(c, p, out=other), p)
+    slope = None
+    if options.norm and options.mec != (options.norm_of == "cadf"):
+        slope = torch.addcmul(weighted, p, u if options.mec else u - 1, value=-1)
+    reward = torch.addcmul(weighted, p, u - 1 if options.mec else u, value=-1, out=target)
+    delta = _delta(reward if slope is None else slope, options, skip, other)
     if not options.mec:
-        for block, (kept_reward, _, _) in zip(blocks, looks, strict=True):
-            if kept_reward is not None:
-                kept.put(block, kept_reward)
-        return torch.zeros_like(delta), kept.tensor, delta, table
-    values = []
-    for block, (kept_reward, address, masked) in zip(blocks, looks, strict=True):
-        zb, mean, skipped = cut(z, block), cut(means, block), cut(skip, block)
-        rows = shown = _gather(table, address, zb)
-        if masked:  # a class that is masked out counts with z = 0, and gets no reward and no penalty
-            out = zb == -math.inf
-            zb, shown = zb.masked_fill(out, 0), rows.masked_fill(out, 0)
-        if kept_reward is not None:
-            kept.put(block, kept_reward.sub_(shown, alpha=options.alpha))
-        # sum (p - alpha a_k) z, centred at sum p z, so that the rounding of a_k, whose sum is 1, meets small numbers
-        value = rows.mul_(zb - mean).sum(1, keepdim=True)
-        if options.alpha != 1:
-            value = value.mul_(options.alpha) - (1 - options.alpha) * mean
-        values.append((silence(value.div_(cut(delta, block)), skipped),))
-    return join(values, z, blocks)[0], kept.tensor, delta, table
+        return (torch.zeros_like(delta), delta), reward
+    penalty = shown = _gather(table, look.address, z, other)
+    if masked:  # a class that is masked out counts with z = 0, and gets no reward and no penalty
+        out = z == -math.inf
+        c, shown = torch.where(out, -m, c), penalty.masked_fill(out, 0)
+    reward.sub_(shown, alpha=options.alpha)
+    # sum (p - alpha a_k) z, centred at m, so that the rounding of a_k, whose sum is 1, meets small numbers
+    value = penalty.mul_(c).sum(1, keepdim=True).sub_(u)
+    if options.alpha != 1:
+        value = value.mul_(options.alpha) - (1 - options.alpha) * (u + m)
+    return (silence(value.div_(delta), skip), delta), reward
 
 
-def _delta(reward: Tensor, p: Tensor, options: Options, skip: Tensor | None) -> Tensor:
-    """Norm over the classes of CADF's gradient, or of the entropy's (AdaDEM-V); 1 at positions to skip.
-
-    ``reward`` is p (z + T + 1), or without MEC p (log p + H).
-    """
+def _delta(slope: Tensor, options: Options, skip: Tensor | None, room: Tensor | None) -> Tensor:
+    """Norm over the classes of CADF's gradient, or of the entropy's (AdaDEM-V); 1 at positions to skip."""
     if not options.norm:
-        return torch.ones_like(reward[:, :1])
-    if (options.norm_of == "cadf") != options.mec:
-        reward = reward - p if options.mec else reward + p
+        return torch.ones_like(slope[:, :1])
     if options.norm_type == 1:
-        norm = reward.abs().sum(1, keepdim=True)
+        norm = torch.abs(slope, out=room).sum(1, keepdim=True)
     elif options.norm_type == 2:
-        norm = reward.square().sum(1, keepdim=True).sqrt_()
+        norm = slope.square().sum(1, keepdim=True).sqrt_()
     else:
-        norm = reward.abs().amax(1, keepdim=True)
+        norm = torch.abs(slope, out=room).amax(1, keepdim=True)
     if options.norm_of == "em":
         norm = norm.clamp(min=_SMALLEST_EM_NORM)
     elif options.norm_type == 1:

@@ -6,10 +6,10 @@ Notation: m = max z, c = z - m, p = softmax(z / tau), u = sum p c, all over the 
     T = -u - m                       p (z + T + 1) = p (c - u + 1)      (minus CADF's gradient)
 
 which loses no digits for logits of any size. Value and gradient are formed together, in one look at the logits: what
-is kept for the backward pass is the gradient but for a factor per sample, one tensor of the logits' size and dtype,
-and the backward pass is one product. On a CPU the look is taken in blocks that stay in cache; elsewhere, and under
-``torch.compile`` and ``torch.func``, the whole tensor is one block. A class that is masked out (a logit of minus
-infinity) has p = 0 and takes no part.
+is kept for the backward pass is the gradient but for a factor per sample, one tensor of the logits' size, of float32 at
+least (what is scaled up on the way back must not have vanished before), and the backward pass is one product. On a CPU
+the look is taken in blocks that stay in cache; elsewhere, and under ``torch.compile`` and ``torch.func``, the whole
+tensor is one block. A class that is masked out (a logit of minus infinity) has p = 0 and takes no part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 18  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
+BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
+LITTLE = 1 << 13  # elements: for fewer on the CPU, few calls count rather than fast ones
 _SHORT_ROW = 16  # classes: sums over so few elements next to each other are slow on a CPU
 
 Block = tuple[slice, slice]
@@ -106,40 +107,55 @@ def join(parts: Sequence[tuple[Tensor, ...]], z: Tensor, blocks: list[Block]) ->
     return whole
 
 
-class Kept:
-    """The tensor that the forward pass keeps, filled block by block, in the shape of z and the dtype of z.
+def room_for(z: Tensor, blocks: list[Block]) -> Tensor | None:
+    """Memory for a result of z's shape that comes block by block, for ``out=``; None where there is but one block."""
+    return torch.empty_like(z, dtype=accumulation_dtype(z)) if len(blocks) > 1 else None
 
-    Instead of float16 it has float32: what is scaled up on the way back must not have vanished before.
+
+class Scratch:
+    """Memory that one block after the other takes, so that it stays in cache; none where there is but one block."""
+
+    def __init__(self, z: Tensor, blocks: list[Block]):
+        self._memory: Tensor | None = None
+        if len(blocks) > 1:
+            self._memory = z.new_empty((2, cut(z, blocks[0]).numel()), dtype=accumulation_dtype(z))
+
+    def like(self, zb: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Room for two results of a block's shape, for ``out=``."""
+        if self._memory is None:
+            return None, None
+        first, second = self._memory[:, : zb.numel()].unbind()
+        return first.view(zb.shape), second.view(zb.shape)
+
+
+def centre(z: Tensor, m: Tensor, skip: Tensor | None, room: Tensor | None = None) -> Tensor:
+    """c = z - m, in ``room`` or fresh memory; 0 at positions to skip, whatever their logits hold."""
+    return blank(torch.sub(z, m, out=room), skip)
+
+
+def blank(x: Tensor, skip: Tensor | None) -> Tensor:
+    """Writes 0 over all classes of x, fresh memory, at the positions to skip."""
+    if skip is None:
+        return x
+    if eager_cpu(x):  # ``masked_fill_`` with one mask for all classes takes five to ten times as long
+        bits = torch.int32 if x.dtype == torch.float32 else torch.int64
+        x.view(bits).bitwise_and_(skip.to(bits).sub_(1))
+        return x
+    return x.masked_fill_(skip, 0)
+
+
+def probabilities(c: Tensor, skip: Tensor | None, tau: float = 1, room: Tensor | None = None) -> Tensor:
+    """p = softmax(c / tau), in ``room`` or fresh memory; 0 at positions to skip.
+
+    Where there is more than a little to do on a CPU, by powers of 2 in plain passes, which take two thirds of the time
+    of ``softmax`` for rows and half of it for maps.
     """
-
-    def __init__(self, z: Tensor, blocks: list[Block], wanted: bool):
-        accumulation = accumulation_dtype(z)
-        self._single, self._dtype = len(blocks) == 1, torch.float32 if z.dtype == torch.float16 else z.dtype
-        self._direct = self._dtype == accumulation
-        self.tensor = torch.empty_like(z, dtype=self._dtype) if wanted and not self._single else None
-
-    def target(self, block: Block) -> Tensor | None:
-        """Where a block's result may be written straight away, for ``out=``."""
-        return cut(self.tensor, block) if self._direct else None
-
-    def put(self, block: Block, result: Tensor) -> None:
-        """Takes a block's result, which may lie in its target already."""
-        if self._single:
-            self.tensor = result if self._direct else result.to(self._dtype)
-        elif not self._direct:
-            cut(self.tensor, block).copy_(result)
-
-
-def centre(z: Tensor, m: Tensor, skip: Tensor | None) -> Tensor:
-    """c = z - m, fresh memory; 0 at positions to skip, whatever their logits hold."""
-    c = z - m
-    return c if skip is None else c.masked_fill_(skip, 0)
-
-
-def probabilities(z: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """p = softmax(z), fresh memory; 0 at positions to skip."""
-    p = z.softmax(1, dtype=dtype)
-    return p if skip is None else p.masked_fill_(skip, 0)
+    if c.numel() > LITTLE and eager_cpu(c):
+        p = torch.mul(c, 1 / (tau * math.log(2)), out=room).exp2_()
+        p.div_(p.sum(1, keepdim=True))
+    else:
+        p = torch.softmax(c if tau == 1 else c / tau, 1, out=room)
+    return blank(p, skip)
 
 
 def maximum(z: Tensor) -> Tensor:
@@ -148,13 +164,12 @@ def maximum(z: Tensor) -> Tensor:
     return m if m.dtype in (torch.float32, torch.float64) else m.float()
 
 
-def weigh(c: Tensor, p: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """p c, its sum over the classes, and whether classes may be masked out; overwrites c.
+def weigh(weighted: Tensor, p: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """From p c: p c itself, its sum over the classes, and whether classes may be masked out.
 
     A class that is masked out makes minus infinity times 0. On a CPU in eager mode the sum tells whether there is one,
     so that all others are spared the passes that take it away; a NaN of the model's own stays.
     """
-    weighted = c.mul_(p)
     u = weighted.sum(1, keepdim=True)
     if eager_cpu(u):
         total = u.sum().item()
@@ -281,26 +296,27 @@ def dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None) -> Tensor:
 def _dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor | None]:
     """-u_tau + alpha log s - (1 - alpha) m, and minus its gradient, p_tau (z + T_tau + tau) / tau - alpha p."""
     blocks = blocks_of(z)
-    kept = Kept(z, blocks, wanted)
+    room = room_for(z, blocks) if wanted else None
+    kept = None
     parts = []
     for block in blocks:
         zb, skipped = cut(z, block), cut(skip, block)
         m = maximum(zb)
         c = centre(zb, m, skipped)
-        p = probabilities(zb if tau == 1 else c / tau, skipped, c.dtype)
-        q = p if tau == 1 or alpha == 0 else probabilities(c, skipped, c.dtype)
+        p = probabilities(c, skipped, tau)
+        q = p if tau == 1 or alpha == 0 else probabilities(c, skipped)
         penalty = None if alpha == 0 else _log_sum(c, q)
-        weighted, u, _ = weigh(c, p)
+        weighted, u, _ = weigh(c.mul_(p), p)
         value = -u if penalty is None else penalty.mul_(alpha).sub_(u)
         if alpha != 1:
             value = value - (1 - alpha) * m
         parts.append((silence(value, skipped),))
         if wanted and tau == 1:
-            kept.put(block, torch.addcmul(weighted, p, u - (1 - alpha), value=-1, out=kept.target(block)))
+            kept = torch.addcmul(weighted, p, u - (1 - alpha), value=-1, out=cut(room, block))
         elif wanted:
             reward = torch.addcmul(weighted, p, u - tau, value=-1).div_(tau)
-            kept.put(block, torch.sub(reward, q, alpha=alpha, out=kept.target(block)))
-    return join(parts, z, blocks)[0], kept.tensor
+            kept = torch.sub(reward, q, alpha=alpha, out=cut(room, block))
+    return join(parts, z, blocks)[0], kept if room is None else room
 
 
 def _dem_graph(z: Tensor, skip: Tensor | None, tau: float, alpha: float) -> Tensor:
