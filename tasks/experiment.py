@@ -213,4 +213,6 @@ def _measure(prepared: Prepared, watch: Watcher | None) -> tuple[runs.Recorder, 
     cost = {"wall_seconds": round(time.perf_counter() - start, 3)}
     for name in ("forward_passes", "backward_passes", "updated"):
         cost[name] = sum(int(getattr(method, name, 0)) for method in made)
+    if any(hasattr(method, "resets") for method in made):  # of methods that start again by themselves
+        cost["resets"] = sum(int(method.resets) for method in made)
     return recorder, cost

@@ -17,6 +17,7 @@ COSTS = {
     "forward_passes": ("forward passes", 0),
     "backward_passes": ("backward passes", 0),
     "updated": ("samples updated", 0),
+    "resets": ("automatic resets", 1),
 }
 
 
