@@ -1,0 +1,52 @@
+"""The studies compose as they stand, and with the settings of the paper that their headers give."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.compose import compose, header, options, read_option
+from tasks.sweeps import expand, read_overrides, read_sweep
+
+OWN = [name for name in options("sweep/study") if name.startswith("semi_")] + [
+    *("dem_table3", "dem_table8", "dem_table9", "dem_table15", "dem_figure5")
+]
+PAPER = [
+    (name, line.removeprefix("# Paper: "))
+    for name in OWN
+    for line in read_option("sweep/study", name).splitlines()
+    if line.startswith("# Paper: ")
+]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_study_composes(name: str) -> None:
+    assert header(read_option("sweep/study", name), "About")
+    sweep = read_sweep(f"study={name}")
+    for grid in sweep["grids"]:
+        words = expand({"base": sweep["base"], "grids": [grid]})
+        assert compose(words[0]).choices.task in ("semi", "longtail")
+        assert len({str(w) for w in words}) == len(words)
+
+
+@pytest.mark.parametrize(("name", "line"), PAPER)
+def test_a_study_takes_the_papers_settings(name: str, line: str) -> None:
+    sweep = read_sweep(f"study={name}")
+    words = expand(sweep, read_overrides(line.split()))
+    cfg = compose(words[-1])
+    assert cfg.protocol.iterations == 204800
+    assert cfg.model.arch.startswith("vit_")
+    assert cfg.data.images.root == "DIR"
+    assert {w["seed"] for w in words} == {0, 1, 2}
+
+
+def test_losses_replace_or_are_added_as_in_the_paper() -> None:
+    for name in ("dem_table3", "dem_table8", "dem_table9"):
+        pairs = {(w["method"], w["loss"]) for w in expand(read_sweep(f"study={name}"))}
+        assert pairs == {(m, loss) for m in ("ent_min", "vat") for loss in ("em", "adadem")} | {
+            (m, loss) for m in ("mixmatch", "fixmatch", "freematch") for loss in ("none", "adadem")
+        }
+
+
+def test_the_plane_of_dem_keeps_to_the_proposition() -> None:
+    for words in expand(read_sweep("study=semi_dem_plane")):
+        assert 0 < words["loss.tau"] <= 2 / words["loss.alpha"]
