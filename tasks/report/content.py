@@ -13,6 +13,8 @@ from tasks.report.ranking import RULE, leaders, ranks
 from tasks.report.stats import Estimate
 from tasks.report.tables import Column, Entry, Table, number, plain, slug
 
+LISTED = 12  # settings of a method that the table per slice lists
+
 
 def main_table(block: Block) -> Table:
     """Method and setting by loss: mean and deviation over seeds, gain over EM, and which are best."""
@@ -192,28 +194,38 @@ def detail_table(block: Block) -> Table:
 
 
 def picked_cells(block: Block) -> list[tuple[Cell, str]]:
-    """Cells worth a row, with their role: the loss-free ones, then each loss at the default rate and at its best."""
+    """Cells worth a row, with their role: the loss-free ones, then each loss at the default learning rate and at its
+    best, or at every setting where other things than the rate vary and the settings are few."""
     picked: list[tuple[Cell, str]] = [(block.free[row], "") for row in block.rows if row in block.free]
     for method in block.methods:
         for column in block.losses_of(method):
             if column not in block.shown_columns:
                 continue
             best, default = block.best(method, column), default_cell(block, method, column)
-            several = len(block.settings(method, column)) > 1
-            if default and default is not best:
-                picked.append((default, "(default)" if several else ""))
-            if best:
-                role = "(default, best)" if default is best else "(best)"
-                picked.append((best, role if several else ""))
+            cells = block.settings(method, column)
+            if rates_only(block, method) or len(cells) > LISTED:
+                cells = [cell for cell in cells if cell is best or cell is default]
+                cells.sort(key=lambda cell: cell is best)
+            for cell in cells:
+                roles = [name for name, one in (("default", default), ("best", best)) if cell is one]
+                several = len(block.settings(method, column)) > 1
+                picked.append((cell, f"({', '.join(roles)})" if roles and several else ""))
     return picked
 
 
 def default_cell(block: Block, method: str, column: Key) -> Cell | None:
-    """The cell at the default learning rate, or the only one."""
+    """The cell at the default learning rate, where only that varies, or the only one."""
     settings = block.settings(method, column)
     if len(settings) == 1:
         return settings[0]
+    if not rates_only(block, method):
+        return None
     return next((cell for cell in settings if cell.lr is not None and math.isclose(cell.lr, DEFAULT_LR)), None)
+
+
+def rates_only(block: Block, method: str) -> bool:
+    """Whether settings of a method differ in the learning rate alone."""
+    return all(leaf(key) == "lr" for key in block.varying[method])
 
 
 def settings_table(block: Block) -> Table | None:

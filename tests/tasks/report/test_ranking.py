@@ -65,3 +65,10 @@ def test_headlines_speak_of_every_loss_and_of_the_baselines(tmp_path: Path):
     assert "ETA −1.10 [" in adadem.text
     assert baseline.strong == "Best mean here: Tent + AdaDEM, error 19.90 %."
     assert baseline.text.startswith("Gain over Source +30.30 percentage points")  # 50.2 - 19.9
+
+
+def test_every_setting_has_a_row_where_other_things_than_the_rate_vary(tmp_path: Path):
+    for robust, select, error in ((True, False, 0.3), (False, True, 0.2), (True, True, 0.1)):
+        make_run(tmp_path, (error,) * 3, method="ttc", config={"method.robust": robust, "method.select": select})
+    settings = [row[2].text for row in detail_table(only_block(tmp_path)).rows]
+    assert settings == ["robust no, select yes", "robust yes, select no", "robust yes, select yes (best)"]
