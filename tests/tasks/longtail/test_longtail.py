@@ -11,6 +11,7 @@ import torch
 from tasks import experiment
 from tasks.compose import compose
 from tasks.longtail.data import LongTailData
+from tasks.semi.data import SemiData
 from tasks.semi.sources import Digits
 from tasks.semi.splits import long_tail_counts
 
@@ -104,6 +105,14 @@ def test_imbalance_changes_nothing_but_the_data() -> None:
         semi, tail = (compose([f"task={task}", f"protocol={protocol}"]).protocol for task in ("semi", "longtail"))
         assert semi == tail
     assert compose(["task=longtail", "protocol=classic"]).protocol.schedule == "cosine"
+
+
+def test_at_ratio_one_the_choice_is_that_of_balanced_data() -> None:
+    tail = LongTailData(Digits(), 4, 30, rho=1, validation_per_class=5, split_seed=2)
+    balanced = SemiData(Digits(), 4, 5, include_labelled=False, split_seed=2)
+    assert torch.equal(tail.split.labelled, balanced.split.labelled)
+    assert torch.equal(tail.split.validation, balanced.split.validation)
+    assert set(tail.split.unlabelled.tolist()) < set(balanced.split.unlabelled.tolist())
 
 
 def test_wrong_numbers_are_refused() -> None:

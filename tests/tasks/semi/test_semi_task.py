@@ -47,7 +47,9 @@ def score(result: dict[str, Any], metric: str, slice: str = "mean") -> float:
 
 
 def test_the_methods_are_these() -> None:
-    assert options("method", "semi") == sorted(METHODS) == options("method", "longtail")
+    assert options("method", "semi") == sorted([*METHODS, "vat_usb"]) == options("method", "longtail")
+    ours, parity = (compose(["task=semi", f"method={name}"]).method for name in ("vat", "vat_usb"))
+    assert {key for key in ours if ours[key] != parity[key]} == {"xi"}
 
 
 @pytest.mark.parametrize("loss", ["none", "em", "dem", "adadem"])
