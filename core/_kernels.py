@@ -22,6 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd.forward_ad import unpack_dual
 
 BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
 LITTLE = 1 << 13  # elements: for fewer on the CPU, few calls count rather than fast ones
@@ -53,9 +56,14 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if shield else nullcontext()
 
 
+def has_tangent(z: Tensor) -> bool:
+    """Whether z is a dual tensor of ``torch.autograd.forward_ad``."""
+    return not torch.compiler.is_compiling() and unpack_dual(z).tangent is not None  # type: ignore[no-untyped-call]
+
+
 def wants_gradient(z: Tensor) -> bool:
-    """Whether a gradient may be asked for; transforms hide from their inner levels what requires one."""
-    return torch.is_grad_enabled() and (z.requires_grad or transformed())
+    """Whether a derivative may be asked for; transforms hide from their inner levels what requires one."""
+    return (torch.is_grad_enabled() and (z.requires_grad or transformed())) or has_tangent(z)
 
 
 def canonical(x: Tensor, rows: bool) -> Tensor:
@@ -209,11 +217,16 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     g = silence(g.unsqueeze(1), skip)
     g = -g if weight is None else g / -weight
     if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-        moving = ctx.graph(z, skip)
-        grad = ((kept + (moving - moving.detach())) * g).to(z.dtype)
+        grad = (_moving(ctx.graph, z, kept, skip) * g).to(z.dtype)
     else:
         grad = _multiply(kept, g).to(z.dtype)
     return grad, None, None, None, None, None
+
+
+def _moving(graph: Graph, z: Tensor, kept: Tensor, skip: Tensor | None) -> Tensor:
+    """What was kept, as a function of z that can be differentiated."""
+    moving = graph(z, skip)
+    return kept + (moving - moving.detach())
 
 
 def _multiply(kept: Tensor, g: Tensor) -> Tensor:
@@ -242,7 +255,10 @@ class _Eager(torch.autograd.Function):
 
 
 class _Transformed(torch.autograd.Function):
-    """``_Eager`` for ``torch.func``, which wants the context set up apart; that costs a call 13 microseconds."""
+    """``_Eager`` for ``torch.func``, which wants the context set up apart, and for forward-mode derivatives.
+
+    That costs a call 13 microseconds.
+    """
 
     generate_vmap_rule = True
 
@@ -253,8 +269,20 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _save(ctx, inputs)
+        ctx.save_for_forward(inputs[0], *inputs[2:5])
 
     backward = staticmethod(_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        if [level.key() for level in retrieve_all_functorch_interpreters()].count(TransformType.Jvp) > 1:
+            raise RuntimeError(  # autograd would take this tangent for a constant
+                "core: no forward-mode derivative of a forward-mode derivative: take one of the two in reverse mode, "
+                "as torch.func.hessian does"
+            )
+        z, kept, weight, skip = ctx.saved_tensors
+        change = -(_moving(ctx.graph, z, kept, skip) * tangent).sum(1, keepdim=True)
+        return silence(change if weight is None else change / weight, skip).squeeze(1)
 
 
 def closed_form(
@@ -269,7 +297,7 @@ def closed_form(
         return value.squeeze(1)
     if torch.compiler.is_compiling():
         return _surrogate(z, value, kept, weight, skip).squeeze(1)
-    chosen = _Transformed if transformed() else _Eager
+    chosen = _Transformed if transformed() or has_tangent(z) else _Eager
     return chosen.apply(z, value, kept, weight, skip, graph)  # type: ignore[no-any-return]
 
 
