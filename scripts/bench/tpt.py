@@ -64,10 +64,10 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
             show(found, console)
             results += found
     console.print(
-        "Each line has what those above it have. text: without the image tower. gain: the plain time over this. differs:\n"
-        "the largest distance of a logit to the plain one, of the logits' spread; where a gradient is nearly 0, rounding\n"
-        "can turn the sign of AdamW's first step. same: predictions. The text tower's time of lines that measured fewer\n"
-        "classes is in proportion."
+        "Each line has what those above it have. text: without the image tower. gain: plain time over this.\n"
+        "differs: largest distance of a logit to the plain one, of the logits' spread; where a gradient is nearly 0,\n"
+        "rounding can turn the sign of AdamW's first step. same: predictions. Lines that measured fewer classes give\n"
+        "the text tower's time in proportion."
     )
     return {"results": [asdict(m) for m in results]}
 
