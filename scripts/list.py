@@ -94,7 +94,7 @@ def model_state(node: Any) -> tuple[str, str]:
     from omegaconf import OmegaConf
 
     library = str(node["_target_"]).rpartition(".")[2].removesuffix("_model")
-    if library in ("timm", "torchvision"):
+    if library in ("timm", "torchvision", "open_clip"):
         return ("library", "") if find_spec(library) else ("missing", f"{library} is not installed")
     weights = None if OmegaConf.is_missing(node, "weights") else node.get("weights")
     if isinstance(weights, str) and "/" in weights and not Path(weights).is_file():
