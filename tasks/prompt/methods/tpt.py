@@ -58,6 +58,8 @@ class TPT(PromptMethod):
         context: Context | None = None,
         shots: Shots | None = None,
     ):
+        if loss is None:
+            raise ValueError("tpt: lowers a loss and was given none; loss=none is for methods that add one")
         check_share("tpt", selected)
         if aggregate not in AGGREGATES:
             raise ValueError(f"tpt: unknown aggregate {aggregate!r}; valid: {', '.join(AGGREGATES)}")

@@ -142,6 +142,8 @@ class EntropyMethod(TTAMethod):
     ):
         super().__init__(model, loss, preset=preset)
         name = type(self).__name__.lower()
+        if loss is None:
+            raise ValueError(f"{name}: lowers a loss and was given none; loss=none is for methods that add one")
         lookup(optimizer, OPTIMIZERS, f"{name} optimizer")
         lookup(freeze, FREEZE, f"{name} freeze")
         if steps < 1:

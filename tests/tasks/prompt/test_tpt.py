@@ -254,3 +254,8 @@ def test_a_loss_with_a_state_but_no_reset_starts_anew_too():
     method = TPT(prompts, Counting(), steps=2, optimizer="sgd", lr=0.1)
     first = method(views)
     assert torch.equal(method(deepcopy(views)), first)
+
+
+def test_no_loss_is_refused():
+    with pytest.raises(ValueError, match="lowers a loss and was given none"):
+        TPT(Prompts(tiny_clip(), NAMES, TEMPLATE), None)

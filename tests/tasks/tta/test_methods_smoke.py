@@ -114,3 +114,9 @@ def test_takes_all_parts_of_clustering(name, augment):
     assert torch.isfinite(first).all()
     method.reset()
     assert torch.equal(walk(method, batches), first)
+
+
+@pytest.mark.parametrize("name", ENTROPY)
+def test_no_loss_is_refused(name):
+    with pytest.raises(ValueError, match="lowers a loss and was given none"):
+        ENTROPY[name](SmallNet(), None)
