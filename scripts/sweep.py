@@ -23,8 +23,9 @@ EXAMPLE = """examples:
   dembench sweep study=ttc_table2 data=cifar10c data.root=DIR model=cifar_resnet20
 
 A sweep file has `base` (what all runs share) and `grids`, a list of mappings from keys to a value or a list of values;
-each grid gives every combination. An override replaces its key in all grids; `seed=0,1` gives two values. What has a
-result is skipped, so a stopped sweep goes on where it was; a failed run leaves its traceback in <out>/failed/."""
+each grid gives every combination. An override replaces its key in all grids; one of method.* or loss.* is left out of
+runs whose method or loss has no such option, with a line that says so. `seed=0,1` gives two values. What has a result
+is skipped, so a stopped sweep goes on where it was; a failed run leaves its traceback in <out>/failed/."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +66,11 @@ def sweep(
     if workers is not None and workers < 0:
         raise ConfigError(f"--workers: expected at least 0, got {workers}")
     content = sweeps.read_sweep(file_or_name, config_dir)
-    planned = sweeps.plan(sweeps.expand(content, sweeps.read_overrides(overrides)), config_dir)
+    given = sweeps.read_overrides(overrides)
+    words, left = sweeps.fit(sweeps.expand(content, given), given, config_dir)
+    for key, names in left.items():
+        print(f"{key} is left out of the runs of {', '.join(names)}, which have no such option", file=sys.stderr)
+    planned = sweeps.plan(words, config_dir)
     missing = [run for run in planned if not run.done]
     if workers is None:
         workers = default_workers(planned)

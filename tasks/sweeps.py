@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tasks import experiment, runs
-from tasks.compose import ConfigError, check_signatures, compose, lookup_or_fail, options, parse, read_option
+from tasks.compose import GROUPS, ConfigError, check_signatures, compose, lookup_or_fail, options, parse, read_option
 
 STUDIES = "sweep/study"  # the folder of the sources' tables and figures
 Words = dict[str, Any]  # key -> plain value, as ``tasks.compose.choose`` takes them
@@ -107,6 +107,43 @@ def expand(sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]] | None =
             words = dict(zip(axes, values, strict=True))
             expanded.setdefault(json.dumps(words, sort_keys=True), words)
     return list(expanded.values())
+
+
+def fit(
+    many: Sequence[Words], overrides: Iterable[str], config_dir: Path | None = None
+) -> tuple[list[Words], dict[str, list[str]]]:
+    """Leaves an override of an option such as ``method.lr`` or ``loss.tau`` out of the runs whose method or loss has no
+    such option, unless none has it; new options (``+loss.alpha``) stay in all.
+
+    Returns: the runs, and for each override that was left out somewhere the names of those methods or losses.
+    Raises: ConfigError for an unknown name.
+    """
+    fitted, left = [dict(words) for words in many], {}
+    for key in overrides:
+        group = key.partition(".")[0]
+        if group not in ("method", "loss") or group == key:
+            continue
+        without = [words for words in fitted if not _has(words, key, config_dir)]
+        if without and len(without) < len(fitted):
+            for words in without:
+                del words[key]
+            left[key] = list(dict.fromkeys(_named(words, config_dir).choices[group] for words in without))
+    return list({json.dumps(words, sort_keys=True): words for words in fitted}.values()), left
+
+
+def _has(words: Words, key: str, config_dir: Path | None) -> bool:
+    """Whether the configurations that a run names have a dotted key."""
+    node: Any = _named(words, config_dir)
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            return False
+        node = node._get_node(part)
+    return True
+
+
+def _named(words: Words, config_dir: Path | None) -> DictConfig:
+    """The configurations that a run names, as they stand in their files."""
+    return compose({group: words[group] for group in GROUPS if group in words}, config_dir, complete=False)
 
 
 def plan(many: Iterable[Words], config_dir: Path | None = None) -> list[Planned]:

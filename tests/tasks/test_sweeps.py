@@ -16,7 +16,7 @@ import torch
 from scripts.sweep import main
 from tasks import runs
 from tasks.compose import ConfigError, choose, compose
-from tasks.sweeps import Words, estimate, expand, plan, read_overrides, read_sweep, to_arguments
+from tasks.sweeps import Words, estimate, expand, fit, plan, read_overrides, read_sweep, to_arguments
 from tasks.workers import Progress, execute
 
 
@@ -72,6 +72,35 @@ def test_overrides_replace_a_key_in_all_grids() -> None:
     ]
     assert words[0]["protocol.corruptions"] == ["fog", "snow"]
     assert words[0]["data.frost"] is None
+
+
+def test_an_option_that_a_method_has_not_is_left_out_of_its_runs_and_named() -> None:
+    overrides = read_overrides(["method.lr=1e-2,1e-3", "method.optimizer=momentum", "seed=3"])
+    grids = [{"method": ["source", "norm"], "loss": "em"}, {"method": "tent", "loss": "em"}]
+    words, left = fit(expand({"base": {}, "grids": grids}, overrides), overrides)
+    assert left == {"method.lr": ["source", "norm"], "method.optimizer": ["source", "norm"]}
+    assert [(w["method"], w.get("method.lr"), w.get("method.optimizer"), w["seed"]) for w in words] == [
+        ("source", None, None, 3),
+        ("norm", None, None, 3),
+        ("tent", 1e-2, "momentum", 3),
+        ("tent", 1e-3, "momentum", 3),
+    ]
+
+
+def test_an_option_that_no_method_has_stays_and_is_refused() -> None:
+    overrides = read_overrides(["method.lrr=1"])
+    words, left = fit(expand({"base": {}, "grids": [{"method": ["source", "tent"]}]}, overrides), overrides)
+    assert not left
+    with pytest.raises(ConfigError, match=r"method\.lrr"):
+        plan(words)
+
+
+def test_an_option_of_a_loss_goes_to_the_runs_of_that_loss() -> None:
+    overrides = read_overrides(["loss.tau=1.2", "method.clustering.robust=true"])
+    words, left = fit(expand({"base": {"method": "tent"}, "grids": [{"loss": ["em", "dem"]}]}, overrides), overrides)
+    assert left == {"loss.tau": ["em"]}
+    assert [w.get("loss.tau") for w in words] == [None, 1.2]
+    assert all(w["method.clustering.robust"] for w in words)
 
 
 def test_overrides_of_several_values_keep_their_kinds() -> None:
