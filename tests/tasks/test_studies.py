@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from scripts.figure import main
 from tasks.compose import compose, header, options, read_option
 from tasks.report.reference import references
 from tasks.studies import STUDIES, densities, descent
-from tasks.sweeps import expand, read_overrides, read_sweep
+from tasks.sweeps import expand, fit, read_overrides, read_sweep
 
 OWN = [name for name in options("sweep/study") if name.startswith(("ttc_", "all_methods")) or name in {
     "dem_table1", "dem_table2_left", *(f"dem_table{n}" for n in (5, 6, 11, 12, 13, 14)),
@@ -43,6 +44,31 @@ def test_studies_compose_and_take_overrides(name: str):
         moved = expand({"base": sweep["base"], "grids": [grid]}, other)
         assert {(w["data"], w["model"], w["seed"]) for w in moved} == {("cifar10_jpeg", "cifar_resnet20", 7)}
         assert compose(moved[-1]).seed == 7
+
+
+PAPER = [
+    (name, line[9:].partition(" (")[0])
+    for name in OWN
+    for line in read_option("sweep/study", name).splitlines()
+    if line.startswith("# Paper: ")
+]
+
+
+@pytest.mark.parametrize(("name", "line"), PAPER)
+def test_what_a_study_says_about_the_paper_can_be_typed(name: str, line: str):
+    """The overrides compose in every grid, and take no values away that the study compares."""
+    overrides, sweep = read_overrides(line.split()), read_sweep(f"study={name}")
+    words, _ = fit(expand(sweep, overrides), overrides)
+    for key in {json.dumps({k: v for k, v in w.items() if k != "seed"}): w for w in words}.values():
+        cfg = compose(key)
+        if cfg.choices.model == "wrn28_10":
+            assert cfg.model.num_classes == (100 if cfg.choices.data == "cifar100c" else 10)
+        if cfg.choices.data == "imagenet_c" and cfg.choices.model == "torchvision":
+            assert cfg.model.weights == "IMAGENET1K_V1"  # DEFAULT is a later recipe than the papers'
+    own = {tuple(sorted(w)) for w in expand(sweep)}
+    for key in {k for keys in own for k in keys if k.startswith(("method.", "loss."))} & set(overrides):
+        values = {w[key] for w in expand(sweep) if not isinstance(w.get(key, []), list)}
+        assert len(values) == 1, f"{key} is what the study varies"
 
 
 def test_dem_has_the_published_pair_of_its_method_and_protocol():
