@@ -22,13 +22,14 @@ def refusal(message: str) -> ValueError:
     return ConfigError(message)
 
 
-def remarks(method: Any, x: Tensor, *, smallest: int, fresh: bool) -> Iterator[Note]:
+def remarks(method: Any, x: Tensor, *, smallest: int, fresh: bool, window: int | None = None) -> Iterator[Note]:
     """Notes on what the settings make of the method, where the numbers alone would not tell.
 
     Args:
         x: a first batch of the stream (N, 3, H, W).
         smallest: the images of the smallest batch that the method will see.
         fresh: whether the method starts afresh before every batch.
+        window: images of a sliding window, whose first predictions are made from fewer.
     Raises: ConfigError where a BatchNorm that uses batch statistics would see a single value per channel.
     """
     if fresh and getattr(method, "adapted", None):
@@ -44,7 +45,11 @@ def remarks(method: Any, x: Tensor, *, smallest: int, fresh: bool) -> Iterator[N
         yield Note("statistics", "the model has no BatchNorm: NORM has nothing to exchange and predicts as Source")
     if smallest == 1 and any(map(_uses_batch, model.modules())):
         _check_one_image(model, x[:1])
-        yield Note("batch", "batches of a single image: BatchNorm normalises by the statistics of one image")
+        if window is None:
+            yield Note("batch", "batches of a single image: BatchNorm normalises by the statistics of one image")
+        else:
+            text = f"until the window has {window} images, BatchNorm normalises by the statistics of those that came"
+            yield Note("batch", f"{text}, at first of one image")
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

@@ -113,7 +113,7 @@ class CorruptionTTA:
             left = self.batches(part)
             for x, y, owners in self._batches(part):
                 if not step and part is self.parts[0] and not waiting:
-                    yield from remarks(method, x, smallest=self._smallest(), fresh=self._fresh())
+                    yield from remarks(method, x, smallest=self._smallest(), fresh=self._fresh(), window=size)
                 if self.protocol.episodic:
                     method.reset()
                 before = method.updated

@@ -115,7 +115,10 @@ class TIPI(EntropyMethod):
     @property
     def notes(self) -> tuple[Note, ...]:
         start = self.begin or "zero up to 100 classes, random above"
-        return (*super().notes, Note("tipi", f"start: {start}; predictions are from after the update"))
+        chosen = self.entropy_weight
+        weight = "0 up to 10 classes, 5 up to 100, 1 above" if chosen is None else f"{chosen:g}"
+        text = f"start: {start}; weight of the loss: {weight} (with 0 the loss is not used)"
+        return (*super().notes, Note("tipi", f"{text}; predictions are from after the update"))
 
 
 def kl(logits: Tensor, other: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from tasks.compose import ConfigError
 from tasks.tta.methods.norm import Norm
 from tasks.tta.methods.source import Source
 from tasks.tta.methods.tent import Tent
+from tasks.tta.methods.tipi import TIPI
 from tasks.tta.streams import Protocol
 from tasks.tta.task import CorruptionTTA
 
@@ -70,6 +71,18 @@ def test_batches_of_one_image_are_told_of():
     assert "batch" not in notes(SmallNet(), tent, images=12)
     assert "batch" not in notes(SmallNet(), Source, batch_size=1)
     assert "batch" not in notes(SmallNet(layer_norm), tent, batch_size=1)
+
+
+def test_a_sliding_window_is_told_of_as_one():
+    told = notes(SmallNet(), tent, batch_size=1, window=4)["batch"]
+    assert "until the window has 4 images" in told
+    assert "batches of a single image" not in told
+
+
+def test_tipi_tells_where_the_loss_is_not_used():
+    told = TIPI(SmallNet(), nn.Identity(), entropy_weight=None, start=None, preset="official").notes[-1].text
+    assert "weight of the loss: 0 up to 10 classes, 5 up to 100, 1 above (with 0 the loss is not used)" in told
+    assert "weight of the loss: 2.5 " in TIPI(SmallNet(), nn.Identity(), entropy_weight=2.5).notes[-1].text
 
 
 class Pooled(SmallNet):
