@@ -190,12 +190,12 @@ def timm_model(arch: str, weights: str | Path | None = "DEFAULT", num_classes: i
         weights_id = "untrained"
     else:
         if not tags:
-            raise ValueError(f"timm has no weights for {base}; give weights=PATH or weights=null")
+            raise ValueError(f"timm has no weights for {base}; give model.weights=PATH or model.weights=null")
         try:
             net = timm.create_model(arch, pretrained=True)
         except OSError as error:
             text = f"timm weights {arch} are not on this machine and could not be downloaded ({_one_line(error)})"
-            raise FileNotFoundError(f"{text}; download them elsewhere and give weights=PATH") from error
+            raise FileNotFoundError(f"{text}; download them elsewhere and give model.weights=PATH") from error
         if net.num_classes != num_classes:
             raise ValueError(f"timm weights {arch} have {net.num_classes} classes, but num_classes={num_classes}")
         weights_id = f"timm:{base}.{net.pretrained_cfg.get('tag') or 'untagged'}"
@@ -229,8 +229,8 @@ def _existing(weights: str | Path) -> Path:
     path = Path(weights).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights: no file {path}; set DEMBENCH_DATA to the folder that has weights/, or give weights=PATH "
-            "(the README says where the files are found)"
+            f"weights: no file {path}; set DEMBENCH_DATA to the folder that has weights/, or give "
+            "model.weights=PATH (`dembench list model` says where the files are found)"
         )
     return path
 
@@ -273,7 +273,7 @@ def _download(weights: Any) -> dict[str, Tensor]:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise FileNotFoundError(
             f"torchvision weights {weights} are not on this machine and could not be downloaded "
-            f"({_one_line(error)}); put {weights.url} into {folder}, or give weights=PATH"
+            f"({_one_line(error)}); put {weights.url} into {folder}, or give model.weights=PATH"
         ) from error
     # the DenseNet files are older than the module names: norm.1 is norm1 today
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
