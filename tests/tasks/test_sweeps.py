@@ -252,7 +252,18 @@ def test_estimate_is_by_method_and_shared_by_the_workers(base: Words, stub_confi
 def start_sweep(file: str, configs: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "scripts.sweep", file, "--config-dir", str(configs), "--workers", "2", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def heed_interrupts() -> None:  # which whoever started the tests in the background has switched off
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_interrupts,
+    )
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
