@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from core._kernels import (
-    LITTLE,
     Block,
     Scratch,
     accumulation_dtype,
@@ -47,6 +46,7 @@ from core._kernels import (
 ONE_HOT_CLASSES = 128
 _RUN, _LONG_RUN = 1 << 9, 1 << 12
 _MANY_CLASSES = 512
+_LITTLE = 1 << 13  # logits: for fewer, few calls count rather than fast ones
 _SMALLEST_EM_NORM = 1e-4  # AdaDEM-V's delta vanishes for uniform and one-hot predictions; 1/delta must fit in float16
 
 
@@ -270,7 +270,7 @@ def _look(
 ) -> tuple[list[_Look], Tensor]:
     """The first look at every block, and the table after its step; with several blocks, their p lie in ``room``."""
     index = by_index(z)
-    ranks = None if z.numel() <= LITTLE and z.dim() == 2 and index else _ranks(z)
+    ranks = None if z.numel() <= _LITTLE and z.dim() == 2 and index else _ranks(z)
     few = index and inplace and alone and z.dim() == 2 and z.shape[0] <= z.shape[1] and not transformed()
     together = few or (z.dim() == 2 and z.shape[1] > _MANY_CLASSES)
     tally = _Tally()

@@ -27,7 +27,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd.forward_ad import unpack_dual
 
 BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
-LITTLE = 1 << 13  # elements: for fewer on the CPU, few calls count rather than fast ones
+_FEW = 40  # positions
 _SHORT_ROW = 16  # classes: sums over so few elements next to each other are slow on a CPU
 
 Block = tuple[slice, slice]
@@ -155,10 +155,10 @@ def blank(x: Tensor, skip: Tensor | None) -> Tensor:
 def probabilities(c: Tensor, skip: Tensor | None, tau: float = 1, room: Tensor | None = None) -> Tensor:
     """p = softmax(c / tau), in ``room`` or fresh memory; 0 at positions to skip.
 
-    Where there is more than a little to do on a CPU, by powers of 2 in plain passes, which take two thirds of the time
-    of ``softmax`` for rows and half of it for maps.
+    On a CPU by powers of 2 in plain passes, which take two thirds of the time of ``softmax`` for long rows, half for
+    maps and a fifth for short rows, except where there are so few positions that a single call is faster.
     """
-    if c.numel() > LITTLE and eager_cpu(c):
+    if c.numel() > _FEW * c.shape[1] and eager_cpu(c):
         p = torch.mul(c, 1 / (tau * math.log(2)), out=room).exp2_()
         p.div_(p.sum(1, keepdim=True))
     else:

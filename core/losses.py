@@ -140,23 +140,23 @@ class AdaDEM(nn.Module):
             raise ValueError(f"adadem: built for {table.shape[-1]} classes, got logits {tuple(logits.shape)}")
         if table is None or table.dtype not in (dtype, torch.float64) or table.device != logits.device:
             with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
-                self._fit_table(logits, dtype)
+                self.table = table = self._fitted(table, logits, dtype)
         elif not torch.compiler.is_compiling() and table.is_inference() and not torch.is_inference_mode_enabled():
-            self.table = table.clone()
-        assert self.table is not None
+            self.table = table = table.clone()
         if self.training and transformed() and not torch.compiler.is_compiling():
-            _check_batched(logits, self.table)
-        return self.table
+            _check_batched(logits, table)
+        return table
 
-    def _fit_table(self, logits: Tensor, dtype: torch.dtype) -> None:
-        """Makes the table at the first batch, or takes it to what the logits need."""
-        if self.table is None:
-            self.table = functional.uniform_table(logits.shape[1], device=logits.device, dtype=dtype)
+    def _fitted(self, table: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tensor:
+        """The table at the first batch, or as these logits need it."""
+        if table is None:
+            table = functional.uniform_table(logits.shape[1], device=logits.device, dtype=dtype)
         elif self._lazy:  # .to() could not move a table that was not there yet
-            self.table = self.table.to(logits.device)
-        if self.table.dtype not in (dtype, torch.float64):
-            wide = self.table.to(dtype)
-            self.table = wide / wide.sum(-1, keepdim=True)  # 1/C in float32 is not 1/C in float64
+            table = table.to(logits.device)
+        if table.dtype not in (dtype, torch.float64):
+            table = table.to(dtype)
+            table = table / table.sum(-1, keepdim=True)  # 1/C in float32 is not 1/C in float64
+        return table
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaDEM:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
