@@ -69,7 +69,7 @@ def test_weights_id_follows_the_bytes_and_not_the_path(checkpoint, tmp_path):
 def test_wrong_files_are_refused(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="expected a depth of 20, 32, 44, 56, got 18"):
         cifar_resnet(18)
-    with pytest.raises(FileNotFoundError, match="no file .*absent.th; set DEMBENCH_DATA .*README"):
+    with pytest.raises(FileNotFoundError, match="no file .*absent.th; .*model.weights=PATH .*dembench list model"):
         cifar_resnet(20, tmp_path / "absent.th")
     with pytest.raises(ValueError, match="holds a ResNet-20, but depth=56 was asked for"):
         cifar_resnet(56, checkpoint)
