@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tasks.base import Artifact
+from tasks.cache import short_hash
 from tasks.prompt.methods.base import Shots
 from tasks.prompt.text import Prompts
-from tasks.tta.cache import short_hash
 
 
 class CoOp:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from tasks.base import Note
+from tasks.cache import short_hash
 from tasks.names import lookup
 from tasks.prompt.digits import CORRUPTIONS, RENDERING, TEMPLATE, WORDS, as_rgb, corrupt, digits, style_templates
-from tasks.tta.cache import short_hash
 
 
 @dataclass(frozen=True)

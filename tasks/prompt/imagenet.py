@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from tasks.base import Note
+from tasks.cache import short_hash
 from tasks.names import lookup
 from tasks.prompt.data import ImageSet, few_of_each
 from tasks.prompt.tiny import require_open_clip
-from tasks.tta.cache import short_hash
 from tasks.tta.folders import class_folders, image_files, imagenet_wnids
 
 TEMPLATE = "a photo of a {}."

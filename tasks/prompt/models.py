@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from tasks.cache import file_hash
 from tasks.names import lookup
 from tasks.prompt.clip import Clip
 from tasks.prompt.tiny import digits_clip, require_open_clip
-from tasks.tta.cache import file_hash
 
 __all__ = ["digits_clip", "open_clip_model"]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tasks.cache import cache_folder, short_hash, write_atomically
 from tasks.prompt.clip import Clip
 from tasks.prompt.digits import (
     CAPTIONS,
@@ -26,7 +27,6 @@ from tasks.prompt.digits import (
     style_templates,
     stylise,
 )
-from tasks.tta.cache import cache_folder, short_hash, write_atomically
 
 POSITIONS = 12
 ARCHITECTURE: dict[str, Any] = {

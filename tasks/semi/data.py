@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from tasks.base import Note
+from tasks.cache import short_hash
 from tasks.semi.sources import Images, Pool
 from tasks.semi.splits import Split, choose
-from tasks.tta.cache import short_hash
 
 
 class SemiData:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from tasks.base import Note
+from tasks.cache import cache_folder, short_hash
+from tasks.digits import RENDERING, digits
 from tasks.semi.augment import Recipe
 from tasks.semi.folders import LAYOUT, Folders, read_folders
-from tasks.tta.cache import cache_folder, short_hash
-from tasks.tta.digits import RENDERING, digits
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from tasks.base import Note
+from tasks.cache import cache_folder, check_writable, load_array, short_hash, write_atomically
+from tasks.digits import RENDERING, digits
 from tasks.names import lookup
-from tasks.tta.cache import cache_folder, check_writable, load_array, short_hash, write_atomically
 from tasks.tta.choice import balanced_subset, check_numbers, check_severity, draw
 from tasks.tta.corruptions import CORRUPTIONS, GENERATOR_VERSION, SEVERITIES, corrupt
 from tasks.tta.corruptions.ice import load_photos
-from tasks.tta.digits import RENDERING, digits
 from tasks.tta.sources import CIFAR10, CIFAR100, Kind, Originals, read_originals
 
 FROST_NOTE = Note(

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.cache import file_hash
+from tasks.digits import digits_convnet, digits_transformer
 from tasks.names import lookup
-from tasks.tta.cache import file_hash
 from tasks.tta.cifar_nets import CIFARResNeXt, WideResNet
-from tasks.tta.digits import digits_convnet, digits_transformer
 from tasks.tta.images import Preprocess, of_timm, of_torchvision
 from tasks.tta.nets import CIFARResNet, Normalized
 

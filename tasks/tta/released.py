@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tasks.base import Note
+from tasks.cache import cache_folder
 from tasks.names import lookup
-from tasks.tta.cache import cache_folder
 from tasks.tta.choice import check_numbers, check_severity, draw
 from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
 from tasks.tta.sources import CIFAR10, CIFAR100, Kind, read_originals
@@ -31,7 +31,7 @@ class CIFAR10C:
         root: that folder, or the one that contains it as CIFAR-10-C.
         num_images: the first so many of each severity, as RobustBench does; None takes all.
         source: clean CIFAR-10 images, see ``tasks.tta.sources``, for methods that look at some first.
-        cache: see ``tasks.tta.cache``; for a ``source`` that is an archive.
+        cache: see ``tasks.cache``; for a ``source`` that is an archive.
     Raises: ValueError for a wrong number; ``check``, ``domain``, ``num_images`` and ``fingerprint`` also for files
         that are something else, and FileNotFoundError where they are missing.
     Source: Hendrycks and Dietterich, ICLR 2019; zenodo.org/records/2535967.

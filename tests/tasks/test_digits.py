@@ -6,10 +6,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
-from tasks.tta import digits as module
+from tasks import digits as module
+from tasks.digits import digits, digits_convnet, digits_transformer, train, trained
 from tasks.tta.corruptions import CORRUPTIONS, corrupt
 from tasks.tta.data import DigitsC
-from tasks.tta.digits import digits, digits_convnet, digits_transformer, train, trained
 
 BUILDERS = {"digits_convnet": digits_convnet, "digits_transformer": digits_transformer}
 

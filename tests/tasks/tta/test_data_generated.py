@@ -12,11 +12,11 @@ from cifar_files import as_archive, as_folder, encoded, expected, files
 from PIL import Image
 from torch.testing import assert_close
 
+from tasks.digits import digits
 from tasks.tta import data
 from tasks.tta.choice import balanced_subset
 from tasks.tta.corruptions import corrupt
 from tasks.tta.data import DigitsC, GeneratedCIFAR10C
-from tasks.tta.digits import digits
 from tasks.tta.models import cifar_resnet
 
 

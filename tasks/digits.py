@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.tta.cache import cache_folder, short_hash, write_atomically
+from tasks.cache import cache_folder, short_hash, write_atomically
 from tasks.tta.nets import DigitsConvNet, DigitsTransformer, Normalized
 
 RENDERING = {"version": 1, "size": 32, "ground": 0.2, "contrast": 0.6}
