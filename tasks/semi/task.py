@@ -144,7 +144,7 @@ def make_fabric(device: str, precision: str, devices: int) -> Any:
 def _launch(task: SemiSupervised, method: SemiMethod) -> list[Event]:
     """Runs ``train`` in processes of its own, and returns what the first of them yielded."""
     fabric = make_fabric(task.device, task.precision, task.protocol.devices)
-    events, counters = pickle.loads(fabric.launch(_worker, task, method))
+    events, counters = pickle.loads(fabric.launch(_worker, task, method))  # written by a process of our own
     for name, value in counters.items():
         setattr(method, name, value)
     return events
