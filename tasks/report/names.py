@@ -19,12 +19,15 @@ PRETTY = {
     "semi": "Semi-supervised learning", "longtail": "Long-tailed semi-supervised learning",
     "supervised": "Supervised", "pseudo_label": "Pseudo-Label", "ent_min": "Ent. Min.", "vat": "VAT",
     "mixmatch": "MixMatch", "fixmatch": "FixMatch", "freematch": "FreeMatch",
+    "segmentation": "Unsupervised domain adaptation of segmentation", "source_only": "Source only",
+    "min_ent": "MinEnt", "adv_ent": "AdvEnt", "tent_seg": "Tent, image by image",
 }  # fmt: skip
 LOSS_ORDER = ("none", "em", "dem", "dem_star", "adadem")
 METHOD_ORDER = (
     *("source", "norm", "norm_alpha", "norm_ema", "t3a", "tent", "eta", "eata", "sar", "deyo", "tipi", "ttc"),
     *("zero_shot", "ensemble", "marginal", "zero", "tpt", "coop", "tpt_coop", "ppo", "a2c"),
     *("supervised", "pseudo_label", "ent_min", "vat", "mixmatch", "fixmatch", "freematch"),
+    *("source_only", "tent_seg", "min_ent", "adv_ent"),
 )
 PROTOCOL_ORDER = ("single_domain", "continual", "gradual", "mixed", "label_shift", "dirichlet", "episodic")
 LOSS_FREE = (
@@ -39,6 +42,7 @@ LOSS_FREE = (
     "zero",
     "coop",
     "supervised",
+    "source_only",
 )
 OFFICIAL = "official"  # the preset that goes without saying
 
@@ -64,6 +68,13 @@ METRICS = {
         Metric("accuracy_test_best", "best accuracy on the test (parity only)", "%", 100, 1, 2),
         Metric("f1", "F1", "%", 100, 1, 2),
         Metric("precision", "precision", "%", 100, 1, 2),
+        Metric("iou", "IoU", "%", 100, 1, 2),
+        Metric("iou_tail", "IoU, tail classes", "%", 100, 1, 2),
+        Metric("iou_target_best", "best mIoU on the target (parity only)", "%", 100, 1, 2),
+        Metric("iou_16", "mIoU, 16 classes", "%", 100, 1, 2),
+        Metric("iou_13", "mIoU, 13 classes", "%", 100, 1, 2),
+        Metric("pixel_accuracy", "pixel accuracy", "%", 100, 1, 2),
+        Metric("entropy_share", "entropy, share of log C", "%", 100, -1, 2),
         Metric("recall", "recall", "%", 100, 1, 2),
         Metric("recall_head", "recall, head third", "%", 100, 1, 2),
         Metric("recall_medium", "recall, medium third", "%", 100, 1, 2),
@@ -94,6 +105,7 @@ PRIMARY = {
     "prompt": ("top1", "accuracy", "error"),
     "semi": ("accuracy",),
     "longtail": ("accuracy",),
+    "segmentation": ("iou",),
 }
 
 
