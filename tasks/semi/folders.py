@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tasks.cache import file_hash, load_array, write_atomically
+from tasks.class_folders import SUFFIXES
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>, or <class>/<image>, in a folder or a .tar(.gz)"
 LARGEST_FILE = 64 << 20

@@ -9,7 +9,6 @@ knows more (None: the model's are these); ``use(preprocess)``, which says how im
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -21,14 +20,14 @@ import torch
 from torch import Tensor
 
 from tasks.base import Note
+from tasks.class_folders import IMAGENET, class_folders, image_files, imagenet_wnids, is_wnid
 from tasks.names import lookup
 from tasks.tta.choice import balanced_subset, check_numbers, check_severity, draw
 from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
-from tasks.tta.images import SUFFIXES, ImageFiles, Preprocess
+from tasks.tta.images import ImageFiles, Preprocess
 from tasks.tta.released import EXTRA
 
 PROBED = 50  # files of a domain whose sizes go into its fingerprint
-IMAGENET = 1000
 FOUND_AT = {
     "imagenet-a": "people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
     "imagenet-r": "people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
@@ -37,56 +36,6 @@ FOUND_AT = {
 }
 
 Labels = Literal["wnid", "index", "folder"]
-
-
-def class_folders(root: Path, what: str, layout: str) -> list[str]:
-    """Names of the folders in ``root``, sorted; FileNotFoundError where there is none."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"{what}: no folder {root}; {layout}")
-    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    if not found:
-        raise FileNotFoundError(f"{what}: no class folders in {root}; {layout}")
-    return found
-
-
-def image_files(root: Path, folders: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Names <folder>/<image> in ``root``, by folder and then by name, and the number of each one's folder, int64."""
-    names, counts = [], []
-    for folder in folders:
-        own = sorted(entry.name for entry in os.scandir(root / folder) if entry.name.lower().endswith(SUFFIXES))
-        names += [f"{folder}/{name}" for name in own if not name.startswith(".")]
-        counts.append(len(names))
-    return names, np.repeat(np.arange(len(folders)), np.diff([0, *counts]))
-
-
-def imagenet_wnids(classes: Path | None) -> tuple[str, ...]:
-    """The 1000 WordNet ids of ImageNet in the order of a classifier's outputs, which is sorted.
-
-    Args:
-        classes: a text file that begins each line with one, or a folder that has a folder for each; None asks timm.
-    Raises: ValueError where they are not 1000; ModuleNotFoundError where there is no timm to ask.
-    """
-    if classes is None:
-        try:
-            from timm.data import ImageNetInfo
-        except ModuleNotFoundError as error:
-            text = "the order of ImageNet's classes: give data.classes=PATH (a text file with the 1000 wnids, or"
-            raise ModuleNotFoundError(f"{text} ImageNet's val folder), or pip install 'dembench[timm]'") from error
-        found = ImageNetInfo().label_names()
-    elif classes.is_dir():
-        found = [entry.name for entry in classes.iterdir() if entry.is_dir()]
-    elif classes.is_file():
-        found = [line.split()[0] for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
-    else:
-        raise FileNotFoundError(f"the order of ImageNet's classes: nothing at {classes}")
-    found = sorted(found)
-    if len(set(found)) != IMAGENET or not all(_is_wnid(name) for name in found):
-        raise ValueError(f"{classes or 'timm'}: expected 1000 wnids such as n01440764, got {len(set(found))} names")
-    return tuple(found)
-
-
-def _is_wnid(name: str) -> bool:
-    return len(name) == 9 and name[0] == "n" and name[1:].isdigit()
 
 
 class FolderData:
@@ -178,7 +127,7 @@ class FolderData:
             if max(index) >= IMAGENET:
                 raise ValueError(f"{self.name}: expected class folders 0 to 999, got {max(index)}")
         else:
-            wrong = [name for name in self._names if not _is_wnid(name)]
+            wrong = [name for name in self._names if not is_wnid(name)]
             if wrong:
                 raise ValueError(f"{self.name}: expected wnids such as n01440764, got {', '.join(wrong[:5])}")
             if len(self._names) == IMAGENET:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from tasks.names import lookup
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 AHEAD = 3  # batches that are being decoded while one is in use
 
 

@@ -8,8 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from tasks.base import Note, Point, Row
+from tasks.class_folders import imagenet_wnids
 from tasks.tta.corruptions import CORRUPTIONS
-from tasks.tta.folders import ImageFolders, ImageNetC, imagenet_wnids
+from tasks.tta.folders import ImageFolders, ImageNetC
 from tasks.tta.images import Preprocess
 from tasks.tta.methods.source import Source
 from tasks.tta.models import timm_model, torchvision_model
