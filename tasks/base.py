@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+PRECISIONS = ("fp32", "bf16")  # bf16: autocast where the task says so
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -27,11 +27,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tasks.base import PRECISIONS
 from tasks.names import lookup
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
-VALUES = {"device": ("auto", "cpu", "cuda"), "precision": ("fp32", "bf16")}
+VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS}
 
 
 class ConfigError(ValueError):

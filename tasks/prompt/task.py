@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.base import Artifact, Event, Flag, Note, Point
+from tasks.base import PRECISIONS, Artifact, Event, Flag, Note, Point
 from tasks.metrics import is_collapsed
+from tasks.names import lookup
 from tasks.prompt.clip import Clip
 from tasks.prompt.data import ImageSet
 from tasks.prompt.features import STRETCH, ViewFeatures
@@ -80,8 +81,7 @@ class PromptTuning:
         device: str = "cpu",
         precision: str = "fp32",
     ):
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"unknown precision {precision!r}; valid: fp32, bf16")
+        lookup(precision, PRECISIONS, "precision")
         self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
         self.device = torch.device(device)
         model.bf16 = precision == "bf16"

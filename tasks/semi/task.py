@@ -12,6 +12,7 @@ import torch
 
 from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
 from tasks.metrics import StreamMetrics, is_collapsed
+from tasks.names import lookup
 from tasks.semi.confusion import Confusion
 from tasks.semi.data import describe
 from tasks.semi.methods.base import SemiMethod
@@ -48,8 +49,7 @@ class SemiSupervised:
         device: str = "cpu",
         precision: str = "fp32",
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}; valid: {', '.join(PRECISIONS)}")
+        lookup(precision, PRECISIONS, "precision")
         self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
         self.device, self.precision = device, precision
         self.checkpoint: Path | None = None  # the runner says where

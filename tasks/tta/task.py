@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Event, Flag, Method, Note, Point, Row
+from tasks.base import PRECISIONS, Event, Flag, Method, Note, Point, Row
 from tasks.metrics import StreamMetrics, is_collapsed
 from tasks.names import lookup
 from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
@@ -53,8 +53,7 @@ class CorruptionTTA:
         device: str = "cpu",
         precision: str = "fp32",
     ):
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"unknown precision {precision!r}; valid: fp32, bf16")
+        lookup(precision, PRECISIONS, "precision")
         self.data, self.protocol, self.seed = data, protocol, seed
         self.device, self.precision = torch.device(device), precision
         for name in protocol.corruptions or ():

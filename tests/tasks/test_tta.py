@@ -289,7 +289,7 @@ class SmallNetOfTen(SmallNet):
 
 def test_a_wrong_task_is_refused_before_any_work():
     data = MadeData(cycle(4))
-    with pytest.raises(ValueError, match="unknown precision 'fp16'; valid: fp32, bf16"):
+    with pytest.raises(ValueError, match="unknown precision 'fp16'; nearest: bf16, fp32; valid: fp32, bf16"):
         CorruptionTTA(data, SmallNet(), Protocol(reset=True), precision="fp16")
     with pytest.raises(ValueError, match="unknown corruption 'gausian_noise'; nearest: gaussian_noise.*valid: "):
         CorruptionTTA(data, SmallNet(), Protocol(reset=True, corruptions=["fog", "gausian_noise"]))

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from tasks.base import Note
+from tasks.names import lookup
 from tasks.prompt.episodes import Episodes, depends_on_offset
 from tasks.prompt.methods.base import Context, PromptMethod, Shots, check_share, confident, pick
 from tasks.prompt.methods.marginal import log_marginal
 from tasks.prompt.text import Prompts
 
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 AGGREGATES = ("marginal", "mean_logits", "per_view")
 
 
@@ -61,12 +63,10 @@ class TPT(PromptMethod):
         if loss is None:
             raise ValueError("tpt: lowers a loss and was given none; loss=none is for methods that add one")
         check_share("tpt", selected)
-        if aggregate not in AGGREGATES:
-            raise ValueError(f"tpt: unknown aggregate {aggregate!r}; valid: {', '.join(AGGREGATES)}")
+        lookup(aggregate, AGGREGATES, "aggregate")
         if not lr > 0 or steps < 1 or weight_decay < 0:
             raise ValueError(f"tpt: expected lr > 0, steps >= 1, weight_decay >= 0, got {lr}, {steps}, {weight_decay}")
-        if optimizer not in ("adamw", "sgd"):
-            raise ValueError(f"tpt: unknown optimizer {optimizer!r}; valid: adamw, sgd")
+        lookup(optimizer, OPTIMIZERS, "optimizer")
         super().__init__(prompts, loss, context=context, shots=shots)
         if not len(self.context):
             raise ValueError(f"tpt: the template {prompts.template!r} has no words before {{}} to tune")
@@ -118,8 +118,7 @@ class TPT(PromptMethod):
         return torch.autograd.grad(self._first, self._start, cotangents, retain_graph=True, is_grads_batched=True)[0]
 
     def _make_optimizer(self, context: Tensor) -> torch.optim.Optimizer:
-        kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.SGD
-        return kind([context], lr=self.lr, weight_decay=self.weight_decay)
+        return OPTIMIZERS[self.optimizer]([context], lr=self.lr, weight_decay=self.weight_decay)
 
     def _remarks(self) -> list[Note]:
         notes = [Note("aggregate", f"the loss is applied to {self.aggregate.replace('_', ' ')}")]

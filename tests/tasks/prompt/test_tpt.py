@@ -209,10 +209,13 @@ def test_costs_are_counted():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"aggregate": "mean"}, "unknown aggregate 'mean'; valid: marginal, mean_logits, per_view"),
+        (
+            {"aggregate": "mean"},
+            "unknown aggregate 'mean'.*valid: marginal, mean_logits, per_view",
+        ),
         ({"lr": 0}, "expected lr > 0"),
         ({"steps": 0}, "steps >= 1"),
-        ({"optimizer": "adam"}, "unknown optimizer 'adam'; valid: adamw, sgd"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam'; nearest: adamw; valid: adamw, sgd"),
         ({"selected": 0}, r"selected in \(0, 1\]"),
     ],
 )
