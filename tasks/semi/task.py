@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
+from tasks.draws import derived_seed
 from tasks.metrics import StreamMetrics, is_collapsed
 from tasks.names import lookup
 from tasks.semi.confusion import Confusion
@@ -18,7 +19,7 @@ from tasks.semi.data import describe
 from tasks.semi.methods.base import SemiMethod
 from tasks.semi.nets import NetMaker
 from tasks.semi.regime import Regime
-from tasks.semi.trainer import Trainer, Values, derived_seed
+from tasks.semi.trainer import Trainer, Values
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
