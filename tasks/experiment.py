@@ -17,7 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from tasks import runs
+from tasks import loggers, runs
 from tasks.base import Event, Method, Task
 from tasks.compose import GROUPS, ConfigError, check_signatures
 
@@ -47,13 +47,15 @@ class Outcome:
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The configuration in plain containers, interpolations resolved, ``device`` as the kind that is used.
 
-    Raises: ConfigError where the device asked for is not there.
+    Raises: ConfigError where the device or a logger asked for is not there.
     """
     cfg = cfg.copy()
     cfg.device = resolve_device(cfg.device)
     if cfg.precision == "bf16" and cfg.device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError(f"precision=bf16: {torch.cuda.get_device_name()} cannot; use precision=fp32")
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    loggers.chosen(config["logger"])
+    return config
 
 
 def resolve_device(device: str) -> str:
@@ -161,7 +163,8 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
             checkpoint.unlink(missing_ok=True)
         if hasattr(prepared.task, "checkpoint"):
             prepared.task.checkpoint = checkpoint
-        recorder, cost = _measure(prepared, watch)
+        with loggers.opened(config, prepared.id, directory) as log:
+            recorder, cost = _measure(prepared, log, watch)
         names = config["choices"]
         result = {
             "schema": runs.SCHEMA,
@@ -191,7 +194,9 @@ def _finished(directory: Path, force: bool) -> dict[str, Any] | None:
         return runs.read_result(directory)
 
 
-def _measure(prepared: Prepared, watch: Watcher | None) -> tuple[runs.Recorder, dict[str, Any]]:
+def _measure(
+    prepared: Prepared, log: Callable[[Event], None], watch: Watcher | None
+) -> tuple[runs.Recorder, dict[str, Any]]:
     made: list[Any] = []
 
     def make_method(*args: Any, **kwargs: Any) -> Method:
@@ -206,6 +211,7 @@ def _measure(prepared: Prepared, watch: Watcher | None) -> tuple[runs.Recorder, 
     start = time.perf_counter()
     for event in prepared.task.run(make_method):
         recorder.add(event)
+        log(event)
         if watch is not None:
             watch(event, total)
     if prepared.config["device"] == "cuda":

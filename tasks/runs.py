@@ -28,7 +28,7 @@ from tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scala
 
 SCHEMA = 1
 PATH_KEYS = frozenset({"root", "source", "frost", "cache", "weights", "subset", "classes"})  # of data and model nodes
-NOT_IN_ID = frozenset({"out", "force", "progress", "choices"})
+NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
 
