@@ -17,6 +17,7 @@ from tasks.report.names import pretty
 from tasks.report.published import beside_table, reference_table
 from tasks.report.reference import references
 from tasks.report.sensitivity import across_figure
+from tasks.report.summary import FirstScreen, first_screen
 from tasks.report.tables import Table
 from tasks.report.verdict import Verdict, summary_table, verdicts
 
@@ -110,11 +111,14 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True)
     summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
     if summary.rows:
         writer.write(summary)
+    first = first_screen([section.verdicts for task in tasks.values() for section in task.sections], with_figures)
+    for item in (*first.items, *first.details):
+        writer.write(item)
     writer.text("tables/runs.csv", costs.runs_table(blocks).csv())
     rewards = figures.reward_curves() if with_figures else None
     if rewards is not None:
         writer.write(rewards)
-    page = writer.text("index.html", render(found, list(tasks.values()), summary, rewards))
+    page = writer.text("index.html", render(found, list(tasks.values()), first, summary, rewards))
     manifest.replace(out, writer.written)
     return page
 
@@ -153,7 +157,7 @@ def figures_across(task: Task) -> list[Figure]:
     return [figure for figure in drawn if figure is not None]
 
 
-def render(found: Collection, tasks: list[Task], summary: Table, rewards: Figure | None) -> str:
+def render(found: Collection, tasks: list[Task], first: FirstScreen, summary: Table, rewards: Figure | None) -> str:
     """The HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -175,6 +179,7 @@ def render(found: Collection, tasks: list[Task], summary: Table, rewards: Figure
         facts=provenance.facts(found, [section.block for section in sections]),
         mixed=provenance.commits(found.runs),
         tasks=tasks,
+        first=first,
         summary=summary,
         summary_notes=sorted((key, text) for key, text in loud if key != "code"),
         elsewhere=[reference_table(reference) for reference in elsewhere],
