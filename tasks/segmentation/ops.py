@@ -67,5 +67,11 @@ def _import(package: str) -> None:
 
 def _quiet() -> None:
     """Leaves out warnings about the libraries' own ageing, which say nothing to who uses them here."""
-    for message in (r".*TorchScript.*", r".*torch\.jit.*", r".*pkg_resources.*", r".*build_loss.*", r".*invalid escape.*"):
+    for message in (
+        r".*TorchScript.*",
+        r".*torch\.jit.*",
+        r".*pkg_resources.*",
+        r".*build_loss.*",
+        r".*invalid escape.*",
+    ):
         warnings.filterwarnings("ignore", message=message, module=r"(mmcv|mmseg|mmengine|torch)(\..*)?")

@@ -1,0 +1,74 @@
+"""Tent (Wang et al. 2021) on a segmentation network: test-time adaptation, one target image at a time.
+
+The network is trained on source images alone. Then, on the test images in their order, BatchNorm normalises by the one
+image, and each image is one step on BatchNorm's weights and biases that lowers the mean loss over its pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from core.adapt import Learner, norm_affine, require_grad_only, use_batch_statistics
+from tasks.segmentation.methods.base import EntropyTerm, bare
+from tasks.segmentation.methods.source_only import SourceOnly
+
+
+class TentSeg(SourceOnly):
+    """A prediction is from before the step on its image, as Tent reports. Target images of training are not used.
+
+    Args:
+        loss: logits (N, C, H, W) to a loss per pixel; None leaves the batch statistics alone.
+        lr, optimizer: of the adaptation; see ``core.adapt.Learner``.
+        steps: on each image; the prediction is from before the last one.
+        episodic: every image starts from the trained network.
+        resolution: see ``EntropyTerm``.
+    Raises: ValueError for steps below 1.
+    """
+
+    name = "tent_seg"
+    replaces_entropy = True
+    uses_target = False
+    adapts_at_test = True
+
+    def __init__(
+        self,
+        loss: Any = None,
+        *,
+        lr: float = 1e-4,
+        optimizer: str = "adam",
+        steps: int = 1,
+        episodic: bool = False,
+        resolution: Literal["full", "logit"] = "full",
+        **settings: Any,
+    ):
+        super().__init__(**settings)
+        if steps < 1:
+            raise ValueError(f"tent_seg: expected steps >= 1, got {steps}")
+        self.term = EntropyTerm(loss, 1.0, 0.0, "nats", resolution, 0.0)
+        self.lr, self.optimizer, self.steps, self.episodic = lr, optimizer, steps, episodic
+        self.learner: Learner | None = None
+
+    def prepare_test(self) -> None:
+        network = bare(self.network)
+        use_batch_statistics(network)
+        parameters = norm_affine(network)
+        require_grad_only(network, parameters.values())
+        if self.term.active:
+            self.learner = Learner(parameters, self.term.main, optimizer=self.optimizer, lr=self.lr)
+
+    @torch.enable_grad()
+    def predict(self, image: Tensor) -> Tensor:
+        if self.learner is None:
+            return super().predict(image)
+        if self.episodic:
+            self.learner.reset()
+        for _ in range(self.steps):
+            logits = self.test_logits(image)
+            at = logits if self.term.resolution == "full" else self.test_logits(image, "logit")
+            self.learner.step(self.term.main(at).mean())
+            self.forward_passes += 1
+            self.backward_passes += 1
+        return logits.detach()

@@ -1,0 +1,311 @@
+"""Segmentation networks from mmsegmentation's registry: DeepLab-V2 as ADVENT has it, DeepLab-V3, any config file.
+
+A network maker knows an architecture; the task calls it with what follows from the data. Sizes of all networks are
+those of their publications unless ``width`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmseg.models import EncoderDecoder, SegDataPreProcessor
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from tasks.cache import file_hash, short_hash
+from tasks.names import lookup
+from tasks.segmentation.weights import load_weights
+
+Build = Callable[[int], dict[str, Any]]  # number of classes to the configuration of an EncoderDecoder
+STAGES = {  # strides and dilations of the four stages of a ResNet, by output stride
+    8: ((1, 2, 1, 1), (1, 1, 2, 4)),
+    16: ((1, 2, 2, 1), (1, 1, 1, 2)),
+    32: ((1, 2, 2, 2), (1, 1, 1, 1)),
+}
+DEPTHS = (18, 34, 50, 101, 152)
+
+
+@MODELS.register_module()
+class DeepLabV2Head(BaseDecodeHead):
+    """Parallel dilated 3x3 convolutions with bias, from one feature map to the classes, and their sum.
+
+    Args:
+        dilations: one branch for each; padding is equal to it.
+    Source: Chen et al., DeepLab, 2018; Vu et al., ADVENT, 2019, which sums all branches (AdaptSegNet's two alone).
+    """
+
+    def __init__(self, dilations: Sequence[int] = (6, 12, 18, 24), **kwargs: Any):
+        init = {"type": "Normal", "layer": "Conv2d", "std": 0.01}
+        super().__init__(channels=kwargs["in_channels"], dropout_ratio=0, init_cfg=init, **kwargs)
+        del self.conv_seg
+        self.branches = nn.ModuleList(
+            nn.Conv2d(self.in_channels, self.out_channels, 3, padding=dilation, dilation=dilation)
+            for dilation in dilations
+        )
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        x = self._transform_inputs(inputs)
+        total = self.branches[0](x)
+        for branch in self.branches[1:]:
+            total = total + branch(x)
+        return total
+
+
+class Network(nn.Module):
+    """An EncoderDecoder as a function from normalised images (N, 3, H, W) to logits (N, C, h, w) of each head.
+
+    Args:
+        segmentor: of mmsegmentation.
+        preprocess: turns a list of images (3, H, W) uint8 RGB into the batch that ``forward`` takes.
+    """
+
+    def __init__(self, segmentor: EncoderDecoder, preprocess: SegDataPreProcessor):
+        super().__init__()
+        self.segmentor, self.preprocess = segmentor, preprocess
+        self.align_corners = bool(segmentor.decode_head.align_corners)
+
+    @property
+    def has_aux(self) -> bool:
+        return self.segmentor.with_auxiliary_head
+
+    def forward(self, images: Tensor, aux: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Logits of the main head, and of the auxiliary one (None where there is none, or ``aux`` is False)."""
+        features = self.segmentor.extract_feat(images)
+        main = self.segmentor.decode_head(features)
+        if not (aux and self.has_aux):
+            return main, None
+        return main, self.segmentor.auxiliary_head(features)
+
+
+class NetMaker:
+    """Builds a network for a number of classes.
+
+    Args:
+        build: gives the configuration for a number of classes.
+        weights: file of pretrained weights, see ``tasks.segmentation.weights``; None starts from random ones.
+        ceil_mode: of the max-pooling: 129x65 instead of 128x64 for an input of 1024x512.
+        preprocess: arguments of SegDataPreProcessor; None takes the data's.
+        origin: what the identity of the network has in place of a path.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        weights: str | Path | None = None,
+        ceil_mode: bool = False,
+        preprocess: dict[str, Any] | None = None,
+        origin: str | None = None,
+    ):
+        self.build, self.ceil_mode, self.preprocess = build, ceil_mode, preprocess
+        self.weights = None if weights is None else Path(weights).expanduser()
+        if self.weights is not None and not self.weights.is_file():
+            raise FileNotFoundError(f"model.weights: no file {self.weights}")
+        parts = [origin] if origin else []
+        parts += [file_hash(self.weights)] if self.weights else []
+        self.weights_id = "-".join(parts) or None
+
+    def __call__(self, num_classes: int, preprocess: dict[str, Any]) -> Network:
+        """A network with the weights that torch's generator gives, or those of the file.
+
+        Args:
+            preprocess: the data's arguments of SegDataPreProcessor: mean and std by channel (0 to 255), and their order.
+        Raises: ValueError where the weights do not fit.
+        """
+        given = self.preprocess or preprocess
+        preprocessor = SegDataPreProcessor(**given, size_divisor=1)
+        with quiet():
+            segmentor = MODELS.build(copy.deepcopy(self.build(num_classes)))
+            segmentor.init_weights()
+        if self.ceil_mode:
+            segmentor.backbone.maxpool.ceil_mode = True
+        if self.weights is not None:
+            load_weights(self.weights, segmentor)
+        return Network(segmentor, preprocessor)
+
+
+def deeplab_v2(
+    depth: int = 101,
+    width: int = 64,
+    output_stride: int = 8,
+    dilations: Sequence[int] = (6, 12, 18, 24),
+    multi_level: bool = True,
+    style: Literal["caffe", "pytorch"] = "caffe",
+    ceil_mode: bool = True,
+    freeze_norm: bool = True,
+    weights: str | Path | None = None,
+) -> NetMaker:
+    """DeepLab-V2 on a ResNet; the defaults are ADVENT's network, 44,601,560 parameters for 19 classes.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        width: channels of stem and first stage, 64 in a ResNet.
+        output_stride: 8, 16 or 32 pixels of the input for one of the logits.
+        dilations: of the head's branches, whose sum it is.
+        multi_level: a second head on the third stage, for the auxiliary terms.
+        style: "caffe" strides in the first 1x1 convolution of a bottleneck, "pytorch" in its 3x3.
+        ceil_mode: of the max-pooling.
+        freeze_norm: BatchNorm's weights and biases do not learn; it still normalises by the batch in training.
+        weights: file of ADVENT (which needs the data normalised as ADVENT does), torchvision or mmsegmentation.
+    Raises: ValueError for another depth or output stride; FileNotFoundError for missing weights.
+    Source: Vu et al., ADVENT, 2019.
+    """
+
+    def build(num_classes: int) -> dict[str, Any]:
+        def head(stage: int) -> dict[str, Any]:
+            channels = _channels(depth, width, stage)
+            return _head("DeepLabV2Head", channels, stage, num_classes, dilations=tuple(dilations))
+
+        return {
+            "type": "EncoderDecoder",
+            "backbone": _resnet(depth, width, output_stride, style, freeze_norm),
+            "decode_head": head(3),
+            "auxiliary_head": head(2) if multi_level else None,
+        }
+
+    _check(depth, width, output_stride)
+    return NetMaker(build, weights=weights, ceil_mode=ceil_mode)
+
+
+def deeplab_v3(
+    depth: int = 101,
+    width: int = 64,
+    output_stride: int = 8,
+    dilations: Sequence[int] = (1, 12, 24, 36),
+    multi_level: bool = True,
+    channels: int = 512,
+    dropout: float = 0.1,
+    freeze_norm: bool = False,
+    weights: str | Path | None = None,
+) -> NetMaker:
+    """DeepLab-V3 on a ResNet: atrous spatial pyramid pooling, and an FCN as auxiliary head, as mmsegmentation has them.
+
+    Args:
+        dilations, channels, dropout: of the pyramid; the others as in ``deeplab_v2``.
+    Raises: as ``deeplab_v2``.
+    Source: Chen et al., Rethinking Atrous Convolution, 2017; mmsegmentation's configs/_base_/models/deeplabv3_r50-d8.
+    """
+
+    def build(num_classes: int) -> dict[str, Any]:
+        norm = {"type": "BN", "requires_grad": True}
+        main = _head("ASPPHead", _channels(depth, width, 3), 3, num_classes, dilations=tuple(dilations))
+        aux = _head("FCNHead", _channels(depth, width, 2), 2, num_classes, num_convs=1, concat_input=False)
+        main |= {"channels": channels, "dropout_ratio": dropout, "norm_cfg": norm, "align_corners": False}
+        aux |= {"channels": channels // 2, "dropout_ratio": dropout, "norm_cfg": norm, "align_corners": False}
+        return {
+            "type": "EncoderDecoder",
+            "backbone": _resnet(depth, width, output_stride, "pytorch", freeze_norm),
+            "decode_head": main,
+            "auxiliary_head": aux if multi_level else None,
+        }
+
+    _check(depth, width, output_stride)
+    return NetMaker(build, weights=weights)
+
+
+def config_file(file: str | Path, weights: str | Path | None = None) -> NetMaker:
+    """The ``model`` of one of mmsegmentation's configuration files (Python), with heads for the data's classes.
+
+    Its normalisation and channel order are kept. Its losses are not used (the task's are), and weights come from
+    ``weights`` alone: nothing is fetched. Of several auxiliary heads the first is kept. Synchronised BatchNorm becomes BatchNorm.
+
+    Raises: FileNotFoundError; ValueError where the model is no EncoderDecoder.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"model.file: no file {path}")
+    model = Config.fromfile(str(path)).get("model")
+    if model is None or model.get("type") != "EncoderDecoder":
+        got = "none" if model is None else repr(model.get("type"))
+        raise ValueError(f"{path}: expected a model of type 'EncoderDecoder', got {got}")
+    model = model.to_dict()
+    given = model.pop("data_preprocessor", None) or {}
+    heads = model.get("auxiliary_head")
+    model["auxiliary_head"] = heads[0] if isinstance(heads, list) else heads
+    model["pretrained"] = model["init_cfg"] = None
+    model["backbone"]["init_cfg"] = None
+
+    def build(num_classes: int) -> dict[str, Any]:
+        for head in filter(None, (model["decode_head"], model["auxiliary_head"])):
+            head["num_classes"] = num_classes
+            head.pop("out_channels", None)
+            head["loss_decode"] = {"type": "CrossEntropyLoss"}
+        return model
+
+    text = Config.fromfile(str(path)).pretty_text  # with what it inherits from
+    return _Unsynchronised(build, weights=weights, preprocess=_preprocess(given), origin=short_hash(text))
+
+
+def _preprocess(given: dict[str, Any]) -> dict[str, Any] | None:
+    """The file's normalisation for images that come as RGB; mmsegmentation reads them as BGR."""
+    if given.get("mean") is None:
+        return None
+    return {"mean": given["mean"], "std": given["std"], "rgb_to_bgr": not given.get("bgr_to_rgb", False)}
+
+
+class _Unsynchronised(NetMaker):
+    def __call__(self, num_classes: int, preprocess: dict[str, Any]) -> Network:
+        return revert_sync_batchnorm(super().__call__(num_classes, preprocess))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Holds mmengine's loggers to errors: initialising weights says three lines for each parameter."""
+    if not MMLogger.check_instance_created("dembench"):
+        MMLogger.get_instance("dembench", log_level="ERROR")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*avg_non_ignore.*")  # the heads' own losses are not used
+        yield
+
+
+def _head(kind: str, in_channels: int, stage: int, num_classes: int, **options: Any) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "in_channels": in_channels,
+        "in_index": stage,
+        "num_classes": num_classes,
+        "align_corners": True,
+        **options,
+    }
+
+
+def _resnet(depth: int, width: int, output_stride: int, style: str, freeze_norm: bool) -> dict[str, Any]:
+    strides, dilations = STAGES[output_stride]
+    return {
+        "type": "ResNet",
+        "depth": depth,
+        "stem_channels": width,
+        "base_channels": width,
+        "strides": strides,
+        "dilations": dilations,
+        "style": style,
+        "contract_dilation": False,
+        "norm_cfg": {"type": "BN", "requires_grad": not freeze_norm},
+        "norm_eval": False,
+        "zero_init_residual": False,  # with frozen weights of BatchNorm the branches would stay at zero
+    }
+
+
+def _channels(depth: int, width: int, stage: int) -> int:
+    return width * 2**stage * (1 if depth < 50 else 4)
+
+
+def _check(depth: int, width: int, output_stride: int) -> None:
+    lookup(str(depth), map(str, DEPTHS), "model.depth")
+    lookup(str(output_stride), map(str, STAGES), "model.output_stride")
+    if width < 1:
+        raise ValueError(f"model: expected width >= 1, got {width}")
+
+
+def count_parameters(module: nn.Module, trainable: bool = False) -> int:
+    """Number of weights in a module, or of those that learn."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)

@@ -1,0 +1,208 @@
+"""Unsupervised domain adaptation of segmentation: labelled source, unlabelled target, mean IoU on the target's test."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
+from tasks.draws import derived_seed
+from tasks.metrics import is_collapsed
+from tasks.segmentation.methods.base import UDAMethod
+from tasks.segmentation.metrics import SegMetrics
+from tasks.segmentation.nets import NetMaker, count_parameters
+from tasks.segmentation.schedule import Schedule
+from tasks.segmentation.trainer import COUNTERS, Trainer
+
+FEW = 0.5  # share of the labels' effective number of classes below which predictions have collapsed
+
+
+class Segmentation:
+    """Mean IoU of the last iterate.
+
+    The best evaluation on the target's test, which the literature publishes, is reported as ``iou_target_best`` and
+    chooses nothing.
+
+    Args:
+        data: see ``tasks.segmentation.data``.
+        model: builds the network for a number of classes.
+        protocol: the schedule.
+        seed: of initialisation, batches and everything else that is random.
+        device: "cpu" or "cuda".
+        precision: "fp32", or "bf16" for autocast; losses and metrics stay in float32.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        model: NetMaker,
+        protocol: Schedule,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
+        self.device, self.precision = device, precision
+        self.checkpoint: Path | None = None  # the runner says where
+
+    def __len__(self) -> int:
+        return self.protocol.evaluations
+
+    def run(self, make_method: Callable[..., UDAMethod]) -> Iterator[Event]:
+        """Yields notes, Scalars at each evaluation, and rows, flags and pictures at the end."""
+        torch.manual_seed(derived_seed(self.seed, "network"))
+        network = self.model(len(self.data.classes), self.data.preprocessor())
+        torch.manual_seed(derived_seed(self.seed, "method"))
+        method = make_method(network=network, num_classes=len(self.data.classes), precision=self.precision)
+        yield from self.notes(method)
+        if self.protocol.devices > 1:
+            yield from _launch(self, method)
+        else:
+            yield from self.train(method)
+
+    def notes(self, method: UDAMethod) -> Iterator[Note]:
+        yield from self.data.notes
+        yield Note(
+            "selection", "iou is of the last iterate; iou_target_best is chosen on the target's test, for parity"
+        )
+        learns = count_parameters(method.network, trainable=True)
+        yield Note("network", f"{count_parameters(method.network):,} parameters, of which {learns:,} learn")
+        if method.name == "source_only":
+            yield Note("loss", "source_only has no use for the loss")
+        elif not method.term.active:
+            yield Note("loss", f"{method.name} without a loss on target pixels")
+        elif not method.replaces_entropy:
+            weights = " and ".join(f"{weight:g}" for weight in method.term.weights.values())
+            text = f"the loss is added to {method.name} on target pixels (its paper has none): weights {weights}"
+            yield Note("loss", text)
+        if self.protocol.devices > 1:
+            yield Note("devices", f"BatchNorm normalises by the images of each of {self.protocol.devices} processes")
+
+    def train(self, method: UDAMethod) -> Iterator[Event]:
+        """The part that each process of several runs; all yield the same numbers."""
+        trainer = Trainer(
+            self.data, method, self.protocol, seed=self.seed, device=self.device, checkpoint=self.checkpoint
+        )
+        for done, values in trainer.run():
+            yield Scalars(done, "training", {name: value for name, value in values.items() if name != "iteration"})
+        if trainer.resumed_at:
+            text = f"continued after {trainer.resumed_at} iterations: wall time is that of the rest"
+            yield Note("resumed", text)
+        if not trainer.finite:
+            yield Flag("nan", "training", f"a term is not finite; training ended after {trainer.done} iterations")
+        yield from self.evaluate(trainer)
+
+    def evaluate(self, trainer: Trainer) -> Iterator[Event]:
+        method = trainer.method
+        if self.data.source_test is not None:
+            yield from _renamed("source", trainer.evaluate(self.data.source_test))
+        pictures = Gallery(self.data, self.protocol.pictures)
+        if method.adapts_at_test:
+            yield from _renamed("before adaptation", trainer.final())
+            method.prepare_test()
+        if method.adapts_at_test or pictures.wanted:
+            metrics = trainer.evaluate(self.data.target_test, adapt=True, pictures=pictures)
+        else:
+            metrics = trainer.final()
+        yield from metrics.rows()
+        n = sum(metrics.label_counts)
+        if not method.adapts_at_test:
+            yield Row("mean", "iou_target_best", max(values["iou"] for values in trainer.history), "fraction", n)
+        predicted, label = metrics.predicted_counts, metrics.label_counts
+        yield Histogram("mean", tuple(predicted), tuple(label))
+        yield from collapse_flags(predicted, label)
+        if not metrics.finite:
+            yield Flag("nan", "mean", "a logit is not finite")
+        yield from pictures.artifacts()
+
+
+def collapse_flags(predicted: list[int], label: list[int]) -> Iterator[Flag]:
+    """One Flag where predictions are of one class, or of far fewer classes than the labels are.
+
+    The effective number of classes is the exponential of the entropy of their shares; below half of the labels' the
+    predictions have collapsed.
+    """
+    few, many = effective_classes(predicted), effective_classes(label)
+    if sum(predicted) == sum(label) and is_collapsed(predicted, label):
+        yield Flag("collapse", "mean", f"one class takes {max(predicted) / sum(predicted):.0%} of the pixels")
+    elif few < FEW * many:
+        text = f"predictions are of {few:.1f} effective classes, labels of {many:.1f}"
+        yield Flag("collapse", "mean", text)
+
+
+def effective_classes(counts: list[int]) -> float:
+    """exp of the entropy of the shares: C where all are equal, 1 where one has all."""
+    total = max(sum(counts), 1)
+    return math.exp(-sum(n / total * math.log(n / total) for n in counts if n))
+
+
+class Gallery:
+    """Keeps ``count`` test images, evenly spread, with their predictions, and draws them in one picture."""
+
+    def __init__(self, data: Any, count: int) -> None:
+        self.data = data
+        size = len(data.target_test)
+        self.wanted = {i * size // count for i in range(count)} if count else set()
+        self.kept: list[tuple[torch.Tensor, ...]] = []
+
+    def add(self, i: int, image: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> None:
+        if i in self.wanted:
+            self.kept.append((image.cpu(), labels.cpu(), logits.cpu()))
+
+    def artifacts(self) -> Iterator[Artifact]:
+        if self.kept:
+            from tasks.segmentation.pictures import picture
+
+            images, labels, logits = map(list, zip(*self.kept, strict=True))
+            drawn = picture(images, labels, logits, palette=self.data.palette, classes=self.data.classes)
+            yield Artifact("predictions.png", drawn)
+
+
+def _renamed(slice: str, metrics: SegMetrics) -> Iterator[Row]:
+    """The rows of slice "mean" under another name: another set of images, or the network before it adapts."""
+    for row in metrics.rows():
+        if row.slice == "mean":
+            yield Row(slice, row.metric, row.value, row.unit, row.n)
+
+
+def _launch(task: Segmentation, method: UDAMethod) -> list[Event]:
+    """Runs ``train`` in processes of its own, and returns what the first of them yielded."""
+    devices = task.protocol.devices
+    if task.device == "cuda" and torch.cuda.device_count() < devices:
+        raise ValueError(f"protocol: devices={devices}, but PyTorch finds {torch.cuda.device_count()} GPUs")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "events")
+        torch.multiprocessing.spawn(_worker, (task, method, port, found), nprocs=devices)
+        events, counters = pickle.loads(found.read_bytes())  # written by a process of our own
+    for name, value in counters.items():
+        setattr(method, name, value)
+    return events
+
+
+def _worker(rank: int, task: Segmentation, method: UDAMethod, port: int, found: Path) -> None:
+    """One process of mmengine's launcher "pytorch": the environment that torchrun would give it."""
+    world = task.protocol.devices
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    if task.device == "cuda":
+        torch.cuda.set_device(rank)
+    else:
+        torch.distributed.init_process_group("gloo")
+    events = list(task.train(method))
+    if rank == 0:
+        counters = {name: getattr(method, name) for name in COUNTERS}
+        found.write_bytes(pickle.dumps((events, counters)))
+    torch.distributed.destroy_process_group()
