@@ -11,7 +11,6 @@ import fcntl
 import os
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -74,7 +73,8 @@ class _Open:
         parameters = {"id": id, **{key: value for key, value in config.items() if key not in NOT_LOGGED}}
         try:
             self.logger = MAKERS[name](config, id, directory)
-            self.logger.log_hyperparams(parameters)
+            # TensorBoard shows hyperparameters only beside a number
+            self.logger.log_hyperparams(parameters, *([{"finished": 0}] if name == "tensorboard" else []))
         except Exception as error:  # whatever the tool raises: nothing has run yet, and its user can put it right
             raise ConfigError(f"logger={name}: {' '.join(str(error).split())}") from error
 
@@ -82,6 +82,8 @@ class _Open:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.name == "tensorboard" and kind is None:
+            self._log({"finished": 1}, self.last)
         self._try(lambda: _close(self.name, self.logger, failed=kind is not None))
 
     def add(self, event: Event) -> None:
@@ -136,7 +138,10 @@ def _wandb(config: Mapping[str, Any], id: str, directory: Path) -> Any:
 def _mlflow(config: Mapping[str, Any], id: str, directory: Path) -> Any:
     from lightning.pytorch.loggers import MLFlowLogger
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{(directory.parent / 'mlruns').resolve()}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        uri = f"file:{(directory.parent / 'mlruns').resolve()}"
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 prefers a database, and asks for this
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     logger = MLFlowLogger(experiment, run_name=_title(config, id), tracking_uri=uri)
     with open(directory.parent / ".mlflow.lock", "w") as turn:  # two processes would each make the experiment
@@ -157,7 +162,6 @@ def _close(name: str, logger: Any, failed: bool) -> None:
         logger.experiment.finish(exit_code=int(failed))
     elif name == "tensorboard":
         logger.experiment.close()
-    sys.stderr.flush()
 
 
 MAKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}

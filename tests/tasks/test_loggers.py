@@ -64,6 +64,7 @@ def test_tensorboard_reads_back_what_the_record_has(words: list[str], stub_confi
     assert found["batch/loss"] == [(i, 0.5) for i in range(1, 7)]
     assert found["batch/error"] == [(i, 0.25) for i in range(1, 7)]
     given = hyperparameters(folder)
+    assert found["finished"] == [(0, 0.0), (6, 1.0)]
     assert given["seed"] == 5
     assert given["method/lr"] == pytest.approx(0.1)
     assert given["id"] == outcome.path.parent.name
@@ -89,7 +90,7 @@ def test_a_second_attempt_begins_a_new_log(words: list[str], stub_configs: Path)
         experiment.run(prepared)
     folder = Path(prepared.config["out"]) / prepared.id / "tensorboard"
     assert len(list(folder.iterdir())) > 0
-    assert scalars(folder) == {}
+    assert scalars(folder) == {"finished": [(0, 0.0)]}
     run(ready, stub_configs)
     assert [step for step, _ in scalars(folder)["batch/entropy"]] == [1, 2, 3, 4, 5, 6]
 
