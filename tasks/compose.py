@@ -27,12 +27,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tasks import parts
 from tasks.base import PRECISIONS
 from tasks.names import lookup
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
-VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS}
+VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": parts.NAMES}
 
 
 class ConfigError(ValueError):
@@ -209,7 +210,7 @@ def check_signatures(node: Any, path: str = "") -> None:
         check_signatures(value, f"{path}.{key}" if path else str(key))
     if "_target_" not in node:
         return
-    target = _locate(node["_target_"], path)
+    target = locate(node["_target_"], path)
     parameters = inspect.signature(target).parameters
     takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = _hints(target)
@@ -337,7 +338,8 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _locate(target: str, path: str) -> Any:
+def locate(target: str, path: str) -> Any:
+    """The class or function that a dotted name means; ConfigError, which begins with ``path``, where there is none."""
     try:
         return pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:

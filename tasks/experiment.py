@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
@@ -17,9 +18,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from tasks import loggers, runs
-from tasks.base import Event, Method, Task
-from tasks.compose import GROUPS, ConfigError, check_signatures
+from tasks import loggers, parts, runs
+from tasks.base import Event, Method, Note, Task
+from tasks.compose import GROUPS, ConfigError, check_signatures, locate
+from tasks.search import dem_star
 
 Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points and Scalars the whole run has
 
@@ -33,6 +35,8 @@ class Prepared:
     fingerprints: dict[str, str]  # of what paths in it lead to
     task: Task
     make_method: Callable[..., Method]
+    search: dict[str, Any] | None = None  # that found the loss's options
+    notes: tuple[Note, ...] = ()  # on the options, beside those of the task
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"precision=bf16: {torch.cuda.get_device_name()} cannot; use precision=fp32")
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     loggers.chosen(config["logger"])
-    return config
+    return parts.without_default(config)
 
 
 def resolve_device(device: str) -> str:
@@ -120,11 +124,14 @@ def prepare(cfg: DictConfig) -> Prepared:
     make_repeatable(config["threads"])
     seed_all(config["seed"])
     with user_errors():
-        method = instantiate(config["method"], loss=instantiate(config["loss"]))
-        task = instantiate(config["task"])
+        task = instantiate(config["task"], **parts.arguments(config, locate(config["task"]["_target_"], "task")))
         check_data(getattr(task, "data", None))
-    parts = fingerprints(getattr(task, "data", None), getattr(task, "model", None))
-    return Prepared(runs.run_id(config, parts), config, parts, task, method)
+    found = fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+    config, search = dem_star.settle(cfg, config, found)
+    with user_errors():
+        method = instantiate(config["method"], loss=instantiate(config["loss"]))
+    id = runs.run_id(config, found)
+    return Prepared(id, config, found, task, method, search, () if search is None else (dem_star.note(config, search),))
 
 
 def check_data(data: Any) -> None:
@@ -176,6 +183,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
             "cost": cost,
             "config": config,
             "fingerprints": prepared.fingerprints,
+            **({} if prepared.search is None else {"search": prepared.search}),
             "environment": environment,
             "started": started,
             "finished": runs.now(),
@@ -208,15 +216,18 @@ def _measure(
     seed_all(prepared.config["seed"])  # again: preparing draws more numbers when it trains than when it loads
     recorder = runs.Recorder()
     total = len(prepared.task)
-    start = time.perf_counter()
-    for event in prepared.task.run(make_method):
+    start, start_cpu = time.perf_counter(), time.process_time()
+    for event in itertools.chain(prepared.notes, prepared.task.run(make_method)):
         recorder.add(event)
         log(event)
         if watch is not None:
             watch(event, total)
     if prepared.config["device"] == "cuda":
         torch.cuda.synchronize()
-    cost = {"wall_seconds": round(time.perf_counter() - start, 3)}
+    cost = {
+        "wall_seconds": round(time.perf_counter() - start, 3),
+        "cpu_seconds": round(time.process_time() - start_cpu, 3),
+    }
     for name in ("forward_passes", "backward_passes", "updated"):
         cost[name] = sum(int(getattr(method, name, 0)) for method in made)
     if any(hasattr(method, "resets") for method in made):  # of methods that start again by themselves

@@ -1,0 +1,109 @@
+"""Which part of its data a run is judged on: all of it, a labelled share for the search of DEM*, or the rest.
+
+The parts "search" and "rest" share no sample, whatever the method, loss and seed of the run, so that a setting that was
+found on one can be judged on the other. A task that knows parts takes an argument ``part`` and has an attribute
+``splits``: True where the search has a share of the very samples that are judged otherwise, False where it has labelled
+samples of its own that are never judged, such as validation images.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tasks.base import Note
+from tasks.draws import generator
+
+ALL = "all"
+NAMES = (ALL, "search", "rest")
+KEYS = ("part", "search_share", "search_seed")  # of a configuration; a run on all of the data is recorded without them
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of each set of samples.
+
+    Args:
+        use: "search" or "rest".
+        share: of the samples that the search has, between 0 and 1.
+        seed: which of them.
+    Raises: ValueError for a share or a seed out of range.
+    """
+
+    use: Literal["search", "rest"]
+    share: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"search_share: expected a number between 0 and 1, got {self.share!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"search_seed: expected a whole number >= 0, got {self.seed!r}")
+
+    def size(self, total: int) -> int:
+        """How many of ``total`` samples this part has. Raises ValueError where that is none or all of them."""
+        searched = round(self.share * total)
+        if not 0 < searched < total:
+            raise ValueError(f"search_share={self.share:g} of {total} samples leaves one part empty")
+        return searched if self.use == "search" else total - searched
+
+    def choose(self, labels: Tensor) -> Tensor:
+        """Positions of this part's samples, int64, ascending; the share of each class is the same but for rounding.
+
+        Args:
+            labels: (N,) integers; all alike where there are no classes.
+        """
+        total = len(labels)
+        self.size(total)
+        searched = round(self.share * total)
+        order = torch.randperm(total, generator=generator("part", self.seed))
+        order = order[labels[order].argsort(stable=True)]  # class by class, each in random order
+        taken = torch.zeros(total, dtype=torch.bool)
+        taken[(torch.arange(searched, dtype=torch.float64).add_(0.5) * total / searched).long()] = True
+        return order[taken == (self.use == "search")].sort().values
+
+    def note(self, what: str, total: int) -> Note:
+        """The sentence that belongs beside the numbers of a split: ``what`` is "images of each domain"."""
+        how = f"{self.share:.0%} by search_seed={self.seed}"
+        if self.use == "search":
+            text = f"judged on {self.size(total)} of {total} {what}, the part for the search of DEM* ({how})"
+        else:
+            text = f"judged on {self.size(total)} of {total} {what}: those that the search of DEM* has not seen ({how})"
+        return Note("part", text)
+
+
+class PartOf:
+    """A data set of which only a part is shown; what a subclass does not change is the data set's own."""
+
+    def __init__(self, data: Any, part: Part) -> None:
+        self.data, self.part = data, part
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("data", "part") or name.startswith("__"):  # not there yet, while an object is unpickled
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+
+def without_default(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the keys of the part where that is all of the data."""
+    return {k: v for k, v in config.items() if k not in KEYS} if config.get("part") == ALL else dict(config)
+
+
+def arguments(config: Mapping[str, Any], task: Any) -> dict[str, Part]:
+    """What the task is given beside its configuration: ``part``, or nothing where it is judged on all of its data.
+
+    Args:
+        config: resolved, with the keys of the part or without them.
+        task: the class of the task.
+    Raises: ValueError where the task knows no parts, or for a share or a seed out of range.
+    """
+    if config.get("part", ALL) == ALL:
+        return {}
+    if "part" not in inspect.signature(task).parameters:
+        raise ValueError(f"part={config['part']}: the task {config['choices']['task']} knows no parts of its data")
+    return {"part": Part(config["part"], config["search_share"], config["search_seed"])}
