@@ -1,4 +1,4 @@
-"""A pair of domains: labelled source images, unlabelled target images, and a target test set, as mmsegmentation's dicts.
+"""A pair of domains: labelled source images, unlabelled target images, a target test, as mmsegmentation's dicts.
 
 A pair has ``name``, ``classes``, ``palette``, ``tail`` (rare classes), ``ignore_index``, ``notes``, ``fingerprint`` and
 the datasets ``source_train``, ``target_train`` (without labels), ``target_train_labelled`` (for pictures and parity),
