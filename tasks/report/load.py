@@ -1,4 +1,8 @@
-"""Run directories -> Run records. Reads files and judges nothing: what cannot be used is listed with its reason."""
+"""Run directories -> Run records. Reads files and judges nothing: what cannot be used is listed with its reason.
+
+Ten thousand runs are few different settings: equal parts of configurations are kept once, and what only a figure needs
+(curves, histograms, pictures) is read when it is drawn.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import json
 import math
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,12 +22,20 @@ from tasks.runs import SCHEMA
 
 RUN_FILES = ("result.json", "config.yaml", "environment.json", "curve.csv", "series.csv")
 NAMES = ("id", "task", "method", "loss", "model", "data", "protocol", "status")
+LARGEST = 64_000_000  # bytes of a result.json that is read
+LONGEST = 2_000  # characters of a note or message that are shown
+BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)  # of a bad record
+# control characters, halves of surrogate pairs, and marks that turn the direction of the text around them
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+ESCAPED = re.compile(r"\\u(?:[dD][89a-fA-F]|00[01]|007[fF]|202[a-eA-E]|206[6-9]|[fF]{3}[ef-fEF])")
+Value = TypeVar("Value")
+Histograms = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One finished run. ``scores`` maps (slice, metric) to a value in the unit of ``units[metric]``; ``sizes`` maps a
-    slice to its number of samples; ``histograms`` maps a slice to (predicted, label) counts per class."""
+    slice to its number of samples; ``slices`` are in the order of the stream, without "mean"."""
 
     id: str
     task: str
@@ -38,18 +51,13 @@ class Run:
     scores: dict[tuple[str, str], float]
     units: dict[str, str]
     sizes: dict[str, int]
-    histograms: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    slices: tuple[str, ...]
     cost: dict[str, float]
     config: dict[str, Any]
     environment: dict[str, Any]
     fingerprints: dict[str, str]
     command: str
     path: Path
-
-    @property
-    def slices(self) -> list[str]:
-        """Slices in the order of the stream, without "mean"."""
-        return [name for name in self.sizes if name != "mean"]
 
     @property
     def collapsed(self) -> bool:
@@ -90,6 +98,14 @@ class Run:
         except ValueError:
             return {}
         return {key: (np.array(steps), np.array(values)) for key, (steps, values) in found.items()}
+
+    def histograms(self) -> Histograms:
+        """{slice: (predicted, label) counts per class}, read anew; empty where there are none that can be read."""
+        try:
+            found = read_record(self.path).get("histograms") or {}
+            return {str(k): (tuple(map(int, h["predicted"])), tuple(map(int, h["label"]))) for k, h in found.items()}
+        except BROKEN:
+            return {}
 
     def artifacts(self) -> list[Path]:
         """The files that belong to the run, by name."""
@@ -148,16 +164,17 @@ def load(roots: list[Path]) -> Collection:
     for root in map(Path, roots):
         if not root.is_dir():
             raise ValueError(f"report: no such directory: {root}")
-        for folder in find_runs(root, unreadable):
-            folders.setdefault(folder.resolve())
+        for folder in find_runs(root.resolve(), unreadable):
+            folders.setdefault(folder)
+    shared = Shared()
     for folder in folders:
         try:
-            run = read_run(folder)
+            run = read_run(folder, shared)
         except FileNotFoundError:
-            unfinished.append(Aside(folder.name, "no result.json: started and not finished"))
+            unfinished.append(Aside(clean(folder.name), "no result.json: started and not finished"))
             continue
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            unreadable.append(Aside(folder.name, f"{type(error).__name__}: {error}"))
+        except BROKEN as error:
+            unreadable.append(Aside(clean(folder.name), clean(f"{type(error).__name__}: {error}")[:LONGEST]))
             continue
         first = runs.setdefault(run.id, run)
         if first is not run:
@@ -177,7 +194,7 @@ def find_runs(root: Path, unreadable: list[Aside]) -> list[Path]:
     found = []
 
     def closed(error: OSError) -> None:
-        unreadable.append(Aside(Path(error.filename).name, f"{type(error).__name__}: {error.strerror}"))
+        unreadable.append(Aside(clean(Path(error.filename).name), f"{type(error).__name__}: {error.strerror}"))
 
     for folder, children, files in os.walk(root, onerror=closed):
         if any(name in files for name in RUN_FILES) or re.fullmatch("[0-9a-f]{12}", Path(folder).name):
@@ -188,37 +205,66 @@ def find_runs(root: Path, unreadable: list[Aside]) -> list[Path]:
     return found
 
 
-def read_run(folder: Path) -> Run:
-    """One ``result.json`` as a Run. Raises ValueError, TypeError or KeyError where it is not one."""
-    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+class Shared:
+    """Gives equal values one object."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    def __call__(self, value: Value, key: Any = None) -> Value:
+        return self._known.setdefault(repr(value) if key is None else key, value)
+
+
+def clean(value: Any) -> Any:
+    """Text without characters that a page, a table or a file cannot hold; also within lists and dictionaries."""
+    if isinstance(value, str):
+        return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, list) else value
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The content of a result.json. Raises FileNotFoundError where there is none, OSError or ValueError where it cannot
+    be read."""
+    path = folder / "result.json"
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+        raise ValueError(f"result.json is no plain file of at most {LARGEST // 10**6} MB")
+    text = path.read_text(encoding="utf-8")
+    record = json.loads(text)
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise ValueError(f"expected a record of schema {SCHEMA}")
+    return clean(record) if ESCAPED.search(text) or UNPRINTABLE.search(text) else record
+
+
+def read_run(folder: Path, shared: Shared) -> Run:
+    """One ``result.json`` as a Run. Raises one of BROKEN where it is not one."""
+    record = read_record(folder)
     if missing := [name for name in (*NAMES, "seed", "rows") if name not in record]:
         raise ValueError(f"lacks {', '.join(missing)}")
     scores, units, sizes = {}, {}, {}
     for row in record["rows"]:
         key = (str(row["slice"]), str(row["metric"]))
-        scores[key] = math.nan if row["value"] is None else float(row["value"])
+        scores[shared(key, key)] = math.nan if row["value"] is None else float(row["value"])
         units.setdefault(key[1], str(row.get("unit", "")))
         sizes.setdefault(key[0], int(row.get("n") or 0))
     flags = ((str(f["kind"]), str(f.get("slice", "")), str(f.get("message", ""))) for f in record.get("flags") or ())
+    notes = ((str(note["key"]), str(note["text"])[:LONGEST]) for note in record.get("notes") or ())
     cost = record.get("cost") or {}
     return Run(
-        **{name: "none" if record[name] is None else str(record[name]) for name in NAMES},
+        **{name: shared("none" if record[name] is None else str(record[name])) for name in NAMES},
         seed=int(record["seed"]),
-        flags=tuple(flags),
-        notes=tuple((str(note["key"]), str(note["text"])) for note in record.get("notes") or ()),
+        flags=tuple((kind, part, message[:LONGEST]) for kind, part, message in flags),
+        notes=shared(tuple(notes)),
         scores=scores,
-        units=units,
-        sizes=sizes,
-        histograms={
-            str(name): (tuple(map(int, h["predicted"])), tuple(map(int, h["label"])))
-            for name, h in (record.get("histograms") or {}).items()
-        },
+        units=shared(units),
+        sizes=shared(sizes),
+        slices=shared(tuple(name for name in sizes if name != "mean")),
         cost={str(k): float(v) for k, v in cost.items() if isinstance(v, int | float)},
-        config=dict(record.get("config") or {}),
-        environment=dict(record.get("environment") or {}),
-        fingerprints={str(k): str(v) for k, v in (record.get("fingerprints") or {}).items()},
+        config={str(key): shared(value) for key, value in dict(record.get("config") or {}).items()},
+        environment=shared(dict(record.get("environment") or {})),
+        fingerprints=shared({str(k): str(v) for k, v in (record.get("fingerprints") or {}).items()}),
         command=str(record.get("command") or ""),
         path=folder,
     )

@@ -23,7 +23,6 @@ def model_of(block: Block) -> str:
 def comparable(block: Block, printed: Published) -> bool:
     """Whether a number is of this block's task, data, model, protocol and slices, all images of them."""
     severity = block.context.get("protocol.severity")
-    sizes = {run.sizes[name] for run in block.runs for name in run.slices}
     return (
         printed.task == block.task
         and canonical(printed.data) == canonical(block.data)
@@ -31,10 +30,15 @@ def comparable(block: Block, printed: Published) -> bool:
         and canonical(printed.model) == model_of(block)
         and printed.protocol == block.protocol
         and printed.made_with.get("severity", severity) == severity
-        and ("images" not in printed.made_with or sizes == {printed.made_with["images"]})
         and printed.as_metric(block.metric.name) is not None
         and same_scale(block, printed)
+        and ("images" not in printed.made_with or slice_sizes(block) == {printed.made_with["images"]})
     )
+
+
+def slice_sizes(block: Block) -> set[int]:
+    """The numbers of samples of the slices of all runs."""
+    return {run.sizes[name] for run in block.runs for name in run.slices}
 
 
 def same_scale(block: Block, printed: Published) -> bool:

@@ -28,7 +28,7 @@ def shares(runs: Iterable[Run]) -> tuple[np.ndarray, np.ndarray] | None:
     found = [
         (100 * np.sort(predicted)[::-1] / max(1, predicted.sum()), 100 * np.sort(label)[::-1] / max(1, label.sum()))
         for run in runs
-        for predicted, label in ((np.array(p, float), np.array(t, float)) for p, t in run.histograms.values())
+        for predicted, label in ((np.array(p, float), np.array(t, float)) for p, t in run.histograms().values())
     ]
     if not found or len({len(array) for pair in found for array in pair}) != 1:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,14 +29,13 @@ def window_accuracy(run: Run, window: int) -> tuple[tuple[str, ...], np.ndarray]
     curve = run.curve()
     if curve is None:
         return None
-    accuracy = np.empty(len(curve.n))
-    start = 0
-    for i, name in enumerate(curve.slices):
-        if i and name != curve.slices[i - 1]:
-            start = i
-        first = max(start, i - window + 1)
-        seen = curve.n[first : i + 1].sum()
-        accuracy[i] = 100 * curve.correct[first : i + 1].sum() / seen if seen else np.nan
+    at = np.arange(len(curve.n))
+    fresh = np.array([True, *(a != b for a, b in pairwise(curve.slices))])
+    start = np.maximum.accumulate(np.where(fresh, at, 0))
+    first = np.maximum(start, at - window + 1)
+    seen, correct = (np.r_[0, np.cumsum(x)] for x in (curve.n, curve.correct))
+    seen, correct = seen[1:] - seen[first], correct[1:] - correct[first]
+    accuracy = np.divide(100 * correct, seen, out=np.full(len(at), np.nan), where=seen > 0)
     return curve.slices, accuracy
 
 
