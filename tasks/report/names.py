@@ -22,6 +22,7 @@ PRETTY = {
     "segmentation": "Unsupervised domain adaptation of segmentation", "source_only": "Source only",
     "min_ent": "MinEnt", "adv_ent": "AdvEnt", "tent_seg": "Tent, image by image",
 }  # fmt: skip
+TASK_ORDER = ("tta", "prompt", "semi", "longtail", "segmentation", "minigrid")
 LOSS_ORDER = ("none", "em", "dem", "dem_star", "adadem")
 METHOD_ORDER = (
     *("source", "norm", "norm_alpha", "norm_ema", "t3a", "tent", "eta", "eata", "sar", "deyo", "tipi", "ttc"),
@@ -107,6 +108,20 @@ PRIMARY = {
     "longtail": ("accuracy",),
     "segmentation": ("iou",),
 }
+MEAN_OF = {  # what a task's number is over, beside the seeds
+    "minigrid": "mean over the episodes of the evaluation", "prompt": "mean over the sets of images",
+    "semi": "over the test set", "longtail": "over the test set", "segmentation": "mean over classes",
+}  # fmt: skip
+TOYS = {  # data that a reader must not take for a benchmark
+    "digits": "1,797 pictures of 8 x 8 pixels that come with scikit-learn",
+    "digits-c": "corrupted copies of the 1,797 pictures of 8 x 8 pixels that come with scikit-learn",
+    "cifar10-jpeg": "JPEG copies of CIFAR-10, corrupted here",
+    "street": "street scenes drawn by this project",
+}
+
+
+def mean_of(task: str) -> str:
+    return MEAN_OF.get(task, "mean over slices")
 
 
 def primary(task: str, runs: Iterable[Run]) -> Metric:

@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.report import content, costs, figures, manifest, provenance
+from tasks.report import content, costs, figures, manifest, parallel, provenance
 from tasks.report.across import environment_tables
+from tasks.report.captions import describe
 from tasks.report.drawing import Figure
 from tasks.report.gallery import Gallery, Picture
 from tasks.report.group import Block, build_blocks
@@ -15,21 +16,27 @@ from tasks.report.headlines import Headline, headlines
 from tasks.report.load import Aside, Collection, load
 from tasks.report.names import pretty
 from tasks.report.published import beside_table, reference_table
+from tasks.report.ranking import RULE
 from tasks.report.reference import references
 from tasks.report.sensitivity import across_figure
 from tasks.report.summary import FirstScreen, first_screen
-from tasks.report.tables import Table
+from tasks.report.tables import Table, sentence
 from tasks.report.verdict import Verdict, summary_table, verdicts
 
 HERE = Path(__file__).parent
 LISTED = 200  # entries of a list of runs beyond which the page refers to runs.csv
+ROWS = 200  # of a table, beyond which the page refers to its files
+FIGURES = 60  # that are drawn of all comparisons together
+WHOLE = 40  # comparisons with all their tables on the page; of the others it shows the first and links the rest
 
 
 @dataclass(slots=True)
 class Section:
-    """One block on the page."""
+    """One block on the page, with all its tables where it is ``whole``."""
 
     block: Block
+    protocol: str
+    whole: bool
     main: Table
     more: list[Table]
     figures: list[Figure]
@@ -37,7 +44,7 @@ class Section:
     verdicts: list[Verdict]
     headlines: list[Headline]
     commands: list[tuple[str, str, str]]
-    pictures: list[Picture]
+    pictures: dict[str, list[Picture]]
     pictures_out: int
     references: set[str]
 
@@ -83,13 +90,14 @@ class Writer:
         return path
 
 
-def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True) -> Path:
+def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True, most_figures: int = FIGURES) -> Path:
     """Reads every run under ``run_roots`` and writes ``out``/index.html, tables/ and figures/ beside it.
 
     Args:
         run_roots: run directories, or folders that hold some at any depth.
         out: made where it is missing; what an earlier report wrote there and this one does not is removed.
         with_figures: False leaves all figures out, for a quick look.
+        most_figures: about how many are drawn of all comparisons together, where there are many.
     Returns: the path of index.html, which is self-contained and opens offline.
     Raises: ValueError when a root is missing or holds no finished run; nothing is written then.
     """
@@ -98,8 +106,11 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True)
     out, gallery = Path(out), Gallery()
     writer = Writer(out)
     tasks: dict[str, Task] = {}
-    for block in blocks:
-        section = make_section(block, with_figures, gallery)
+    judged = [verdicts(block) for block in blocks]
+    drawn = parallel.draw(plan(blocks, judged, most_figures)) if with_figures else []
+    for number, (block, said) in enumerate(zip(blocks, judged, strict=True)):
+        shown = drawn[number] if number < len(drawn) else []
+        section = make_section(block, said, shown, gallery, whole=number < WHOLE)
         tasks.setdefault(block.task, Task(block.task, pretty(block.task))).sections.append(section)
         for item in (section.main, *section.more, *section.figures):
             writer.write(item)
@@ -111,7 +122,7 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True)
     summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
     if summary.rows:
         writer.write(summary)
-    first = first_screen([section.verdicts for task in tasks.values() for section in task.sections], with_figures)
+    first = first_screen(blocks, judged, with_figures)
     for item in (*first.items, *first.details):
         writer.write(item)
     writer.text("tables/runs.csv", costs.runs_table(blocks).csv())
@@ -123,9 +134,14 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True)
     return page
 
 
-def make_section(block: Block, with_figures: bool, gallery: Gallery) -> Section:
-    judged = verdicts(block)
-    drawn = list(figures.block_figures(block, judged)) if with_figures else []
+def plan(blocks: list[Block], judged: list[list[Verdict]], most: int) -> list[parallel.Comparison]:
+    """Which comparisons get figures, and how many each: the first ones, and at least three of each, within ``most``."""
+    share = max(3, most // len(blocks))
+    count = max(1, most // share)
+    return [(block, said, share) for block, said in zip(blocks[:count], judged, strict=False)]
+
+
+def make_section(block: Block, judged: list[Verdict], drawn: list[Figure], gallery: Gallery, *, whole: bool) -> Section:
     beside, used = beside_table(block)
     tables = [beside, content.detail_table(block), costs.cost_table(block), content.settings_table(block)]
     notes = provenance.notes_of(block)
@@ -134,6 +150,8 @@ def make_section(block: Block, with_figures: bool, gallery: Gallery) -> Section:
     pictures, left_out = gallery.of(block)
     return Section(
         block,
+        describe(block),
+        whole,
         content.main_table(block),
         [table for table in tables if table is not None],
         drawn,
@@ -157,6 +175,14 @@ def figures_across(task: Task) -> list[Figure]:
     return [figure for figure in drawn if figure is not None]
 
 
+def heading(item: Table | Figure, within: str = "") -> str:
+    """A title as a sentence, without the name of the comparison where that stands above already."""
+    title = item.title.removeprefix(f"{within}: ") if within else item.title
+    if within and title == within:
+        title = "Main comparison"
+    return sentence(title[:1].upper() + title[1:])
+
+
 def render(found: Collection, tasks: list[Task], first: FirstScreen, summary: Table, rewards: Figure | None) -> str:
     """The HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -164,6 +190,7 @@ def render(found: Collection, tasks: list[Task], first: FirstScreen, summary: Ta
     jinja = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    jinja.globals.update(heading=heading, most_rows=ROWS, listed=LISTED)
     sections = [section for task in tasks for section in task.sections]
     loud = {(note.key, note.text) for section in sections for note in section.notes if not note.quiet}
     asides: list[tuple[str, tuple[Aside, ...] | list[Aside]]] = [
@@ -187,7 +214,7 @@ def render(found: Collection, tasks: list[Task], first: FirstScreen, summary: Ta
         flags=provenance.flags_of(found.runs),
         asides=[(title, items) for title, items in asides if items],
         environments=provenance.environments(found.runs),
-        listed=LISTED,
+        rule=RULE,
         multiple=len(sections) > 1,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),

@@ -1,14 +1,21 @@
-"""Means, deviations and Student-t intervals over seeds. Everything about randomness between seeds is here."""
+"""Means, deviations and intervals over seeds: Student's t for one cell, a stratified bootstrap over several data sets.
+
+A cell is one method on one data set under one protocol; a stratum is one data set under one protocol, with all cells
+that share its seeds.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 LEVEL = 0.95
+RESAMPLES = 9999
+FEWEST = 3  # cells that an interval over cells needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,100 @@ def estimate(values: list[float]) -> Estimate:
 def paired(values: dict[int, float], base: dict[int, float]) -> Estimate:
     """The difference ``values - base`` over the seeds that both have."""
     return estimate([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())])
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """The mean over ``cells`` cells of their mean difference, and its 95% bootstrap interval. ``over`` says what the
+    interval covers: "seeds", "cells" where no cell has two seeds, or nothing where there is no interval. ``alone``
+    cells had one seed where others had more, and are left out."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    cells: int
+    alone: int
+    over: str
+
+    @property
+    def verdict(self) -> int:
+        """1 or -1 where the interval lies above or below zero, 0 where it holds zero or does not exist."""
+        if self.low is None or self.high is None:
+            return 0
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+
+
+def pooled(strata: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES) -> Pooled:
+    """The mean difference over all cells, each counting alike, with a bootstrap interval stratified by data set.
+
+    Seeds are drawn within each stratum, for all its cells at once, since they share what a seed decides. Without two
+    seeds in any cell the cells are drawn instead, where there are ``FEWEST`` or more.
+
+    Args:
+        strata: for each data set, paired differences (cells, seeds); NaN where a cell lacks the seed.
+        seed: of the resampling; the same numbers give the same interval.
+        resamples: how many.
+    """
+    counts = [(~np.isnan(stratum)).sum(1) for stratum in strata]
+    repeated = sum(int((count > 1).sum()) for count in counts)
+    needed = 2 if repeated else 1
+    kept = [stratum[count >= needed] for stratum, count in zip(strata, counts, strict=True)]
+    kept = [stratum[:, ~np.isnan(stratum).all(0)] for stratum in kept if len(stratum)]
+    cells = sum(map(len, kept))
+    alone = sum(int((count == 1).sum()) for count in counts) if repeated else 0
+    if not cells:
+        return Pooled(math.nan, None, None, 0, 0, "")
+    mean = float(np.concatenate([np.nanmean(stratum, 1) for stratum in kept]).mean())
+    if not repeated:
+        kept = [np.concatenate([np.nanmean(stratum, 1) for stratum in kept])[None]]
+    if not repeated and cells < FEWEST:
+        return Pooled(mean, None, None, cells, alone, "")
+    deviations = _bootstrap(kept, seed, resamples)
+    if deviations is None:
+        return Pooled(mean, None, None, cells, alone, "")
+    return Pooled(mean, mean + deviations[0], mean + deviations[1], cells, alone, "seeds" if repeated else "cells")
+
+
+def _bootstrap(strata: list[np.ndarray], seed: int, resamples: int) -> tuple[float, float] | None:
+    """The percentile interval of the mean over cells, less that mean; None without spread.
+
+    Few seeds would look like many but for two corrections: the deviations of a stratum of n seeds grow by
+    sqrt(n / (n - 1)), which makes their variance unbiased, and the quantiles by Student's t over the normal one, with
+    the degrees of freedom of Welch and Satterthwaite.
+
+    Sources: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13; Rao and Wu, "Resampling
+    Inference With Complex Survey Data" (1988); Hesterberg, "What Teachers Should Know About the Bootstrap" (2015).
+    """
+    from scipy.special import ndtri, stdtrit
+    from scipy.stats import bootstrap
+
+    total = sum(map(len, strata))
+    means = [np.nanmean(stratum, 1).mean() for stratum in strata]
+    shares = np.array([len(stratum) / total for stratum in strata])
+    seeds = np.array([stratum.shape[1] for stratum in strata])
+    spread = np.array([np.nanmean(stratum, 0).std(ddof=1) for stratum in strata])
+    if not (spread > 1e-12 * max(1.0, *(np.nanmax(np.abs(stratum)) for stratum in strata))).any():
+        return None
+    variances = shares**2 * spread**2 / seeds
+    freedom = variances.sum() ** 2 / (variances**2 / (seeds - 1)).sum()
+    filled = [np.nan_to_num(stratum) for stratum in strata]
+    present = [(~np.isnan(stratum)).astype(float) for stratum in strata]
+
+    def deviation(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
+        moved = 0.0
+        for drawn, mean, share, n, values, held in zip(rows, means, shares, seeds, filled, present, strict=True):
+            held = held[:, drawn].sum(axis)
+            cell = np.divide(values[:, drawn].sum(axis), held, out=np.full(held.shape, np.nan), where=held > 0)
+            moved = moved + share * np.sqrt(n / (n - 1)) * (np.nanmean(cell, 0) - mean)
+        return moved
+
+    rows = tuple(np.arange(n) for n in seeds)
+    rng = np.random.default_rng(seed)
+    drawn = bootstrap(rows, deviation, n_resamples=resamples, vectorized=True, method="percentile", rng=rng)
+    tail = (1 + LEVEL) / 2
+    wider = stdtrit(freedom, tail) / ndtri(tail)
+    low, high = wider * np.quantile(drawn.bootstrap_distribution, [1 - tail, tail])
+    return float(low), float(high)
 
 
 @cache

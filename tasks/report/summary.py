@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from tasks.report.comparisons import BASE, Comparison, Family, families, ranking
+from tasks.report.critical import critical_figure
 from tasks.report.drawing import Figure
+from tasks.report.group import Block, Cell
 from tasks.report.headlines import Headline
-from tasks.report.tables import Table
+from tasks.report.names import TOYS, Metric, pretty
+from tasks.report.significance import Ranking
+from tasks.report.stats import Pooled
+from tasks.report.summary_figure import gains_figure
+from tasks.report.summary_tables import gains_table, tests_table, unit_of
+from tasks.report.tables import Table, number
 from tasks.report.verdict import Verdict
+
+JUDGED = ("dem", "dem_star", "adadem", "none")  # losses that get a sentence, run or not; others get one where they ran
+WORDS = {1: "better in", -1: "worse in", 0: "not told apart in", None: "without an interval in"}
 
 
 @dataclass(slots=True)
@@ -21,6 +32,111 @@ class FirstScreen:
     limits: list[str] = field(default_factory=list)
 
 
-def first_screen(verdicts: Sequence[Sequence[Verdict]], with_figures: bool) -> FirstScreen:
-    """Everything above the sections, from the verdicts of each comparison."""
-    return FirstScreen()
+def first_screen(blocks: Sequence[Block], verdicts: Sequence[Sequence[Verdict]], with_figures: bool) -> FirstScreen:
+    """Everything above the sections, from the comparisons and the verdicts of each."""
+    found = families(verdicts)
+    if not found:
+        return FirstScreen()
+    everything = [one for family in found for one in family.comparisons]
+    names, ranks = ranking(everything)
+    figures: list[Figure | None] = [gains_figure(found), critical_figure(names, ranks)] if with_figures else []
+    summary, tests = gains_table(found, names, ranks), tests_table(found)
+    return FirstScreen(
+        [sentence(loss, found, names, ranks) for loss in spoken_of(found)],
+        [summary, *filter(None, figures[:1])],
+        [tests, *filter(None, figures[1:])],
+        limits(found, blocks),
+    )
+
+
+def spoken_of(found: Iterable[Family]) -> list[str]:
+    names = {loss for family in found for loss in family.losses} | set(JUDGED)
+    return sorted(names, key=lambda name: (JUDGED.index(name) if name in JUDGED else len(JUDGED), name))
+
+
+def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ranking | None) -> Headline:
+    """The judgement on one loss over all tasks, from the intervals of its mean gains, and the numbers behind it."""
+    name = pretty(loss)
+    gains = [(family, family.gains[loss]) for family in found if loss in family.losses and family.gains[loss].cells]
+    if not gains:
+        return Headline(0, f"{name}: not run beside EM here,", "so nothing is said about it.")
+    states = [state(gain) for _, gain in gains]
+    up, down = states.count(1), states.count(-1)
+    sign = 1 if up and not down else -1 if down and not up else 0
+    said = "; ".join(f"{pretty(family.task)} {gain_words(gain, family.metric)}" for family, gain in gains)
+    text = f"Mean gain: {said}."
+    if loss in names and ranks is not None and ranks.rows > 1:
+        own, base = ranks.mean[names.index(loss)], ranks.mean[names.index(BASE)]
+        text += f" Mean rank {own:.2f} of {len(names)}, EM {base:.2f}, in {ranks.rows} cells"
+        if ranks.difference is not None:
+            apart = abs(own - base) > ranks.difference
+            text += f": {'more' if apart else 'less'} apart than the critical difference {ranks.difference:.2f}"
+        text += "."
+    return Headline(sign, f"{name} {judgement(states)}.", text)
+
+
+def state(gain: Pooled) -> int | None:
+    return None if gain.low is None else gain.verdict
+
+
+def judgement(states: Sequence[int | None]) -> str:
+    """What the intervals say, in words; the number of tasks where there are several."""
+    if set(states) == {None}:
+        return "against EM: no interval, no claim"
+    if len(states) == 1:
+        return {1: "is better than EM", -1: "is worse than EM"}.get(states[0] or 0, "cannot be told apart from EM")
+    if set(states) <= {0, None}:
+        return f"cannot be told apart from EM in any of {len(states)} tasks"
+    counts = [f"{WORDS[value]} {states.count(value)}" for value in (1, -1, 0, None) if states.count(value)]
+    return f"against EM in {len(states)} tasks: {', '.join(counts)}"
+
+
+def gain_words(gain: Pooled, metric: Metric) -> str:
+    mean, low, high = (number(value, metric.digits, sign=True) for value in (gain.mean, gain.low, gain.high))
+    return f"{mean} [{low}, {high}] {unit_of(metric)}" if low else f"{mean} {unit_of(metric)} (no interval)"
+
+
+def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:
+    """What the numbers above cannot say, from what was run."""
+    blocks, said = list(blocks), []
+    everything = [one for family in found for one in family.comparisons]
+    toys = [name for name in dict.fromkeys(block.data for block in blocks) if name in TOYS]
+    if toys:
+        said.append("Not a benchmark: " + "; ".join(f"{name} is {TOYS[name]}" for name in toys) + ".")
+    single = [family for family in found if len({one.block.data for one in family.comparisons}) == 1]
+    if single:
+        names = ", ".join(f"{pretty(family.task)} ({family.comparisons[0].block.data})" for family in single)
+        said.append(f"One data set only in {names}: what holds there need not hold elsewhere.")
+    pairs = [verdict.best.n for one in everything for verdict in one.verdicts.values()]
+    few = sum(n == 1 for n in pairs)
+    lacking = sum(n < len(one.block.seeds) for one in everything for n in (v.best.n for v in one.verdicts.values()))
+    seeds = f"{min(pairs)} to {max(pairs)}" if min(pairs) < max(pairs) else str(pairs[0])
+    text = f"Seeds per pair of cells: {seeds}"
+    text += f"; {few} of {len(pairs)} pairs have one seed" if few else ""
+    text += f"; {lacking} lack seeds that their comparison has" if lacking else ""
+    said.append(f"{text}. Intervals cover seeds, not the choice of data sets, models or methods.")
+    chosen = [
+        f"{pretty(loss)} from up to {mine} (EM from {ems}) in {pretty(family.task)}"
+        for family in found
+        for loss in family.losses
+        for mine, ems in [family.choices(loss)]
+        if max(mine, ems) > 1
+    ]
+    if chosen:
+        said.append("Best settings were chosen on the very numbers shown, which flatters whoever had more: "
+                    + "; ".join(chosen) + ".")  # fmt: skip
+    collapsed = sum(cell.collapsed for one in everything for cell in cells_of(one))
+    if collapsed:
+        said.append(f"{collapsed} collapsed runs are among those compared; their numbers count.")
+    without = [block for block in blocks if block.columns and not any(one.block is block for one in everything)]
+    if without:
+        said.append(f"{len(without)} of {len(blocks)} comparisons have nothing to compare with EM and are not above.")
+    claims = sum(gain.low is not None for family in found for gain in family.gains.values())
+    if claims > 1:
+        said.append(f"The {claims} intervals are at 95% each, not corrected for their number.")
+    return said
+
+
+def cells_of(one: Comparison) -> list[Cell]:
+    """Each cell of a comparison once."""
+    return [one.em, *(verdict.own for verdict in one.verdicts.values())]

@@ -1,0 +1,207 @@
+"""Tables over all tasks: the mean gains of the losses, and the tests behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tasks.report.captions import COLLAPSED
+from tasks.report.comparisons import Family, median, time_ratios
+from tasks.report.names import LOSS_ORDER, Metric, pretty, rank
+from tasks.report.significance import Ranking, SignedRanks, holm
+from tasks.report.stats import RESAMPLES, Pooled
+from tasks.report.tables import Column, Entry, Table, number, plain
+
+PARTS = ("gain", "low", "high", "cells")
+COVERS = {"seeds": "seeds", "cells": "cells", "": "no interval"}
+
+
+def unit_of(metric: Metric) -> str:
+    """The unit of a gain, in a word."""
+    return "points" if metric.unit == "%" else metric.unit or metric.label
+
+
+def losses_in(found: Sequence[Family]) -> list[str]:
+    names = {loss for family in found for loss in family.losses}
+    return sorted(names, key=lambda name: (rank(LOSS_ORDER, name), name))
+
+
+def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | None) -> Table:
+    """A row per task: the mean gain of each loss over EM with its interval, mean ranks and times; then all tasks."""
+    losses = losses_in(found)
+    columns = [Column("Task", numeric=False), Column("cells", ("cells", "data sets"))]
+    columns += [Column(f"{pretty(loss)} over EM", PARTS) for loss in losses]
+    ranked = [name for name in ("em", *losses)]
+    columns.append(Column(f"mean rank: {', '.join(map(pretty, ranked))}", tuple(map(pretty, ranked))))
+    columns.append(Column(f"time ÷ EM: {', '.join(map(pretty, losses))}", tuple(map(pretty, losses))))
+    rows = []
+    for family in found:
+        data = len({one.block.data for one in family.comparisons})
+        count = len(family.comparisons)
+        rows.append(
+            [
+                Entry(pretty(family.task), described(family.metric), sort=pretty(family.task)),
+                Entry(str(count), f"{data} data set{'s' * (data > 1)}", (str(count), str(data)), count),
+                *(gain_entry(family, loss) for loss in losses),
+                ranks_entry(ranked, *family.ranking),
+                times_entry([family.time(loss) for loss in losses]),
+            ]
+        )
+    if len(found) > 1:
+        rows.append(all_tasks(found, losses, ranked, names, ranks))
+    marked = any(COLLAPSED in entry.text for row in rows for entry in row)
+    notes = [f"{COLLAPSED}k: k of the runs compared collapsed; their numbers are part of the mean."] if marked else []
+    if any(family.gains[loss].alone for family in found for loss in family.losses):
+        notes.append("*k: k more cells have one seed and are left out of mean and interval.")
+    caption = (
+        "Mean gain over EM over the cells of each task, in the task's own unit; positive: better than EM. A cell is "
+        "one method on one data set under one protocol; all count alike. In brackets the 95% bootstrap interval of the "
+        "paired differences, seeds drawn within each data set"
+        + (" (“cells”: no cell has two seeds, so cells were drawn)" if any_over(found, "cells") else "")
+        + ". Mean rank: 1 is best, over the cells that have all losses ranked there. Time: median over runs of the "
+        "wall time over that of EM at the same setting and seed; making the data is part of it."
+    )
+    return Table("across-tasks", "Gain over EM in every task", caption, columns, rows, notes)
+
+
+def any_over(found: Sequence[Family], over: str) -> bool:
+    return any(gain.over == over for family in found for gain in family.gains.values())
+
+
+def described(metric: Metric) -> str:
+    unit = f" in {metric.unit}" if metric.unit else ""
+    return f"{metric.label}{unit}, {'lower' if metric.sign < 0 else 'higher'} is better"
+
+
+def gain_entry(family: Family, loss: str) -> Entry:
+    """Mean gain and interval of one loss in one task, in the task's unit."""
+    gain = family.gains.get(loss)
+    if gain is None or not gain.cells:
+        return Entry("–")
+    texts = [number(value, family.metric.digits, sign=True) for value in (gain.mean, gain.low, gain.high)]
+    flagged = sum(one.verdicts[loss].flagged for one in family.having(loss))
+    text = texts[0] + (f" {COLLAPSED}{flagged}" if flagged else "") + (f" *{gain.alone}" if gain.alone else "")
+    count = f", {gain.cells} cell{'s' * (gain.cells > 1)}" if gain.cells < len(family.comparisons) else ""
+    interval = f"[{texts[1]}, {texts[2]}]" + (" cells" if gain.over == "cells" else "") if texts[1] else "no interval"
+    return Entry(text, interval + count, (*map(plain, texts), str(gain.cells)), gain.mean)
+
+
+def ranks_entry(shown: Sequence[str], names: Sequence[str], ranks: Ranking | None) -> Entry:
+    """Mean ranks in the order of the heading."""
+    if ranks is None:
+        return Entry("–")
+    of = dict(zip(names, ranks.mean, strict=True))
+    texts = [f"{of[name]:.2f}" if name in of else "–" for name in shown]
+    sub = f"{ranks.rows} cell{'s' * (ranks.rows > 1)}"
+    return Entry(" · ".join(texts), sub, tuple("" if text == "–" else text for text in texts))
+
+
+def times_entry(values: Sequence[float]) -> Entry:
+    texts = ["–" if math.isnan(value) else f"{value:.2f}" for value in values]
+    if set(texts) <= {"–"}:
+        return Entry("–")
+    return Entry(" · ".join(texts), "", tuple("" if text == "–" else text for text in texts))
+
+
+def all_tasks(
+    found: Sequence[Family], losses: Sequence[str], ranked: Sequence[str], names: Sequence[str], ranks: Ranking | None
+) -> list[Entry]:
+    """The last row: gains of different units have no mean, so tasks are counted; ranks and times have one."""
+    everything = [one for family in found for one in family.comparisons]
+    data = len({one.block.data for one in everything})
+    counted = []
+    for loss in losses:
+        gains = [gain for family in found if (gain := family.gains.get(loss)) is not None and gain.cells]
+        up, down = sum(gain.verdict > 0 for gain in gains), sum(gain.verdict < 0 for gain in gains)
+        text = f"{up} up, {down} down" if gains else "–"
+        counted.append(Entry(text, f"of {len(gains)} task{'s' * (len(gains) != 1)}" if gains else ""))
+    times = [
+        median([ratio for one in everything if loss in one.verdicts for ratio in time_ratios(one.verdicts[loss])])
+        for loss in losses
+    ]
+    total = len(everything)
+    return [
+        Entry("All tasks", "intervals clear of zero", sort="~"),
+        Entry(str(total), f"{data} data set{'s' * (data > 1)}", (str(total), str(data)), total),
+        *counted,
+        ranks_entry(ranked, names, ranks),
+        times_entry(times),
+    ]
+
+
+def tests_table(found: Sequence[Family]) -> Table:
+    """A row per task and loss: what the interval covers, what single cells say, and Wilcoxon's test with Holm's
+    correction over all rows."""
+    pairs = [(family, loss) for family in found for loss in family.losses if family.having(loss)]
+    corrected = holm([family.tests[loss].p for family, loss in pairs])
+    columns = [Column("Task", numeric=False), Column("Loss", numeric=False), Column("mean gain", PARTS[:3])]
+    columns += [
+        Column("interval covers", numeric=False),
+        Column("cells", ("cells", "with one seed", "lacking seeds")),
+        Column("cells better, not told apart, worse", ("better", "not told apart", "worse", "no interval")),
+        Column("Wilcoxon p", ("p", "pairs", "zeros", "smallest p")),
+        Column("Holm", ("p",)),
+    ]
+    rows = []
+    for (family, loss), p in zip(pairs, corrected, strict=True):
+        gain, having, tally = family.gains[loss], family.having(loss), family.tally(loss)
+        texts = [number(value, family.metric.digits, sign=True) for value in (gain.mean, gain.low, gain.high)]
+        single = sum(one.verdicts[loss].best.n == 1 for one in having)
+        lacking = sum(one.verdicts[loss].best.n < len(one.block.seeds) for one in having)
+        said = [f"{single} with one seed"] * bool(single) + [f"{lacking} lacking seeds"] * bool(lacking)
+        counts = [str(tally[key]) for key in (1, 0, -1, None)]
+        without = f"{tally[None]} without an interval" if tally[None] else ""
+        rows.append(
+            [
+                Entry(pretty(family.task)),
+                Entry(pretty(loss)),
+                Entry(f"{texts[0]} {unit_of(family.metric)}", interval(texts), tuple(map(plain, texts)), gain.mean),
+                Entry(covers(gain, family, loss)),
+                Entry(str(len(having)), ", ".join(said), (str(len(having)), str(single), str(lacking)), len(having)),
+                Entry(", ".join(counts[:3]), without, tuple(counts), tally[1] - tally[-1]),
+                wilcoxon_entry(family.tests[loss]),
+                Entry("–") if p is None else Entry(p_text(p), "", (p_text(p),), p),
+            ]
+        )
+    tested = sum(p is not None for p in corrected)
+    caption = (
+        f"Mean gain over EM with its 95% interval: {RESAMPLES:,} bootstrap resamples of the seeds, stratified by data "
+        "set and protocol, seeds drawn for all methods there at once; the deviations of n seeds are widened by "
+        "√(n/(n − 1)) and by Student's t over the normal quantile, as percentiles of few seeds are too narrow. “Cells "
+        "better, …”: by the paired 95% t interval of each cell. Wilcoxon: two-sided signed-rank test of the cells' "
+        "mean gains, zeros split (Demsar 2006), exact where there are few pairs; no test where even gains of one sign "
+        f"could not reach 0.05, which takes 6 pairs. Holm: corrected for {tested} test{'s' * (tested != 1)} of this "
+        "table. Cells that share data or method are not independent, which makes the p values too small."
+    )
+    return Table("tests", "Tests of the gains", caption, columns, rows)
+
+
+def interval(texts: Sequence[str]) -> str:
+    return f"[{texts[1]}, {texts[2]}]" if texts[1] else "no interval"
+
+
+def covers(gain: Pooled, family: Family, loss: str) -> str:
+    """What an interval is about: so many seeds, or cells where no cell has two seeds."""
+    pairs = [one.verdicts[loss].best.n for one in family.having(loss)]
+    if gain.over == "seeds":
+        used = [n for n in pairs if n > 1]
+        return f"{min(used)} seeds" if min(used) == max(used) else f"{min(used)} to {max(used)} seeds"
+    if gain.over == "cells":
+        return "cells, not seeds"
+    return "nothing: one seed" if max(pairs) == 1 else "nothing: seeds alike"
+
+
+def wilcoxon_entry(test: SignedRanks) -> Entry:
+    zeros = f", {test.ties} zero" if test.ties else ""
+    numbers = (str(test.n), str(test.ties), p_text(test.smallest))
+    if test.p is None:
+        return Entry(
+            "no test", f"{test.n} pair{'s' * (test.n != 1)}{zeros}: p ≥ {p_text(test.smallest)}", ("", *numbers)
+        )
+    sub = f"{test.n} pairs{zeros}; smallest {p_text(test.smallest)}"
+    return Entry(p_text(test.p), sub, (p_text(test.p), *numbers), test.p)
+
+
+def p_text(p: float) -> str:
+    """Three decimals, or two digits where these would be zeros."""
+    return f"{p:.3f}" if p >= 0.001 or p == 0 else f"{p:.1e}"
