@@ -61,8 +61,8 @@ def paired(values: dict[int, float], base: dict[int, float]) -> Estimate:
 @dataclass(frozen=True, slots=True)
 class Pooled:
     """The mean over ``cells`` cells of their mean difference, and its 95% bootstrap interval. ``over`` says what the
-    interval covers: "seeds", "cells" where no cell has two seeds, or nothing where there is no interval. ``alone``
-    cells had one seed where others had more, and are left out."""
+    interval covers: "seeds", "cells" where most cells have one seed, or nothing where there is no interval. ``alone``
+    cells had one seed where most had more, and are left out."""
 
     mean: float
     low: float | None
@@ -82,8 +82,8 @@ class Pooled:
 def pooled(strata: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES) -> Pooled:
     """The mean difference over all cells, each counting alike, with a bootstrap interval stratified by data set.
 
-    Seeds are drawn within each stratum, for all its cells at once, since they share what a seed decides. Without two
-    seeds in any cell the cells are drawn instead, where there are ``FEWEST`` or more.
+    Seeds are drawn within each stratum, for all its cells at once, since they share what a seed decides. Where most
+    cells have one seed, cells are drawn instead if there are ``FEWEST`` or more.
 
     Args:
         strata: for each data set, paired differences (cells, seeds); NaN where a cell lacks the seed.
@@ -91,12 +91,13 @@ def pooled(strata: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESA
         resamples: how many.
     """
     counts = [(~np.isnan(stratum)).sum(1) for stratum in strata]
-    repeated = sum(int((count > 1).sum()) for count in counts)
+    single = sum(int((count == 1).sum()) for count in counts)
+    repeated = sum(int((count > 1).sum()) for count in counts) >= max(1, single)
     needed = 2 if repeated else 1
     kept = [stratum[count >= needed] for stratum, count in zip(strata, counts, strict=True)]
     kept = [stratum[:, ~np.isnan(stratum).all(0)] for stratum in kept if len(stratum)]
     cells = sum(map(len, kept))
-    alone = sum(int((count == 1).sum()) for count in counts) if repeated else 0
+    alone = single if repeated else 0
     if not cells:
         return Pooled(math.nan, None, None, 0, 0, "")
     mean = float(np.concatenate([np.nanmean(stratum, 1) for stratum in kept]).mean())

@@ -41,38 +41,44 @@ def first_screen(blocks: Sequence[Block], verdicts: Sequence[Sequence[Verdict]],
     names, ranks = ranking(everything)
     figures: list[Figure | None] = [gains_figure(found), critical_figure(names, ranks)] if with_figures else []
     summary, tests = gains_table(found, names, ranks), tests_table(found)
+    run = {loss for family in found for loss in family.losses if family.gains[loss].cells}
+    lines = [sentence(loss, found, names, ranks) for loss in (*JUDGED, *sorted(run - {*JUDGED})) if loss in run]
+    if missing := [loss for loss in JUDGED if loss not in run]:
+        lines.append(silence(missing))
     return FirstScreen(
-        [sentence(loss, found, names, ranks) for loss in spoken_of(found)],
+        lines,
         [summary, *filter(None, figures[:1])],
         [tests, *filter(None, figures[1:])],
         limits(found, blocks),
     )
 
 
-def spoken_of(found: Iterable[Family]) -> list[str]:
-    names = {loss for family in found for loss in family.losses} | set(JUDGED)
-    return sorted(names, key=lambda name: (JUDGED.index(name) if name in JUDGED else len(JUDGED), name))
-
-
 def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ranking | None) -> Headline:
     """The judgement on one loss over all tasks, from the intervals of its mean gains, and the numbers behind it."""
-    name = pretty(loss)
     gains = [(family, family.gains[loss]) for family in found if loss in family.losses and family.gains[loss].cells]
-    if not gains:
-        return Headline(0, f"{name}: not run beside EM here,", "so nothing is said about it.")
     states = [state(gain) for _, gain in gains]
     up, down = states.count(1), states.count(-1)
     sign = 1 if up and not down else -1 if down and not up else 0
     said = "; ".join(f"{pretty(family.task)} {gain_words(gain, family.metric)}" for family, gain in gains)
     text = f"Mean gain: {said}."
-    if loss in names and ranks is not None and ranks.rows > 1:
+    if loss in names and ranks is not None and ranks.difference is not None:
         own, base = ranks.mean[names.index(loss)], ranks.mean[names.index(BASE)]
-        text += f" Mean rank {own:.2f} of {len(names)}, EM {base:.2f}, in {ranks.rows} cells"
-        if ranks.difference is not None:
-            apart = abs(own - base) > ranks.difference
-            text += f": {'more' if apart else 'less'} apart than the critical difference {ranks.difference:.2f}"
-        text += "."
-    return Headline(sign, f"{name} {judgement(states)}.", text)
+        apart = "above" if abs(own - base) > ranks.difference else "below"
+        text += (
+            f" Mean rank {own:.2f} of {len(names)}, EM's {base:.2f}, over {ranks.rows} cells: their difference is "
+            f"{apart} the critical one, {ranks.difference:.2f}."
+        )
+    return Headline(sign, f"{spoken(loss)} {judgement(states)}.", text)
+
+
+def spoken(loss: str) -> str:
+    """A loss at the start of a sentence."""
+    return pretty(loss)[:1].upper() + pretty(loss)[1:]
+
+
+def silence(losses: Sequence[str]) -> Headline:
+    """What is said of losses that were not run: nothing."""
+    return Headline(0, f"{spoken(' and '.join(map(pretty, losses)))}: not run beside EM here,", "so nothing is said.")
 
 
 def state(gain: Pooled) -> int | None:
@@ -92,8 +98,14 @@ def judgement(states: Sequence[int | None]) -> str:
 
 
 def gain_words(gain: Pooled, metric: Metric) -> str:
+    """Mean and interval with their unit, and what the reader must know of the interval."""
     mean, low, high = (number(value, metric.digits, sign=True) for value in (gain.mean, gain.low, gain.high))
-    return f"{mean} [{low}, {high}] {unit_of(metric)}" if low else f"{mean} {unit_of(metric)} (no interval)"
+    cells = f"{gain.cells} cell{'s' * (gain.cells > 1)}"
+    if not low:
+        return f"{mean} {unit_of(metric)} (no interval, {cells})"
+    drawn = ", interval over them as most have one seed" if gain.over == "cells" else ""
+    left = f", {gain.alone} more with one seed left out" if gain.alone else ""
+    return f"{mean} [{low}, {high}] {unit_of(metric)} ({cells}{drawn}{left})"
 
 
 def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:
@@ -115,16 +127,20 @@ def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:
     text += f"; {few} of {len(pairs)} pairs have one seed" if few else ""
     text += f"; {lacking} lack seeds that their comparison has" if lacking else ""
     said.append(f"{text}. Intervals cover seeds, not the choice of data sets, models or methods.")
-    chosen = [
-        f"{pretty(loss)} from up to {mine} (EM from {ems}) in {pretty(family.task)}"
-        for family in found
-        for loss in family.losses
-        for mine, ems in [family.choices(loss)]
-        if max(mine, ems) > 1
-    ]
+    chosen = []
+    for family in found:
+        counts = {loss: family.choices(loss) for loss in family.losses}
+        if max((n for pair in counts.values() for n in pair), default=0) > 1:
+            listed = [
+                f"EM {max(ems for _, ems in counts.values())}",
+                *(f"{pretty(x)} {n}" for x, (n, _) in counts.items()),
+            ]
+            chosen.append(f"{pretty(family.task)}: {', '.join(listed)}")
     if chosen:
-        said.append("Best settings were chosen on the very numbers shown, which flatters whoever had more: "
-                    + "; ".join(chosen) + ".")  # fmt: skip
+        said.append(
+            "Each loss stands at its best setting on the very numbers shown, which flatters whoever had more to choose "
+            f"from. Settings per cell, at most: {'; '.join(chosen)}."
+        )
     collapsed = sum(cell.collapsed for one in everything for cell in cells_of(one))
     if collapsed:
         said.append(f"{collapsed} collapsed runs are among those compared; their numbers count.")

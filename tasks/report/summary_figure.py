@@ -20,7 +20,7 @@ def gains_figure(found: list[Family]) -> Figure:
     others = [loss for loss in losses if loss not in COLOURS]
     columns = min(ACROSS, len(found))
     rows = -(-len(found) // columns)
-    figure, axes = canvas(3.1 * columns + 0.4, rows * (0.75 + 0.3 * len(losses)), rows, columns)
+    figure, axes = canvas(max(5.6, 3.1 * columns + 0.4), rows * (0.75 + 0.3 * len(losses)), rows, columns)
     with matplotlib.rc_context(STYLE):
         for ax in axes.flat[len(found) :]:
             ax.set_visible(False)

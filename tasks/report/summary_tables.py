@@ -52,14 +52,13 @@ def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | 
     marked = any(COLLAPSED in entry.text for row in rows for entry in row)
     notes = [f"{COLLAPSED}k: k of the runs compared collapsed; their numbers are part of the mean."] if marked else []
     if any(family.gains[loss].alone for family in found for loss in family.losses):
-        notes.append("*k: k more cells have one seed and are left out of mean and interval.")
+        notes.append("*k: k more cells have one seed and are in neither mean nor interval.")
     caption = (
-        "Mean gain over EM over the cells of each task, in the task's own unit; positive: better than EM. A cell is "
-        "one method on one data set under one protocol; all count alike. In brackets the 95% bootstrap interval of the "
-        "paired differences, seeds drawn within each data set"
-        + (" (“cells”: no cell has two seeds, so cells were drawn)" if any_over(found, "cells") else "")
-        + ". Mean rank: 1 is best, over the cells that have all losses ranked there. Time: median over runs of the "
-        "wall time over that of EM at the same setting and seed; making the data is part of it."
+        "Mean over the cells of a task (a cell: one method on one data set under one protocol), in the task's own "
+        "unit; positive: better than EM. In brackets: 95% bootstrap interval of the paired differences over seeds, "
+        "stratified by data set"
+        + (" (“cells”: most cells have one seed, so cells were drawn)" if any_over(found, "cells") else "")
+        + ". Rank 1 is best. Time: wall time over that of EM at the same setting and seed, median over runs."
     )
     return Table("across-tasks", "Gain over EM in every task", caption, columns, rows, notes)
 
@@ -187,7 +186,7 @@ def covers(gain: Pooled, family: Family, loss: str) -> str:
         used = [n for n in pairs if n > 1]
         return f"{min(used)} seeds" if min(used) == max(used) else f"{min(used)} to {max(used)} seeds"
     if gain.over == "cells":
-        return "cells, not seeds"
+        return "cells: most have one seed"
     return "nothing: one seed" if max(pairs) == 1 else "nothing: seeds alike"
 
 
