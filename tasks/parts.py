@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,26 +23,27 @@ NAMES = (ALL, "search", "rest")
 KEYS = ("part", "search_share", "search_seed")  # of a configuration; a run on all of the data is recorded without them
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of each set of samples.
+class DataPart:
+    """A part of each set of samples. (No dataclass: Hydra would make a node of one.)
 
     Args:
         use: "search" or "rest".
         share: of the samples that the search has, between 0 and 1.
         seed: which of them.
-    Raises: ValueError for a share or a seed out of range.
+    Raises: ValueError for another part, or a share or a seed out of range.
     """
 
-    use: Literal["search", "rest"]
-    share: float = 0.2
-    seed: int = 0
+    def __init__(self, use: Literal["search", "rest"], share: float = 0.2, seed: int = 0) -> None:
+        if use not in ("search", "rest"):
+            raise ValueError(f"part: expected search or rest, got {use!r}")
+        if not 0 < share < 1:
+            raise ValueError(f"search_share: expected a number between 0 and 1, got {share!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"search_seed: expected a whole number >= 0, got {seed!r}")
+        self.use, self.share, self.seed = use, share, seed
 
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"search_share: expected a number between 0 and 1, got {self.share!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"search_seed: expected a whole number >= 0, got {self.seed!r}")
+    def __repr__(self) -> str:
+        return f"DataPart({self.use!r}, {self.share!r}, {self.seed!r})"
 
     def size(self, total: int) -> int:
         """How many of ``total`` samples this part has. Raises ValueError where that is none or all of them."""
@@ -80,7 +80,7 @@ class Part:
 class PartOf:
     """A data set of which only a part is shown; what a subclass does not change is the data set's own."""
 
-    def __init__(self, data: Any, part: Part) -> None:
+    def __init__(self, data: Any, part: DataPart) -> None:
         self.data, self.part = data, part
 
     def __getattr__(self, name: str) -> Any:
@@ -94,7 +94,7 @@ def without_default(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in KEYS} if config.get("part") == ALL else dict(config)
 
 
-def arguments(config: Mapping[str, Any], task: Any) -> dict[str, Part]:
+def arguments(config: Mapping[str, Any], task: Any) -> dict[str, DataPart]:
     """What the task is given beside its configuration: ``part``, or nothing where it is judged on all of its data.
 
     Args:
@@ -106,4 +106,4 @@ def arguments(config: Mapping[str, Any], task: Any) -> dict[str, Part]:
         return {}
     if "part" not in inspect.signature(task).parameters:
         raise ValueError(f"part={config['part']}: the task {config['choices']['task']} knows no parts of its data")
-    return {"part": Part(config["part"], config["search_share"], config["search_seed"])}
+    return {"part": DataPart(config["part"], config["search_share"], config["search_seed"])}

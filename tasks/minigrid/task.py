@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +19,7 @@ from tasks.minigrid.fast import FastPolicy
 from tasks.minigrid.live import LiveObs, Views
 from tasks.minigrid.methods import OnPolicy
 from tasks.minigrid.policy import EntropyBonusPolicy
+from tasks.parts import DataPart
 
 PAPER_EPISODES = 10  # over which arXiv 2511.03256 takes its mean
 LOGGED = {
@@ -69,16 +70,31 @@ class Minigrid:
         seed: of the run.
         device: of the policy; environments live on the CPU.
         precision: "fp32".
+        part: "search" trains and evaluates with other seeds than the rest.
     Raises: ValueError where seeds of training would meet those of the evaluation, or for another precision.
     """
 
+    splits = False  # the search of DEM* has seeds of its own
+    searched = "layouts of other seeds, in training and evaluation"
+
     def __init__(
-        self, data: Environment, protocol: Protocol, *, seed: int = 0, device: str = "cpu", precision: str = "fp32"
+        self,
+        data: Environment,
+        protocol: Protocol,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        precision: str = "fp32",
+        part: DataPart | None = None,
     ):
         if precision != "fp32":
             raise ValueError(f"minigrid trains in fp32, got precision={precision}")
-        self.data, self.protocol, self.device = data, protocol, device
         self.seed = seed * protocol.seed_spacing
+        self.part = part
+        if part is not None and part.use == "search":  # beyond all seeds of the rest
+            self.seed += 2 * protocol.eval_seed
+            protocol = replace(protocol, eval_seed=3 * protocol.eval_seed)
+        self.data, self.protocol, self.device = data, protocol, device
         if self.seed + protocol.seed_spacing > protocol.eval_seed:
             raise ValueError(f"seed={seed}: training would use the seeds of the evaluation, from {protocol.eval_seed}")
 
@@ -175,6 +191,8 @@ class Minigrid:
 
     def _notes(self) -> Iterator[Note]:
         p = self.protocol
+        if self.part is not None and self.part.use == "search":
+            yield Note("part", "the part for the search of DEM*: seeds that no other run trains or evaluates with")
         yield Note(
             "evaluation",
             f"Final policy, {p.episodes} episodes with seeds from {p.eval_seed}, which no training environment has; an "

@@ -8,7 +8,7 @@ tested, in order; ``shots(k, seed)`` are k labelled training images of each clas
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from tasks.base import Note
 from tasks.cache import short_hash
 from tasks.names import lookup
+from tasks.parts import DataPart, PartOf
 from tasks.prompt.digits import CORRUPTIONS, RENDERING, TEMPLATE, WORDS, as_rgb, corrupt, digits, style_templates
 
 
@@ -43,6 +44,31 @@ class ImageSet:
     def number(self, k: int) -> int:
         """The number that seeds the views of the ``k``-th image."""
         return k if self.numbers is None else int(self.numbers[k])
+
+
+def part_of(images: ImageSet, part: DataPart) -> ImageSet:
+    """The images of a part of a set; each keeps its own views."""
+    chosen = part.choose(images.labels)
+    numbers = torch.arange(len(images)) if images.numbers is None else images.numbers
+    return replace(
+        images,
+        labels=images.labels[chosen],
+        image=lambda k: images.image(int(chosen[k])),
+        fingerprint=short_hash(images.fingerprint, part),
+        numbers=numbers[chosen],
+    )
+
+
+class SetsPart(PartOf):
+    """A part of the images of each set; labelled shots are not among them."""
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        total = sum(map(len, self.data.sets()))
+        return (*self.data.notes, self.part.note("images, the same share of each set", total))
+
+    def sets(self) -> list[ImageSet]:
+        return [part_of(images, self.part) for images in self.data.sets()]
 
 
 class Digits:

@@ -19,8 +19,9 @@ from torch import Tensor
 from tasks.base import PRECISIONS, Artifact, Event, Flag, Note, Point
 from tasks.metrics import is_collapsed
 from tasks.names import lookup
+from tasks.parts import DataPart
 from tasks.prompt.clip import Clip
-from tasks.prompt.data import ImageSet
+from tasks.prompt.data import ImageSet, SetsPart
 from tasks.prompt.features import STRETCH, ViewFeatures
 from tasks.prompt.methods.base import PromptMethod
 from tasks.prompt.metrics import PromptMetrics, mean_rows
@@ -68,8 +69,11 @@ class PromptTuning:
         seed: of the labelled shots that are drawn for a learned context; the runner has set it elsewhere.
         device: where the model lives.
         precision: "fp32", or "bf16" for autocast in both towers; context, loss and metrics stay in float32.
+        part: of the images of each set; None is all of them.
     Raises: ValueError for an unknown precision and what ``ViewFeatures`` refuses.
     """
+
+    splits = True  # the search of DEM* has a share of the images
 
     def __init__(
         self,
@@ -80,9 +84,11 @@ class PromptTuning:
         seed: int = 0,
         device: str = "cpu",
         precision: str = "fp32",
+        part: DataPart | None = None,
     ):
         lookup(precision, PRECISIONS, "precision")
-        self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
+        self.data = data if part is None else SetsPart(data, part)
+        self.model, self.protocol, self.seed = model, protocol, seed
         self.device = torch.device(device)
         model.bf16 = precision == "bf16"
         self.features = ViewFeatures(

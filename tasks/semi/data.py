@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tasks.base import Note
 from tasks.cache import short_hash
+from tasks.parts import PartOf
 from tasks.semi.sources import Images, Pool
 from tasks.semi.splits import Split, choose
 
@@ -112,6 +113,35 @@ class SemiData:
         labels = self.images.train.labels
         parts = {"labelled.csv": self.split.labelled, "validation.csv": self.split.validation}
         return {name: as_csv(index, labels) for name, index in parts.items() if len(index)}
+
+
+class SearchPart(PartOf):
+    """The same training, judged on the validation images in place of the test; nothing is left to choose among
+    evaluations.
+
+    Raises: ValueError from ``check`` where there are none.
+    """
+
+    def check(self) -> None:
+        self.data.check()
+        if not len(self.data.validation.labels):
+            raise ValueError(
+                f"part=search: {self.data.name} has no validation images to search on; data.validation_per_class=N "
+                "holds out some of the training images (say it for the losses that are compared, too)"
+            )
+
+    @property
+    def test(self) -> Pool:
+        return self.data.validation
+
+    @property
+    def validation(self) -> Pool:
+        return Pool(self.test.images[:0], self.test.labels[:0])
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        text = f"judged on the {len(self.test.labels)} validation images, the part for the search of DEM*"
+        return (*(note for note in self.data.notes if note.key != "validation"), Note("part", text))
 
 
 def as_csv(index: Tensor, labels: Tensor) -> str:

@@ -14,8 +14,9 @@ from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
 from tasks.draws import derived_seed
 from tasks.metrics import StreamMetrics, is_collapsed
 from tasks.names import lookup
+from tasks.parts import DataPart
 from tasks.semi.confusion import Confusion
-from tasks.semi.data import describe
+from tasks.semi.data import SearchPart, describe
 from tasks.semi.methods.base import SemiMethod
 from tasks.semi.nets import NetMaker
 from tasks.semi.regime import Regime
@@ -37,8 +38,12 @@ class SemiSupervised:
         seed: of initialisation, batches, views and everything else that is random.
         device: "cpu" or "cuda".
         precision: "fp32", or "bf16" for autocast; losses, metrics and VAT's direction stay in float32.
+        part: "search" judges on the validation images, which the rest never does.
     Raises: ValueError for an unknown precision.
     """
+
+    splits = False  # the search of DEM* has the validation images
+    searched = "the validation images"
 
     def __init__(
         self,
@@ -49,9 +54,11 @@ class SemiSupervised:
         seed: int = 0,
         device: str = "cpu",
         precision: str = "fp32",
+        part: DataPart | None = None,
     ) -> None:
         lookup(precision, PRECISIONS, "precision")
-        self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
+        self.data = SearchPart(data, part) if part is not None and part.use == "search" else data
+        self.model, self.protocol, self.seed = model, protocol, seed
         self.device, self.precision = device, precision
         self.checkpoint: Path | None = None  # the runner says where
 

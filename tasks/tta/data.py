@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from tasks.base import Note
 from tasks.cache import cache_folder, check_writable, load_array, short_hash, write_atomically
 from tasks.digits import RENDERING, digits
 from tasks.names import lookup
+from tasks.parts import PartOf
 from tasks.tta.choice import balanced_subset, check_numbers, check_severity, draw
 from tasks.tta.corruptions import CORRUPTIONS, GENERATOR_VERSION, SEVERITIES, corrupt
 from tasks.tta.corruptions.ice import load_photos
@@ -180,3 +181,27 @@ class GeneratedCIFAR100C(GeneratedCIFAR10C):
     """CIFAR-100-C made likewise from CIFAR-100."""
 
     kind = CIFAR100
+
+
+class DomainsPart(PartOf):
+    """A part of the images of each domain. Where domains show the same images in the same order, as corruptions of one
+    set do, so do their parts."""
+
+    @property
+    def num_images(self) -> int:
+        return self.part.size(self.data.num_images)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        return (*self.data.notes, self.part.note("images of each domain", self.data.num_images))
+
+    def size(self, corruption: str, severity: int) -> int:
+        """How many images a domain has."""
+        size = getattr(self.data, "size", lambda corruption, severity: self.data.num_images)
+        return self.part.size(size(corruption, severity))
+
+    def domain(self, corruption: str, severity: int) -> tuple[Any, Tensor]:
+        """As that of the data: images and labels of the part."""
+        images, labels = self.data.domain(corruption, severity)
+        chosen = self.part.choose(labels)
+        return images[chosen], labels[chosen]

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from tasks.base import PRECISIONS, Event, Flag, Method, Note, Point, Row
 from tasks.metrics import StreamMetrics, is_collapsed
 from tasks.names import lookup
+from tasks.parts import DataPart
 from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
+from tasks.tta.data import DomainsPart
 from tasks.tta.nets import keep_classes
 from tasks.tta.remarks import refusal, remarks
 from tasks.tta.streams import Domain, Part, Protocol, image_order, parts
@@ -39,9 +41,12 @@ class CorruptionTTA:
         seed: chooses the clean images that some methods look at first.
         device: where model and images live.
         precision: "fp32", or "bf16" for autocast in the model's forward pass; losses and metrics stay in float32.
+        part: of the images of each domain; None is all of them.
     Raises: ValueError where model and data disagree on the classes, for a corruption that the data has not, or for an
         unknown precision.
     """
+
+    splits = True  # the search of DEM* has a share of the images
 
     def __init__(
         self,
@@ -52,8 +57,10 @@ class CorruptionTTA:
         seed: int = 0,
         device: str = "cpu",
         precision: str = "fp32",
+        part: DataPart | None = None,
     ):
         lookup(precision, PRECISIONS, "precision")
+        data = data if part is None else DomainsPart(data, part)
         self.data, self.protocol, self.seed = data, protocol, seed
         self.device, self.precision = torch.device(device), precision
         for name in protocol.corruptions or ():
