@@ -8,11 +8,12 @@ from typing import Any
 
 from tasks.report.captions import COLLAPSED, FEW, NAN, describe, points, settings_of, slice_labels
 from tasks.report.group import DEFAULT_LR, Block, Cell, Key, leaf, show
-from tasks.report.names import Metric, pretty
+from tasks.report.names import METRICS, Metric, pretty
 from tasks.report.ranking import RULE, leaders, ranks
 from tasks.report.stats import Estimate
 from tasks.report.tables import Column, Entry, Table, number, plain, slug
 
+PER_CLASS = ("iou", "recall", "f1", "precision")  # in this order where slices are classes
 LISTED = 12  # settings of a method that the table per slice lists
 
 
@@ -59,8 +60,8 @@ def main_table(block: Block) -> Table:
             "than EM, with the paired 95% t interval over seeds. "
         )
     return Table(
-        slug("main", block.task, block.title), block.title, f"{caption}{RULE} {describe(block)}", columns, rows,
-        [*footnotes(shown, block), *separation(cells, metric)],
+        slug("main", block.task, block.title), block.title, caption, columns, rows,
+        [*footnotes(shown, block), *separation(cells, metric)], f"{RULE} {describe(block)}",
     )  # fmt: skip
 
 
@@ -154,7 +155,8 @@ def footnotes(cells: list[Cell], block: Block) -> list[str]:
 
 def detail_table(block: Block) -> Table:
     """Per slice: a row for every method and loss, at the default and at its best learning rate."""
-    metric, slices, digits = block.metric, block.slices, max(0, block.metric.digits - 1)
+    metric, slices = slice_metric(block), block.slices
+    digits, what = max(0, metric.digits - 1), "slice" if metric is block.metric else "class"
     picked = picked_cells(block)
     columns = [Column("Method", numeric=False), Column("Loss", numeric=False)]
     has_settings = any(block.setting_label(cell) for cell, _ in picked)
@@ -178,7 +180,7 @@ def detail_table(block: Block) -> Table:
             )
         rows.append(entries)
     unit = f" in {metric.unit}" if metric.unit else ""
-    caption = f"{metric.label.capitalize()}{unit} per slice, mean over seeds. Per column, {RULE[0].lower()}{RULE[1:]} "
+    caption = f"{metric.label.capitalize()}{unit} per {what}, mean over seeds. "
     if any(role for _, role in picked):
         caption += "“best”: the setting with the best mean, chosen on this very stream, so optimistic. "
     notes = []
@@ -189,8 +191,17 @@ def detail_table(block: Block) -> Table:
         )
     if any(cell.nans for cell in cells):
         notes.append(f"{NAN} some runs met a NaN; they are in no mean, and the row is not ranked.")
-    name, title = slug("detail", block.task, block.title), f"{block.title}: per slice"
-    return Table(name, title, caption + describe(block), columns, rows, notes)
+    name, title = slug("detail", block.task, block.title), f"{block.title}: per {what}"
+    context = f"Per column, {RULE[0].lower()}{RULE[1:]} {describe(block)}"
+    return Table(name, title, caption, columns, rows, notes, context)
+
+
+def slice_metric(block: Block) -> Metric:
+    """The block's metric where its slices have it, else the first known one that they have: recall of each class under
+    an accuracy over all of them."""
+    recorded = {metric for run in block.runs for part, metric in run.scores if part != "mean"}
+    names = (block.metric.name, *PER_CLASS, *METRICS)
+    return next((METRICS.get(name, block.metric) for name in names if name in recorded), block.metric)
 
 
 def picked_cells(block: Block) -> list[tuple[Cell, str]]:

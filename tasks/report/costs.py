@@ -55,7 +55,7 @@ def cost_table(block: Block) -> Table:
         "Mean ± standard deviation over seeds; the time includes making the data and whatever else the machine did. "
     )
     name, title = slug("cost", block.task, block.title), f"{block.title}: calibration and cost"
-    return Table(name, title, caption + describe(block), columns, rows)
+    return Table(name, title, caption, columns, rows, context=describe(block))
 
 
 def cost(cell: Cell, name: str) -> Estimate:
@@ -83,7 +83,7 @@ def runs_table(blocks: list[Block]) -> Table:
     metrics = [m for m in METRICS.values() if any(m.name in run.units for run in runs)]
     columns += [Column(f"{m.label} ({m.unit})" if m.unit else m.label) for m in metrics]
     columns += [Column(COSTS[name][0]) for name in COSTS]
-    columns += [Column(name, numeric=False) for name in ("commit", "modified")]
+    columns += [Column(name, numeric=False) for name in ("commit", "modified", "command")]
     rows = []
     for run in runs:
         method = run.config.get("method")
@@ -95,5 +95,5 @@ def runs_table(blocks: list[Block]) -> Table:
         entries += [Entry(repr(v) if math.isfinite(v := run.score(m.name) * m.scale) else "") for m in metrics]
         entries += [Entry(f"{run.cost[name]:g}" if name in run.cost else "") for name in COSTS]
         entries += [Entry(str(run.environment.get(name, ""))) for name in ("commit", "modified")]
-        rows.append(entries)
+        rows.append([*entries, Entry(run.command)])
     return Table("runs", "Runs", "One row per run, unrounded.", columns, rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 INK = "#010203"  # becomes the page's own text colour
-GREY = "#767880"
+GREY = "#6b6e76"
 # by loss, after Okabe and Ito; the page swaps them for lighter ones in the dark
 COLOURS = {"em": "#c8501e", "dem": "#0e8a62", "dem_star": "#8a6d00", "adadem": "#0b62b0"}
 SPARE = ("#a0428c", "#5b54b0", "#3a3f4a")
@@ -61,7 +61,7 @@ STYLE = {
 
 @dataclass(slots=True)
 class Figure:
-    """A drawn figure with its name, title and caption."""
+    """A figure with its name, title and caption: a canvas at first, then what it looks like in each format."""
 
     name: str
     title: str
@@ -69,28 +69,42 @@ class Figure:
     canvas: Canvas | None
     width: int = 0
     svg: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> None:
-        """Saves NAME.pdf and NAME.png into ``folder`` and keeps the SVG for the page; the canvas is given up."""
+    def draw(self) -> None:
+        """Draws SVG, PDF and PNG into memory; the canvas is given up, and the figure can go to another process.
+
+        Raises: ValueError where there is no canvas.
+        """
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.backends.backend_pdf import FigureCanvasPdf
         from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-        figure, out = self.canvas, io.StringIO()
+        figure, svg, pdf, png = self.canvas, io.StringIO(), io.BytesIO(), io.BytesIO()
         if figure is None:
-            raise ValueError(f"report: figure {self.name} is written already")
+            raise ValueError(f"report: figure {self.name} is drawn already")
         with matplotlib.rc_context(STYLE):
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # the layout is found; savefig would search for it once per format
-            FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-            self.svg, self.width = inline(out.getvalue(), self.name), round(figure.get_figwidth() * 96)
+            FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
             figure.patch.set_facecolor("white")
             metadata = {"CreationDate": None, "ModDate": None, "Title": self.title}
-            FigureCanvasPdf(figure).print_pdf(folder / f"{self.name}.pdf", metadata=metadata)
+            FigureCanvasPdf(figure).print_pdf(pdf, metadata=metadata)
             figure.set_dpi(160)
-            FigureCanvasAgg(figure).print_png(folder / f"{self.name}.png")
+            FigureCanvasAgg(figure).print_png(png)
+        self.svg, self.width = svg.getvalue(), round(figure.get_figwidth() * 96)
+        self.files = {"pdf": pdf.getvalue(), "png": png.getvalue()}
         self.canvas = None
+
+    def write(self, folder: Path) -> None:
+        """Writes NAME.pdf and NAME.png into ``folder`` and keeps the SVG for the page."""
+        if self.canvas is not None:
+            self.draw()
+        for suffix, content in self.files.items():
+            (folder / f"{self.name}.{suffix}").write_bytes(content)
+        self.files = {}
+        self.svg = inline(self.svg, self.name)
 
 
 def colour_of(column: Key | None, block: Block) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.report.captions import describe, points
+from tasks.report.captions import points
 from tasks.report.drawing import COLOURS, GREY, SPARE, STYLE, Figure, canvas
 from tasks.report.group import Block
 from tasks.report.names import LOSS_ORDER, pretty, rank
@@ -45,7 +45,7 @@ def forest_figure(block: Block, verdicts: list[Verdict]) -> Figure | None:
     caption = (
         "Gain over EM in each method with its paired 95% t interval over seeds (none where there is no interval)"
         + (", each loss at its best setting on this stream" if swept else "")
-        + f". {describe(block)}"
+        + "."
     )
     return Figure(slug("gains", block.task, block.title), f"{block.title}: gain over EM", caption, figure)
 

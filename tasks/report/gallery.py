@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from pathlib import Path
 
 from tasks.report.group import Block, Cell
+from tasks.report.load import clean
 from tasks.report.names import pretty
 
 KINDS = {
@@ -14,8 +16,9 @@ KINDS = {
     b"GIF89a": "image/gif",
     b"\xff\xd8\xff": "image/jpeg",
 }
+SUFFIXES = (".png", ".gif", ".jpg", ".jpeg")
 LARGEST = 1_500_000  # bytes of one picture
-ALL = 8_000_000  # bytes of all pictures of one page
+ALL = 6_000_000  # bytes of all pictures of one page
 MANY = 24  # pictures of one comparison
 
 
@@ -33,23 +36,33 @@ class Gallery:
     def __init__(self) -> None:
         self.left = ALL
 
-    def of(self, block: Block) -> tuple[list[Picture], int]:
-        """(pictures, how many were left out) of a comparison: the first seed that has some, of each cell."""
-        found: list[Picture] = []
+    def of(self, block: Block) -> tuple[dict[str, list[Picture]], int]:
+        """({file name: its pictures}, how many were left out) of a comparison, from the first seed of each cell that
+        has some: what shows the same thing stands side by side."""
+        found: dict[str, list[Picture]] = {}
         out = 0
         for cell in (*block.free.values(), *block.cells.values()):
-            for number, run in enumerate(run for run in cell.runs if run.artifacts()):
-                for path in run.artifacts():
-                    if number or len(found) >= MANY or path.stat().st_size > min(LARGEST, self.left):
-                        out += path.suffix.lower() in (".png", ".gif", ".jpg", ".jpeg")
-                        continue
-                    content = path.read_bytes()
-                    kind = next((kind for magic, kind in KINDS.items() if content.startswith(magic)), None)
-                    if kind is not None:
-                        uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+            kept = ((run, files) for run in cell.runs if (files := run.artifacts()))
+            for number, (run, files) in enumerate(kept):
+                for path in files:
+                    room = not number and sum(map(len, found.values())) < MANY
+                    content = self.read(path) if room else None
+                    kind = next((kind for magic, kind in KINDS.items() if content and content.startswith(magic)), None)
+                    if content is None:
+                        out += path.suffix.lower() in SUFFIXES
+                    elif kind is not None:
                         self.left -= len(content)
-                        found.append(Picture(f"{name(block, cell)}, seed {run.seed}: {path.name}", uri))
-        return found, out
+                        uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+                        picture = Picture(f"{name(block, cell)}, seed {run.seed}", uri)
+                        found.setdefault(clean(path.name), []).append(picture)
+        return dict(sorted(found.items())), out
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of a file that fits into what is left; None for another or one that cannot be read."""
+        try:
+            return path.read_bytes() if path.stat().st_size <= min(LARGEST, self.left) else None
+        except OSError:
+            return None
 
 
 def name(block: Block, cell: Cell) -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.report.captions import describe
 from tasks.report.drawing import LINES, STYLE, Figure, canvas, colour_of
 from tasks.report.group import Block, Cell
 from tasks.report.names import METRICS, pretty
@@ -51,7 +50,7 @@ def learning_figure(block: Block) -> Figure | None:
     left = f"{len(keys) - len(shown)} more are in series.csv of the runs. " if len(keys) > len(shown) else ""
     caption = (
         "Recorded curves, mean over seeds with a 95% t band (none for one seed), between recorded steps by straight "
-        f"lines, as far as every seed goes. {left}{describe(block)}"
+        f"lines, as far as every seed goes. {left}"
     )
     name = slug("learning", block.task, block.title)
     return Figure(name, f"{block.title}: learning curves", caption, figure)

@@ -32,7 +32,7 @@ for (const button of document.querySelectorAll(".sort")) {
 // Copying: the clipboard where the browser allows it, else a selection.
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
-    const box = button.parentNode;
+    const box = button.closest(".tools");
     const source = box.querySelector(`[data-source="${button.dataset.copy}"]`);
     let done = false;
     try {
@@ -47,4 +47,54 @@ for (const button of document.querySelectorAll("[data-copy]")) {
     }
     box.querySelector(".said").textContent = done ? `${button.textContent} copied` : "Press Ctrl+C to copy";
   });
+}
+// Printing shows what is folded; a link to something folded opens it.
+const opened = [];
+addEventListener("beforeprint", () => {
+  for (const box of document.querySelectorAll("details:not([open])")) {
+    box.open = true;
+    opened.push(box);
+  }
+});
+addEventListener("afterprint", () => {
+  for (const box of opened.splice(0)) box.open = false;
+});
+const unfold = () => {
+  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  for (let box = target || null; box; box = box.parentElement) if (box.tagName === "DETAILS") box.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();
+// What needs no scrolling is no stop for the keyboard.
+const stops = () => {
+  for (const box of document.querySelectorAll(".scroll")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+};
+addEventListener("resize", stops);
+for (const box of document.querySelectorAll("details")) box.addEventListener("toggle", stops);
+stops();
+// Moving pictures stand still where the reader asked for less motion, until pressed.
+if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
+  for (const image of document.querySelectorAll('img[src^="data:image/gif"]')) {
+    const still = async () => {
+      await image.decode();
+      const canvas = document.createElement("canvas");
+      canvas.width = image.naturalWidth;
+      canvas.height = image.naturalHeight;
+      canvas.getContext("2d").drawImage(image, 0, 0);
+      const button = document.createElement("button");
+      const moving = image.src;
+      button.type = "button";
+      button.textContent = "Play";
+      button.addEventListener("click", () => {
+        image.src = moving;
+        button.remove();
+      });
+      image.src = canvas.toDataURL();
+      image.after(button);
+    };
+    still().catch(() => {});
+  }
 }

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.report.captions import describe
 from tasks.report.drawing import GREY, LINES, SPARE, STYLE, Figure, canvas, colour_of, line_of
 from tasks.report.group import Block, Cell, Key, leaf, show
 from tasks.report.names import pretty
@@ -86,7 +85,7 @@ def rate_figure(block: Block, method: str) -> Figure | None:
     marked = crosses(cell for cells in series.values() for _, cell in cells)
     caption = (
         f"{block.metric.label.capitalize()} against learning rate, mean over seeds with 95% t intervals; "
-        f"grey lines learn nothing. {marked}{describe(block)}"
+        f"grey lines learn nothing. {marked}"
     )
     title = f"{block.title}: sensitivity to the learning rate, {pretty(method)}"
     return Figure(slug("lr", block.task, block.title, method), title, caption, figure)
@@ -140,7 +139,7 @@ def params_figure(block: Block, method: str, loss: str) -> Figure | None:
     how = "95% t intervals over seeds" if len(keys) == 1 else "mean over seeds; × collapsed or NaN runs"
     caption = (
         f"{block.metric.label.capitalize()} against {names} of {pretty(loss)}{', best setting of the method' * swept}; "
-        f"{how}. {crosses(cells) if len(keys) == 1 else ''}{describe(block)}"
+        f"{how}. {crosses(cells) if len(keys) == 1 else ''}"
     )
     title = f"{block.title}: {names} of {pretty(loss)}, {pretty(method)}"
     return Figure(slug("params", block.task, block.title, method, loss), title, caption, figure)

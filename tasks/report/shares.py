@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.report.captions import describe
 from tasks.report.content import default_cell
 from tasks.report.drawing import INK, STYLE, Figure, canvas, colour_of, line_of
 from tasks.report.group import Block, Cell, Key
@@ -81,8 +80,7 @@ def draw(block: Block, panels: list[tuple[str, Cells]], name: str, title: str, a
             ax.set_ylabel("share of predictions (%)")
     caption = (
         "Share of each class among the predictions, sorted from the most to the least predicted within each slice, "
-        "then averaged over slices and seeds; dashed: the labels, sorted likewise. Flatter is less biased. "
-        + describe(block)
+        "then averaged over slices and seeds; dashed: the labels, sorted likewise. Flatter is less biased."
     )
     return Figure(name, title, caption, figure)
 

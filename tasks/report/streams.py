@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.report.captions import FEW, describe, slice_labels
+from tasks.report.captions import FEW, slice_labels
 from tasks.report.content import default_cell
 from tasks.report.drawing import GREY, LINES, STYLE, Figure, canvas, colour_of, line_of
 from tasks.report.group import Block, Cell
@@ -91,7 +91,7 @@ def draw(block: Block, panels: list[Panel], height: float, name: str, title: str
             ax[0].tick_params(labelbottom=False)
     caption = (
         f"Accuracy in % over the last {WINDOW} batches of the same slice, mean over seeds, band ± 1 standard "
-        f"deviation. Vertical lines: a new slice begins. {describe(block)}"
+        f"deviation. Vertical lines: a new slice begins."
     )
     return Figure(name, title, caption, figure)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MINUS = "\N{MINUS SIGN}"
+FORMULA = ("=", "@", "+", "-", "|", "%")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Column:
 
 @dataclass(slots=True)
 class Table:
-    """Columns, rows of entries, a caption that states unit and protocol, and footnotes."""
+    """Columns, rows of entries, a caption, and footnotes. ``context`` is what a page says once for several tables, such
+    as their protocol: an exported table says it itself."""
 
     name: str
     title: str
@@ -45,6 +48,11 @@ class Table:
     columns: list[Column]
     rows: list[list[Entry]]
     footnotes: list[str] = field(default_factory=list)
+    context: str = ""
+
+    @property
+    def whole_caption(self) -> str:
+        return " ".join(filter(None, [self.caption.strip(), self.context]))
 
     def csv(self) -> str:
         """Plain numbers, one per column, rounded as in the other formats; a spanning entry fills its first column."""
@@ -60,14 +68,14 @@ class Table:
                 covered = self.columns[at : at + entry.span]
                 at += entry.span
                 width = sum(len(column.parts) or 1 for column in covered)
-                values = list(entry.numbers) or ["" if entry.text == "–" else guard(entry.text)]
+                values = [guard(x) for x in entry.numbers] or ["" if entry.text == "–" else guard(entry.text)]
                 line += values + [""] * (width - len(values))
             writer.writerow(line)
         return out.getvalue()
 
     def markdown(self) -> str:
         """GitHub's dialect, caption first and footnotes last."""
-        lines = [f"**{md(self.title)}.** {md(self.caption)}", ""]
+        lines = [f"**{md(sentence(self.title))}** {md(self.whole_caption)}", ""]
         lines.append("| " + " | ".join(md(column.title) for column in self.columns) + " |")
         lines.append("|" + "|".join("---:" if column.numeric else ":---" for column in self.columns) + "|")
         for row in self.rows:
@@ -96,13 +104,14 @@ class Table:
                 elif entry.sub:
                     text = rf"\shortstack[r]{{{text}\\{{\scriptsize {tex(entry.sub)}}}}}"
                 cells.append(rf"\multicolumn{{{entry.span}}}{{c}}{{{text}}}" if entry.span > 1 else text)
-            body.append("  " + " & ".join(cells) + r" \\")
-        notes = " ".join([self.caption, *self.footnotes])
+            line = " & ".join(cells)
+            body.append("  " + ("{}" if line[:1] in ("[", "*") else "") + line + r" \\")  # else the line end takes it
+        notes = " ".join([self.whole_caption, *self.footnotes])
         lines = [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}[t]",
             r"  \centering" + (r"\scriptsize\setlength{\tabcolsep}{2pt}" if len(self.columns) > 10 else ""),
-            rf"  \caption{{\textbf{{{tex(self.title)}.}} {tex(notes)}}}",
+            rf"  \caption{{\textbf{{{tex(sentence(self.title))}}} {tex(notes)}}}",
             rf"  \label{{tab:{self.name}}}",
             rf"  \begin{{tabular}}{{{align}}}",
             r"  \toprule",
@@ -146,14 +155,20 @@ def slug(*parts: str) -> str:
     return re.sub("[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")[:100] or "table"
 
 
+def sentence(text: str) -> str:
+    """The text with one full stop at its end."""
+    return text.rstrip(".") + "."
+
+
 def guard(text: str) -> str:
-    """Text that a spreadsheet does not run as a formula."""
-    return f"'{text}" if text[:1] in ("=", "@") else text
+    """Text that a spreadsheet does not run as a formula; numbers stay as they are."""
+    risky = text.lstrip()[:1] in FORMULA or text[:1] in ("\t", "\r", "\n")
+    return f"'{text}" if risky and not NUMBER.fullmatch(text) else text
 
 
 def md(text: str) -> str:
-    text = re.sub(r"([\\`*_<>|#$~]|\](?=[(\[:]))", r"\\\1", text)  # a bracket alone is no link: intervals stay readable
-    return re.sub(r"\s+", " ", text)
+    # a bracket alone is no link: intervals stay readable
+    return re.sub(r"\s+", " ", re.sub(r"([\\`*_<>|#$~&]|\](?=[(\[:]))", r"\\\1", text))
 
 
 TEX = {
