@@ -123,15 +123,22 @@ def prepare(cfg: DictConfig) -> Prepared:
     check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
     make_repeatable(config["threads"])
     seed_all(config["seed"])
-    with user_errors():
-        task = instantiate(config["task"], **parts.arguments(config, locate(config["task"]["_target_"], "task")))
-        check_data(getattr(task, "data", None))
+    task = build_task(config)
     found = fingerprints(getattr(task, "data", None), getattr(task, "model", None))
     config, search = dem_star.settle(cfg, config, found)
     with user_errors():
         method = instantiate(config["method"], loss=instantiate(config["loss"]))
     id = runs.run_id(config, found)
     return Prepared(id, config, found, task, method, search, () if search is None else (dem_star.note(config, search),))
+
+
+def build_task(config: dict[str, Any]) -> Task:
+    """The task of a resolved configuration, on the part of the data that it names, once it is known that the data is
+    there; raises ConfigError."""
+    with user_errors():
+        task = instantiate(config["task"], **parts.arguments(config, locate(config["task"]["_target_"], "task")))
+        check_data(getattr(task, "data", None))
+    return task
 
 
 def check_data(data: Any) -> None:
