@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "fetch datasets that lie openly on the web",
     "list": "names that can be used, and whether their data is on this machine",
     "report": "one page of tables and figures from run directories",
+    "compare": "two sets of runs side by side, with paired differences",
     "demo": "a small sweep on embedded data and the report of it",
     "figure": "a figure of the sources that is no grid of runs",
     "bench": "time the losses and the methods",
