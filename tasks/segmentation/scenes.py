@@ -65,6 +65,7 @@ class Style:
     noise: float = 0.01
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cast", tuple(map(float, self.cast)))  # a list, where it comes from a configuration
         shares = {"paint": self.paint, "haze": self.haze, "glow": self.glow}
         for name, value in shares.items():
             if not 0 <= value <= 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -54,7 +54,8 @@ class Street(PooledPair):
         if min(source_images, target_images, test_images) < 1 or seed < 0:
             counts = f"{source_images}, {target_images}, {test_images}"
             raise ValueError(f"street: expected at least one image of each kind and a seed >= 0, got {counts}, {seed}")
-        self.source_style, self.target_style, self.size, self.seed = source_style, target_style, (height, width), seed
+        self.source_style, self.target_style = source_style, target_style
+        self.size, self.seed = (int(height), int(width)), seed
         self.counts = source_images, target_images, test_images
         self.validation = validation
 
@@ -85,12 +86,18 @@ class Street(PooledPair):
         }
 
     def draw(self, part: str, style: Style, count: int) -> Pool:
-        """The first ``count`` scenes of a part; each has a generator of its own, so that more images change none."""
-        images = np.empty((count, *self.size, 3), np.uint8)
-        labels = np.empty((count, *self.size), np.uint8)
-        for i in range(count):
-            key = [self.seed, PARTS.index(part), i]
-            layout = scenes.draw_layout(np.random.default_rng([*key, 0]), *self.size)
-            images[i] = scenes.paint(layout, style, np.random.default_rng([*key, 1]))
-            labels[i] = layout.label
-        return Pool(images, labels, tuple(f"{part}/{i:04d}" for i in range(count)))
+        """The first ``count`` scenes of a part in a style."""
+        return draw(part, style, count, self.size, self.seed)
+
+
+@lru_cache(maxsize=8)  # runs that follow each other in one process draw once
+def draw(part: str, style: Style, count: int, size: tuple[int, int], seed: int) -> Pool:
+    """``count`` scenes; each has a generator of its own, so that more images change none."""
+    images, labels = np.empty((count, *size, 3), np.uint8), np.empty((count, *size), np.uint8)
+    for i in range(count):
+        key = [seed, PARTS.index(part), i]
+        layout = scenes.draw_layout(np.random.default_rng([*key, 0]), *size)
+        images[i] = scenes.paint(layout, style, np.random.default_rng([*key, 1]))
+        labels[i] = layout.label
+    images.flags.writeable = labels.flags.writeable = False
+    return Pool(images, labels, tuple(f"{part}/{i:04d}" for i in range(count)))
