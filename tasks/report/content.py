@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.report.captions import COLLAPSED, FEW, NAN, describe, points, settings_of, slice_labels
 from tasks.report.group import DEFAULT_LR, Block, Cell, Key, leaf, show
-from tasks.report.names import METRICS, Metric, pretty
+from tasks.report.names import METRICS, Metric, mean_of, pretty
 from tasks.report.ranking import RULE, leaders, ranks
 from tasks.report.stats import Estimate
 from tasks.report.tables import Column, Entry, Table, number, plain, slug
@@ -51,7 +51,7 @@ def main_table(block: Block) -> Table:
         rows.append(entries)
     better = "lower" if metric.sign < 0 else "higher"
     caption = (
-        f"{metric.label.capitalize()}{f' in {metric.unit}' if metric.unit else ''}, mean over slices, "
+        f"{metric.label.capitalize()}{f' in {metric.unit}' if metric.unit else ''}, {mean_of(block.task)}, "
         f"± standard deviation over seeds (number of seeds); {better} is better. "
     )
     if block.em and len(losses) > 1:

@@ -8,7 +8,7 @@ from typing import Any
 from tasks.report.captions import describe, parts
 from tasks.report.content import flags, row_cells, setting_columns, setting_keys, sortable
 from tasks.report.group import Block, Cell, contexts_of, show
-from tasks.report.names import METRICS, pretty
+from tasks.report.names import METRICS, mean_of, pretty
 from tasks.report.stats import Estimate, estimate
 from tasks.report.tables import Column, Entry, Table, number, plain, slug
 
@@ -46,10 +46,10 @@ def cost_table(block: Block) -> Table:
             rows.append(entries)
     calibration = {"ece", "nll", "entropy"} & {metric.name for metric in metrics}
     caption = (
-        "Expected calibration error (15 bins), negative log-likelihood and entropy of the predictions, mean over "
-        "slices; cost of the whole run. "
+        "Expected calibration error (15 bins), negative log-likelihood and entropy of the predictions, "
+        f"{mean_of(block.task)}; cost of the whole run. "
         if calibration
-        else "The other metrics, mean over slices, and the cost of the whole run. "
+        else f"The other metrics, {mean_of(block.task)}, and the cost of the whole run. "
     )
     caption += (
         "Mean ± standard deviation over seeds; the time includes making the data and whatever else the machine did. "
