@@ -92,7 +92,7 @@ def side(text: str, default: Path) -> Side:
 
     Raises: ValueError for a folder that is not there and for a filter without key or value.
     """
-    words = [text] if Path(text).is_dir() else text.split()
+    words = [text] if text.strip() and Path(text).is_dir() else text.split()
     folders, filters = [], []
     for word in words:
         key, equals, value = word.partition("=")
@@ -349,8 +349,8 @@ def environments(ours: Iterable[Run], theirs: Iterable[Run]) -> Difference:
     """What the runs of the two sides were made with, where nothing of it is on both."""
     found = {}
     for key in ("commit", "torch", "device_name"):
-        mine, others = ({str(run.environment.get(key, "not known"))[:24] for run in runs} for runs in (ours, theirs))
-        if not mine & others:
+        mine, others = ({str(run.environment.get(key) or "")[:24] for run in runs} for runs in (ours, theirs))
+        if not mine & others and all(mine | others):
             found[key] = (tuple(sorted(mine)), tuple(sorted(others)))
     return found
 

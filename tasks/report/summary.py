@@ -78,7 +78,9 @@ def spoken(loss: str) -> str:
 
 def silence(losses: Sequence[str]) -> Headline:
     """What is said of losses that were not run: nothing."""
-    return Headline(0, f"{spoken(' and '.join(map(pretty, losses)))}: not run beside EM here,", "so nothing is said.")
+    *most, last = (spoken(loss) if loss == losses[0] else pretty(loss) for loss in losses)
+    names = f"{', '.join(most)} and {last}" if most else last
+    return Headline(0, f"{names}: not run beside EM here,", "so nothing is said.")
 
 
 def state(gain: Pooled) -> int | None:
