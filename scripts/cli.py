@@ -17,7 +17,8 @@ COMMANDS = {
     "list": "names that can be used, and whether their data is on this machine",
     "report": "one page of tables and figures from run directories",
     "compare": "two sets of runs side by side, with paired differences",
-    "demo": "a small sweep on embedded data and the report of it",
+    "suite": "many grids under one name: quick, full, paper",
+    "demo": "the suite quick: all tasks and losses on embedded data, and the report of it",
     "figure": "a figure of the sources that is no grid of runs",
     "bench": "time the losses and the methods",
 }

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from scripts.cli import Parser, fail
 
-ORDER = ("task", "method", "loss", "model", "data", "protocol", "sweep", "study")
+ORDER = ("task", "method", "loss", "model", "data", "protocol", "sweep", "study", "figure", "suite")
+FOR_ALL = ("task", "loss", "sweep", "study", "figure", "suite")  # groups whose names serve every task
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.group is not None:
             groups = (lookup(args.group, ORDER, "group"),)
-        from tasks.compose import SHARED, options
+        from tasks.compose import options
 
         tasks = options("task", config_dir=args.config_dir)
         if args.task is not None:
@@ -39,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench list: {error}")
     found = {}
     for group in groups:
-        for task in tasks[:1] if group in (*SHARED, "sweep", "study") else tasks:
-            title = group if group in (*SHARED, "sweep", "study") or args.task else f"{group} of task={task}"
+        for task in tasks[:1] if group in FOR_ALL else tasks:
+            title = group if group in FOR_ALL or args.task else f"{group} of task={task}"
             found[title] = rows(group, task, args.config_dir)
     show(found)
     return 0
@@ -50,8 +49,13 @@ def rows(group: str, task: str, config_dir: Path | None) -> list[tuple[str, str,
     """One line per name of a group: name, state (see ``state_of``), what it is, how to get what is missing."""
     from tasks.compose import header, options, read_option
 
+    if group == "figure":
+        from tasks.studies import STUDIES
+
+        return [(name, "", study.about, "") for name, study in STUDIES.items()]
     found = []
-    folder, owner = ("sweep/study", None) if group == "study" else (group, task)
+    folder = "sweep/study" if group == "study" else group
+    owner = None if group in FOR_ALL else task
     for name in options(folder, owner, config_dir):
         text = read_option(folder, name, owner, config_dir)
         state, reason = state_of(group, name, task, config_dir)
@@ -70,36 +74,15 @@ def state_of(group: str, name: str, task: str, config_dir: Path | None) -> tuple
     Returns: "here", "library" (its weights are downloaded on first use), "missing" or, for other groups, ""; and why.
     """
     from tasks.compose import ConfigError, compose
+    from tasks.suite.available import data_state, model_state
 
     if group not in ("data", "model"):
         return "", ""
     try:
-        cfg = compose({"task": task, group: name}, config_dir, complete=group == "data")
-        node = cfg[group]
-        if group == "data":
-            from hydra.utils import instantiate
-
-            from tasks.experiment import check_data, user_errors
-
-            with user_errors():
-                check_data(instantiate(node))
-            return "here", ""
-        return model_state(node)
+        node = compose({"task": task, group: name}, config_dir, complete=group == "data")[group]
     except ConfigError as error:
         return "missing", str(error)
-
-
-def model_state(node: Any) -> tuple[str, str]:
-    """A model is here where its weights file is; one that names an architecture needs its library."""
-    from omegaconf import OmegaConf
-
-    library = str(node["_target_"]).rpartition(".")[2].removesuffix("_model")
-    if library in ("timm", "torchvision", "open_clip"):
-        return ("library", "") if find_spec(library) else ("missing", f"{library} is not installed")
-    weights = None if OmegaConf.is_missing(node, "weights") else node.get("weights")
-    if isinstance(weights, str) and "/" in weights and not Path(weights).is_file():
-        return "missing", f"no file {weights}"
-    return "here", ""
+    return (data_state if group == "data" else model_state)(node)
 
 
 def show(groups: dict[str, list[tuple[str, str, str, str]]]) -> None:
