@@ -77,7 +77,7 @@ def search(
         "metric": chosen.details["metric"],
         "value": chosen.details["value"],
         "at_one_one": first.details["value"] if first else None,
-        "settings": {**asdict(settings), "trials": len(done), "sampler": "Optuna's TPESampler, each number by itself"},
+        "settings": {**asdict(settings), "run_seeds": list(settings.run_seeds), "trials": len(done)},
         "subset": {
             "share": cfg.search_share,
             "seed": cfg.search_seed,
