@@ -83,7 +83,9 @@ class Draws(Dataset):
             seed = derived_seed(self.seed, draw, name)
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(
+                seed
+            )  # images are made on the CPU; torch.manual_seed takes milliseconds
             found[name] = part[int(self.orders[name].rows(draw, 1))]
         return found
 
@@ -213,6 +215,7 @@ class QuietRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
         model = model.to(self.device)
+        model.network.to(memory_format=torch.channels_last)
         if not self.distributed:
             return model
         ids = [int(os.environ["LOCAL_RANK"])] if self.device.type == "cuda" else None

@@ -26,7 +26,8 @@ from tasks.names import lookup
 from tasks.segmentation.weights import load_weights
 
 Build = Callable[[int], dict[str, Any]]  # number of classes to the configuration of an EncoderDecoder
-STAGES = {  # strides and dilations of the four stages of a ResNet, by output stride
+STAGES = {  # strides and dilations of the four stages of a ResNet, by output stride; its stem has a stride of 4
+    4: ((1, 1, 1, 1), (1, 1, 2, 4)),
     8: ((1, 2, 1, 1), (1, 1, 2, 4)),
     16: ((1, 2, 2, 1), (1, 1, 1, 2)),
     32: ((1, 2, 2, 2), (1, 1, 1, 1)),
@@ -92,7 +93,8 @@ class NetMaker:
     Args:
         build: gives the configuration for a number of classes.
         weights: file of pretrained weights, see ``tasks.segmentation.weights``; None starts from random ones.
-        ceil_mode: of the max-pooling: 129x65 instead of 128x64 for an input of 1024x512.
+        pool: keep the max-pooling behind the first convolution.
+        ceil_mode: of it: 129x65 instead of 128x64 for an input of 1024x512.
         preprocess: arguments of SegDataPreProcessor; None takes the data's.
         origin: what the identity of the network has in place of a path.
     """
@@ -102,11 +104,12 @@ class NetMaker:
         build: Build,
         *,
         weights: str | Path | None = None,
+        pool: bool = True,
         ceil_mode: bool = False,
         preprocess: dict[str, Any] | None = None,
         origin: str | None = None,
     ):
-        self.build, self.ceil_mode, self.preprocess = build, ceil_mode, preprocess
+        self.build, self.pool, self.ceil_mode, self.preprocess = build, pool, ceil_mode, preprocess
         self.weights = None if weights is None else Path(weights).expanduser()
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"model.weights: no file {self.weights}")
@@ -118,7 +121,7 @@ class NetMaker:
         """A network with the weights that torch's generator gives, or those of the file.
 
         Args:
-            preprocess: the data's arguments of SegDataPreProcessor: mean and std by channel (0 to 255), and their order.
+            preprocess: the data's arguments of SegDataPreProcessor: mean and std by channel, and the channels' order.
         Raises: ValueError where the weights do not fit.
         """
         given = self.preprocess or preprocess
@@ -126,7 +129,9 @@ class NetMaker:
         with quiet():
             segmentor = MODELS.build(copy.deepcopy(self.build(num_classes)))
             segmentor.init_weights()
-        if self.ceil_mode:
+        if not self.pool:
+            segmentor.backbone.maxpool = nn.Identity()
+        elif self.ceil_mode:
             segmentor.backbone.maxpool.ceil_mode = True
         if self.weights is not None:
             load_weights(self.weights, segmentor)
@@ -136,10 +141,12 @@ class NetMaker:
 def deeplab_v2(
     depth: int = 101,
     width: int = 64,
+    stages: int = 4,
     output_stride: int = 8,
     dilations: Sequence[int] = (6, 12, 18, 24),
     multi_level: bool = True,
     style: Literal["caffe", "pytorch"] = "caffe",
+    pool: bool = True,
     ceil_mode: bool = True,
     freeze_norm: bool = True,
     weights: str | Path | None = None,
@@ -149,10 +156,12 @@ def deeplab_v2(
     Args:
         depth: 18, 34, 50, 101 or 152.
         width: channels of stem and first stage, 64 in a ResNet.
-        output_stride: 8, 16 or 32 pixels of the input for one of the logits.
+        stages: of the ResNet, 2 to 4; the head is on the last one.
+        output_stride: 4, 8, 16 or 32 pixels of the input for one of the logits.
         dilations: of the head's branches, whose sum it is.
-        multi_level: a second head on the third stage, for the auxiliary terms.
+        multi_level: a second head on the last stage but one, for the auxiliary terms.
         style: "caffe" strides in the first 1x1 convolution of a bottleneck, "pytorch" in its 3x3.
+        pool: the max-pooling behind the first convolution; without it the stages stride once more.
         ceil_mode: of the max-pooling.
         freeze_norm: BatchNorm's weights and biases do not learn; it still normalises by the batch in training.
         weights: file of ADVENT (which needs the data normalised as ADVENT does), torchvision or mmsegmentation.
@@ -167,18 +176,21 @@ def deeplab_v2(
 
         return {
             "type": "EncoderDecoder",
-            "backbone": _resnet(depth, width, output_stride, style, freeze_norm),
-            "decode_head": head(3),
-            "auxiliary_head": head(2) if multi_level else None,
+            "backbone": _resnet(depth, width, stages, output_stride if pool else 2 * output_stride, style, freeze_norm),
+            "decode_head": head(stages - 1),
+            "auxiliary_head": head(stages - 2) if multi_level else None,
         }
 
-    _check(depth, width, output_stride)
-    return NetMaker(build, weights=weights, ceil_mode=ceil_mode)
+    _check(depth, width, stages, output_stride)
+    if not pool and output_stride == 32:
+        raise ValueError("model: without pooling the output stride is 4, 8 or 16")
+    return NetMaker(build, weights=weights, pool=pool, ceil_mode=ceil_mode)
 
 
 def deeplab_v3(
     depth: int = 101,
     width: int = 64,
+    stages: int = 4,
     output_stride: int = 8,
     dilations: Sequence[int] = (1, 12, 24, 36),
     multi_level: bool = True,
@@ -197,18 +209,21 @@ def deeplab_v3(
 
     def build(num_classes: int) -> dict[str, Any]:
         norm = {"type": "BN", "requires_grad": True}
-        main = _head("ASPPHead", _channels(depth, width, 3), 3, num_classes, dilations=tuple(dilations))
-        aux = _head("FCNHead", _channels(depth, width, 2), 2, num_classes, num_convs=1, concat_input=False)
+        last = stages - 1
+        main = _head("ASPPHead", _channels(depth, width, last), last, num_classes, dilations=tuple(dilations))
+        aux = _head(
+            "FCNHead", _channels(depth, width, last - 1), last - 1, num_classes, num_convs=1, concat_input=False
+        )
         main |= {"channels": channels, "dropout_ratio": dropout, "norm_cfg": norm, "align_corners": False}
         aux |= {"channels": channels // 2, "dropout_ratio": dropout, "norm_cfg": norm, "align_corners": False}
         return {
             "type": "EncoderDecoder",
-            "backbone": _resnet(depth, width, output_stride, "pytorch", freeze_norm),
+            "backbone": _resnet(depth, width, stages, output_stride, "pytorch", freeze_norm),
             "decode_head": main,
             "auxiliary_head": aux if multi_level else None,
         }
 
-    _check(depth, width, output_stride)
+    _check(depth, width, stages, output_stride)
     return NetMaker(build, weights=weights)
 
 
@@ -216,7 +231,8 @@ def config_file(file: str | Path, weights: str | Path | None = None) -> NetMaker
     """The ``model`` of one of mmsegmentation's configuration files (Python), with heads for the data's classes.
 
     Its normalisation and channel order are kept. Its losses are not used (the task's are), and weights come from
-    ``weights`` alone: nothing is fetched. Of several auxiliary heads the first is kept. Synchronised BatchNorm becomes BatchNorm.
+    ``weights`` alone: nothing is fetched. Of several auxiliary heads the first is kept. Synchronised BatchNorm becomes
+    BatchNorm.
 
     Raises: FileNotFoundError; ValueError where the model is no EncoderDecoder.
     """
@@ -278,15 +294,17 @@ def _head(kind: str, in_channels: int, stage: int, num_classes: int, **options: 
     }
 
 
-def _resnet(depth: int, width: int, output_stride: int, style: str, freeze_norm: bool) -> dict[str, Any]:
+def _resnet(depth: int, width: int, stages: int, output_stride: int, style: str, freeze_norm: bool) -> dict[str, Any]:
     strides, dilations = STAGES[output_stride]
     return {
         "type": "ResNet",
         "depth": depth,
         "stem_channels": width,
         "base_channels": width,
-        "strides": strides,
-        "dilations": dilations,
+        "num_stages": stages,
+        "out_indices": tuple(range(stages)),
+        "strides": strides[:stages],
+        "dilations": dilations[:stages],
         "style": style,
         "contract_dilation": False,
         "norm_cfg": {"type": "BN", "requires_grad": not freeze_norm},
@@ -299,11 +317,11 @@ def _channels(depth: int, width: int, stage: int) -> int:
     return width * 2**stage * (1 if depth < 50 else 4)
 
 
-def _check(depth: int, width: int, output_stride: int) -> None:
+def _check(depth: int, width: int, stages: int, output_stride: int) -> None:
     lookup(str(depth), map(str, DEPTHS), "model.depth")
     lookup(str(output_stride), map(str, STAGES), "model.output_stride")
-    if width < 1:
-        raise ValueError(f"model: expected width >= 1, got {width}")
+    if width < 1 or not 2 <= stages <= 4:
+        raise ValueError(f"model: expected width >= 1 and stages from 2 to 4, got {width} and {stages}")
 
 
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:

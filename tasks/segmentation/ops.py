@@ -1,4 +1,4 @@
-"""Stand-in for the compiled operations of mmcv, so that mmsegmentation works with mmcv-lite: no compiler, no wheel index.
+"""Stand-in for the compiled operations of mmcv: mmsegmentation works with mmcv-lite, without compiler or wheel index.
 
 ``import mmseg`` reaches ``mmcv.ops``, which loads the extension ``mmcv._ext``; nothing that the task uses calls it. The
 stand-in lets the import pass and makes a call of a compiled operation an error that says what to install.

@@ -89,8 +89,15 @@ class Segmentation:
 
     def train(self, method: UDAMethod) -> Iterator[Event]:
         """The part that each process of several runs; all yield the same numbers."""
+        pictures = Gallery(self.data, self.protocol.pictures)
         trainer = Trainer(
-            self.data, method, self.protocol, seed=self.seed, device=self.device, checkpoint=self.checkpoint
+            self.data,
+            method,
+            self.protocol,
+            seed=self.seed,
+            device=self.device,
+            checkpoint=self.checkpoint,
+            pictures=None if method.adapts_at_test else pictures,
         )
         for done, values in trainer.run():
             yield Scalars(done, "training", {name: value for name, value in values.items() if name != "iteration"})
@@ -99,20 +106,17 @@ class Segmentation:
             yield Note("resumed", text)
         if not trainer.finite:
             yield Flag("nan", "training", f"a term is not finite; training ended after {trainer.done} iterations")
-        yield from self.evaluate(trainer)
+        yield from self.evaluate(trainer, pictures)
 
-    def evaluate(self, trainer: Trainer) -> Iterator[Event]:
-        method = trainer.method
+    def evaluate(self, trainer: Trainer, pictures: Gallery) -> Iterator[Event]:
+        """Rows, flags and pictures of the last iterate; a method that adapts at test time does so here."""
+        method, metrics = trainer.method, trainer.final()
         if self.data.source_test is not None:
             yield from _renamed("source", trainer.evaluate(self.data.source_test))
-        pictures = Gallery(self.data, self.protocol.pictures)
         if method.adapts_at_test:
-            yield from _renamed("before adaptation", trainer.final())
+            yield from _renamed("before adaptation", metrics)
             method.prepare_test()
-        if method.adapts_at_test or pictures.wanted:
             metrics = trainer.evaluate(self.data.target_test, adapt=True, pictures=pictures)
-        else:
-            metrics = trainer.final()
         yield from metrics.rows()
         n = sum(metrics.label_counts)
         if not method.adapts_at_test:

@@ -48,6 +48,7 @@ class Trainer:
         seed: of batches and whatever else is random.
         device: "cpu" or "cuda".
         checkpoint: file that a run is continued from and written to; None keeps none.
+        pictures: is given the test images that it wants, with the predictions of the last iterate.
     Raises: ValueError where a checkpoint does not fit.
     """
 
@@ -60,7 +61,9 @@ class Trainer:
         seed: int,
         device: str,
         checkpoint: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
+        self.pictures = pictures
         self.data, self.method, self.schedule, self.checkpoint = data, method, schedule, checkpoint
         self.history: list[Values] = []
         self.finite = True
@@ -94,7 +97,7 @@ class Trainer:
     def final(self) -> SegMetrics:
         """Of the last iterate on the target's test images."""
         if self.metrics is None:  # a run that was cut off after its last checkpoint
-            self.metrics = self.evaluate(self.data.target_test)
+            self.metrics = self.evaluate(self.data.target_test, pictures=self.pictures)
         return self.metrics
 
     def _measure(self) -> Values:
@@ -103,7 +106,8 @@ class Trainer:
         values = {name: float(total) / loop.count for name, total in loop.sums.items()}
         loop.sums, loop.count = {}, 0
         self.finite = all(map(math.isfinite, values.values()))
-        self.metrics = self.evaluate(self.data.target_test)
+        last = self.done == self.schedule.iterations or not self.finite
+        self.metrics = self.evaluate(self.data.target_test, pictures=self.pictures if last else None)
         self.history.append({"iteration": self.done, **values, "iou": self.metrics.miou})
         return self.history[-1]
 
@@ -118,7 +122,8 @@ class Trainer:
         if self.schedule.devices > 1:
             all_reduce_params([b for b in method.network.buffers() if b.is_floating_point()], op="mean")
         method.eval()
-        metrics = SegMetrics(classes=self.data.classes, tail=self.data.tail, ignore_index=self.data.ignore_index)
+        data = self.data
+        metrics = SegMetrics(data.classes, data.tail, data.ignore_index, data.subsets)
         for i in range(len(dataset)):
             item = dataset[i]
             labels = item["data_samples"].gt_sem_seg.data.to(torch.int64)

@@ -15,7 +15,7 @@ class SourceOnly(UDAMethod):
     Args:
         loss: not used.
         target_statistics: each step also passes target images through the network, without a loss. They move
-            BatchNorm's running statistics as in the methods that have a loss on them, which tells the two effects apart.
+            BatchNorm's running statistics as in the methods that have a loss on them, which tells the effects apart.
     """
 
     name = "source_only"
