@@ -19,6 +19,7 @@ from tasks.report.names import (
     METHOD_ORDER,
     OFFICIAL,
     PROTOCOL_ORDER,
+    TASK_ORDER,
     Metric,
     pretty,
     primary,
@@ -222,7 +223,7 @@ def build_blocks(runs: Iterable[Run]) -> list[Block]:
     for run in runs:
         named[run.task, run.data, run.model, run.protocol].append(run)
     blocks = []
-    for names in sorted(named, key=lambda n: (*n[:3], rank(PROTOCOL_ORDER, n[3]), n[3])):
+    for names in sorted(named, key=lambda n: (rank(TASK_ORDER, n[0]), *n[:3], rank(PROTOCOL_ORDER, n[3]), n[3])):
         contexts = contexts_of(named[names])
         groups: dict[Setting, list[Run]] = defaultdict(list)
         for run, context in zip(named[names], contexts, strict=True):
@@ -318,7 +319,7 @@ def setting_of(node: Any) -> Setting:
         return ()
     parts = node.get("clustering")  # of TTC, in another method; none of them on is the same as no such key
     idle = not isinstance(parts, dict) or not any(v for k, v in parts.items() if k != "augment")
-    left_out = ("loss", "model", "preset", *(("clustering",) if idle else ()))
+    left_out = ("loss", "model", "preset", "search", *(("clustering",) if idle else ()))
     flat = flatten({k: v for k, v in node.items() if k not in left_out})
     return freeze({k: v for k, v in flat.items() if not leaf(k).startswith("_")})
 

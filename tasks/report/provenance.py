@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tasks.report import captions
 from tasks.report.group import Block, method_of
 from tasks.report.load import Collection, Run
-from tasks.report.names import LOSS_ORDER, METHOD_ORDER, PROTOCOL_ORDER, pretty, rank
+from tasks.report.names import LOSS_ORDER, METHOD_ORDER, PROTOCOL_ORDER, TASK_ORDER, pretty, rank
 
 QUIET = ("adapts", "aggregate", "fisher", "tipi")  # notes on what a method is made of
 
@@ -30,9 +30,9 @@ def facts(found: Collection, blocks: list[Block]) -> list[tuple[str, str]]:
     asides = [f"{len(found.unfinished)} unfinished"] if found.unfinished else []
     asides += [f"{len(found.unreadable)} unreadable"] if found.unreadable else []
     return [
-        ("Tasks", names(run.task for run in runs)),
+        ("Tasks", names((run.task for run in runs), TASK_ORDER)),
         ("Data", names(run.data for run in runs)),
-        ("Models", names(run.model for run in runs)),
+        ("Models", names(run.model for run in runs if run.model != "none") or "none"),
         ("Protocols", names((run.protocol for run in runs), PROTOCOL_ORDER)),
         ("Methods", names(map(method_of, runs), METHOD_ORDER)),
         ("Losses", names((loss for block in blocks for loss, _ in block.columns), LOSS_ORDER) or "none"),

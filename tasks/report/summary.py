@@ -19,6 +19,7 @@ from tasks.report.tables import Table, number
 from tasks.report.verdict import Verdict
 
 JUDGED = ("dem", "dem_star", "adadem", "none")  # losses that get a sentence, run or not; others get one where they ran
+TITLES = {1: "Better", -1: "Worse", 0: "Not told apart", None: "No interval"}
 WORDS = {1: "better in", -1: "worse in", 0: "not told apart in", None: "without an interval in"}
 
 
@@ -59,14 +60,20 @@ def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ra
     states = [state(gain) for _, gain in gains]
     up, down = states.count(1), states.count(-1)
     sign = 1 if up and not down else -1 if down and not up else 0
-    said = "; ".join(f"{pretty(family.task)} {gain_words(gain, family.metric)}" for family, gain in gains)
-    text = f"Mean gain: {said}."
+    if len(gains) == 1:
+        text = f"Mean gain in {pretty(gains[0][0].task)} {gain_words(gains[0][1], gains[0][0].metric)}."
+    else:
+        listed: dict[int | None, list[str]] = {1: [], -1: [], 0: [], None: []}
+        for (family, gain), value in zip(gains, states, strict=True):
+            number_too = f" {gain_words(gain, family.metric)}" if value else ""
+            listed[value].append(pretty(family.task) + number_too)
+        text = " ".join(f"{TITLES[value]}: {'; '.join(names)}." for value, names in listed.items() if names)
     if loss in names and ranks is not None and ranks.difference is not None:
         own, base = ranks.mean[names.index(loss)], ranks.mean[names.index(BASE)]
-        apart = "above" if abs(own - base) > ranks.difference else "below"
+        apart = "more" if abs(own - base) > ranks.difference else "less"
         text += (
-            f" Mean rank {own:.2f} of {len(names)}, EM's {base:.2f}, over {ranks.rows} cells: their difference is "
-            f"{apart} the critical one, {ranks.difference:.2f}."
+            f" Mean rank {own:.2f} over {ranks.rows} cells, EM {base:.2f}: {apart} apart than the critical difference, "
+            f"{ranks.difference:.2f}."
         )
     return Headline(sign, f"{spoken(loss)} {judgement(states)}.", text)
 
@@ -102,12 +109,11 @@ def judgement(states: Sequence[int | None]) -> str:
 def gain_words(gain: Pooled, metric: Metric) -> str:
     """Mean and interval with their unit, and what the reader must know of the interval."""
     mean, low, high = (number(value, metric.digits, sign=True) for value in (gain.mean, gain.low, gain.high))
-    cells = f"{gain.cells} cell{'s' * (gain.cells > 1)}"
-    if not low:
-        return f"{mean} {unit_of(metric)} (no interval, {cells})"
-    drawn = ", interval over them as most have one seed" if gain.over == "cells" else ""
-    left = f", {gain.alone} more with one seed left out" if gain.alone else ""
-    return f"{mean} [{low}, {high}] {unit_of(metric)} ({cells}{drawn}{left})"
+    notes = [f"{gain.alone} cells with one seed left out"] if gain.alone else []
+    notes += ["interval over cells, most have one seed"] if gain.over == "cells" else []
+    notes += [] if low else ["no interval"]
+    tail = f" ({'; '.join(notes)})" if notes else ""
+    return f"{mean} {f'[{low}, {high}] ' if low else ''}{unit_of(metric)}{tail}"
 
 
 def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:

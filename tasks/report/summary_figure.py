@@ -18,7 +18,7 @@ def gains_figure(found: list[Family]) -> Figure:
 
     losses = losses_in(found)
     others = [loss for loss in losses if loss not in COLOURS]
-    columns = min(ACROSS, len(found))
+    columns = 2 if len(found) == 4 else min(ACROSS, len(found))
     rows = -(-len(found) // columns)
     figure, axes = canvas(max(5.6, 3.1 * columns + 0.4), rows * (0.75 + 0.3 * len(losses)), rows, columns)
     with matplotlib.rc_context(STYLE):
@@ -43,6 +43,7 @@ def gains_figure(found: list[Family]) -> Figure:
                 ax.plot([gain.mean], [height], marker="o", markersize=5.5, color=colour, markerfacecolor=filled)
             reach = max(abs(value) for value in ax.get_xlim())
             ax.set_xlim(-reach, reach)
+            ax.locator_params(axis="x", nbins=5)
             ax.set_ylim(len(losses) - 0.4, -0.6)
             ax.set_yticks(range(len(losses)), map(pretty, losses) if number % columns == 0 else [""] * len(losses))
             ax.grid(axis="y", visible=False)

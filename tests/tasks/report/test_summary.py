@@ -103,8 +103,10 @@ def test_a_sentence_for_each_loss_says_what_its_intervals_say(root):
     assert adadem.strong == "AdaDEM against EM in 3 tasks: better in 1, not told apart in 1, without an interval in 1."
     assert none.strong == "No term: not run beside EM here,"
     assert [line.sign for line in first.lines] == [-1, 1, 1, 0]
-    assert "Unsupervised domain adaptation of segmentation +5.00 points (no interval, 1 cell)" in adadem.text
-    assert "over 4 cells: their difference is below the critical one" in adadem.text
+    assert adadem.text.startswith("Better: Corruption test-time adaptation +1.97 [")
+    assert "Not told apart: Semi-supervised learning. No interval: Unsupervised domain" in adadem.text
+    assert "Mean rank 1.00 over 4 cells, EM 2.00: less apart than the critical difference, 1.66." in adadem.text
+    assert star.text.startswith("Mean gain in Reinforcement learning +0.100 [")
 
 
 def test_nothing_told_apart_is_said_so(tmp_path):
