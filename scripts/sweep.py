@@ -3,47 +3,69 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
+    from tasks.engines.choose import Settings
+    from tasks.engines.execute import Summary
     from tasks.sweeps import Planned
-    from tasks.workers import Progress, Summary
+    from tasks.times import Times
 
 EXAMPLE = """examples:
   dembench sweep demo --dry-run
   dembench sweep cifar10_jpeg out=runs/cifar10_jpeg seed=0,1 --workers 2
-  dembench sweep my_grid.yaml
+  dembench sweep my_grid.yaml --gpus-per-run 0.5
   dembench sweep study=ttc_table2 data=cifar10c data.root=DIR model=cifar_resnet20
+  dembench sweep my_grid.yaml out=/shared/runs --engine ray
 
 A sweep file has `base` (what all runs share) and `grids`, a list of mappings from keys to a value or a list of values;
 each grid gives every combination. An override replaces its key in all grids; one of method.* or loss.* is left out of
-runs whose method or loss has no such option, with a line that says so. `seed=0,1` gives two values. What has a result
-is skipped, so a stopped sweep goes on where it was; a failed run leaves its traceback in <out>/failed/."""
+runs whose method or loss has no such option, with a line that says so. `seed=0,1` gives two values. Every run is
+checked before the first starts. What has a result is skipped, so a stopped sweep goes on where it was; two sweeps on
+one folder share the work. A failed run leaves its traceback in <out>/failed/, and the sweep ends with status 1."""
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench sweep", description="Run a grid of runs; what is done is skipped.", epilog=EXAMPLE)
     p.add_argument("sweep", help="a file, a name that `dembench list sweep` shows, or study=NAME (dembench list study)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="as for dembench run; commas give several values")
-    p.add_argument("--workers", type=int, metavar="N", help="processes (default: a CPU each, or 1 on a GPU); 0: none")
-    p.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
+    p.add_argument("--dry-run", action="store_true", help="show what is done, what is missing and how long it takes")
     p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
+    p.add_argument("--retries", type=int, default=2, metavar="N", help="for a run whose worker or node died (2)")
+    p.add_argument("--retry-errors", action="store_true", help="try runs again, too, that raised an error")
+    where = p.add_argument_group("where runs run")
+    where.add_argument("--engine", metavar="NAME", help="inline (this process), processes (the default) or ray")
+    where.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs or GPUs allow); 0: inline")
+    where.add_argument("--gpus", metavar="0,1", help="of this machine, for processes (default: all that are visible)")
+    where.add_argument("--gpus-per-run", type=float, metavar="X", help="0.5 puts two runs on a GPU (default 1)")
+    where.add_argument("--cpus-per-run", type=float, metavar="X", help="default: the run's threads, which are 1")
+    where.add_argument("--address", metavar="A", help="of the Ray cluster: auto (default), HOST:PORT, ray://HOST:PORT")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
     from tasks.compose import ConfigError
+    from tasks.engines.choose import Settings
 
     try:
-        return sweep(args.sweep, args.overrides, args.workers, args.config_dir, args.dry_run)
+        settings = Settings(args.engine, args.workers, args.gpus, args.cpus_per_run, args.gpus_per_run, args.address)
+        if args.retries < 0:
+            raise ConfigError(f"--retries: expected at least 0, got {args.retries}")
+        return sweep(
+            args.sweep,
+            args.overrides,
+            settings,
+            config_dir=args.config_dir,
+            dry_run=args.dry_run,
+            retries=args.retries,
+            retry_errors=args.retry_errors,
+        )
     except ConfigError as error:
         return fail(f"dembench sweep: {error}")
 
@@ -51,135 +73,96 @@ def main(argv: Sequence[str] | None = None) -> int:
 def sweep(
     file_or_name: str,
     overrides: Sequence[str] = (),
-    workers: int | None = None,
+    settings: Settings | int | None = None,
     config_dir: Path | None = None,
     dry_run: bool = False,
+    retries: int = 2,
+    retry_errors: bool = False,
 ) -> int:
     """Plans and runs a sweep, showing how far it is on stderr; returns the exit status.
 
+    ``settings`` say where runs run; a number is that of worker processes.
     Raises: ConfigError before the first run starts, for whatever is wrong with any of them.
     """
     from tasks import sweeps
-    from tasks.compose import ConfigError
-    from tasks.workers import execute
+    from tasks.engines.choose import Settings, choose
+    from tasks.engines.execute import execute
+    from tasks.engines.view import State, shown
 
-    if workers is not None and workers < 0:
-        raise ConfigError(f"--workers: expected at least 0, got {workers}")
+    if not isinstance(settings, Settings):
+        settings = Settings(workers=settings)
     content = sweeps.read_sweep(file_or_name, config_dir)
     given = sweeps.read_overrides(overrides)
     words, left = sweeps.fit(sweeps.expand(content, given), given, config_dir)
     for key, names in left.items():
         print(f"{key} is left out of the runs of {', '.join(names)}, which have no such option", file=sys.stderr)
-    planned = sweeps.plan(words, config_dir)
+    planned = sweeps.plan(words, config_dir, elsewhere=settings.name == "ray")
     missing = [run for run in planned if not run.done]
-    if workers is None:
-        workers = default_workers(planned)
-    workers = min(workers, len(missing))
-    seconds = sweeps.estimate(planned, workers)
-    text = f"{len(planned)} runs: {len(planned) - len(missing)} done, {len(missing)} to run"
-    if missing:
-        text += f" with {workers} worker{'s' * (workers != 1)}" if workers else " in this process"
-        text += "" if seconds is None else f", about {duration(seconds)} by the runs that are done"
-    print(text, file=sys.stderr)
+    times = sweeps.past_times(planned)
+    labels = sweeps.labels(planned)
+    if not missing:
+        print(f"{len(planned)} runs: {len(planned)} done, 0 to run", file=sys.stderr)
+    engine = choose(settings, planned) if missing else None
+    if engine is not None:
+        print(f"{plan_line(planned, settings, engine.slots, times)}", file=sys.stderr)
     if dry_run:
         for run in planned:
-            print(run.id, "done   " if run.done else "missing", " ".join(sweeps.to_arguments(run.words)))
+            print(dry_line(run, labels[run.id], times))
+        return 0
+    if engine is None:
         return 0
     try:
-        with shown(len(missing)) as tell:
-            summary = execute(planned, workers, config_dir, tell)
+        with shown(State(missing, engine, labels, times)) as tell:
+            summary = execute(planned, engine, retries=retries, retry_errors=retry_errors, tell=tell)
     except KeyboardInterrupt:
         return fail("dembench sweep: stopped; started again, it goes on with what is missing", status=130)
     return conclude(summary)
 
 
-def default_workers(planned: Sequence[Planned]) -> int:
-    """A process per CPU that this process may use, at most 8; one where runs go to a GPU."""
-    if any(run.config["device"] == "cuda" for run in planned):
-        return 1
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cpus, 8)
+def plan_line(planned: Sequence[Planned], settings: Settings, slots: int, times: Times) -> str:
+    """ "54 runs: 10 done, 44 to run (1 failed before) in 2 processes, about 12 min by past runs"."""
+    from tasks.engines.view import duration
+    from tasks.sweeps import estimate, failure_note
+
+    missing = [run for run in planned if not run.done]
+    text = f"{len(planned)} runs: {len(planned) - len(missing)} done, {len(missing)} to run"
+    if failed := sum(failure_note(run.directory).exists() for run in missing):
+        text += f" ({failed} failed before)"
+    if settings.name == "processes":
+        text += f" in {slots} process{'es' * (slots != 1)}"
+    else:
+        text += " in this process" if settings.name == "inline" else f" on a Ray cluster with room for {slots}"
+    seconds = estimate(planned, min(slots, len(missing)), times)
+    if seconds is None:
+        return f"{text}; no past run says how long"
+    text += f", about {duration(seconds)} by past runs"
+    unknown = [run for run in missing if times.expected(run.config) is None]
+    names = dict.fromkeys(str(run.config["choices"]["task"]) for run in unknown)
+    return f"{text}, without the {len(unknown)} of {', '.join(names)}, which has none" if unknown else text
+
+
+def dry_line(run: Planned, label: str, times: Times) -> str:
+    """The id, whether it is done, how long it took or will take, and what tells it from the others."""
+    from tasks.engines.view import duration
+    from tasks.sweeps import failure_note
+
+    if run.result is not None and run.done:
+        state, seconds = "done", run.result["cost"]["wall_seconds"]
+    else:
+        state, seconds = "missing", times.expected(run.config)
+        if failure_note(run.directory).exists():
+            state = "failed"
+    return f"{run.id} {state:<7} {'?' if seconds is None else duration(seconds):>8}  {label}"
 
 
 def conclude(summary: Summary) -> int:
+    """Says how a sweep ended; the exit status."""
     for id, path in summary.failed.items():
         print(f"failed: {id}, see {path}", file=sys.stderr)
-    print(f"{summary.ran} run, {summary.found} done before, {len(summary.failed)} failed", file=sys.stderr)
+    again = f", {summary.retried} tried again" if summary.retried else ""
+    counts = f"{summary.ran} run, {summary.found} done before, {len(summary.failed)} failed{again}"
+    print(counts, file=sys.stderr)
     return 1 if summary.failed else 0
-
-
-@contextmanager
-def shown(runs: int) -> Iterator[Callable[[Progress], None]]:
-    """Bars on a terminal, one line per finished run elsewhere; to stderr."""
-    finished = 0
-
-    def line(progress: Progress) -> str:
-        nonlocal finished
-        if progress.kind in ("start", "step"):
-            return ""
-        finished += 1
-        return f"[{finished}/{runs}] {progress.run.id} {describe(progress)}"
-
-    if not sys.stderr.isatty():
-
-        def tell(progress: Progress) -> None:
-            if text := line(progress):
-                print(text, file=sys.stderr, flush=True)
-
-        yield tell
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
-        whole = bars.add_task("runs", total=runs)
-        bar_of = {}
-
-        def tell_bars(progress: Progress) -> None:
-            if progress.kind == "start":
-                bar_of[progress.worker] = bars.add_task(escape(title(progress.run)), total=None)
-            elif progress.kind == "step":
-                bars.update(bar_of[progress.worker], completed=progress.step, total=progress.total)
-            else:
-                bars.remove_task(bar_of.pop(progress.worker))
-                bars.advance(whole)
-                bars.console.print(escape(line(progress)), highlight=False)
-
-        yield tell_bars
-
-
-def title(run: Planned) -> str:
-    from scripts.run import title as title_of
-
-    return title_of(run.config)
-
-
-def describe(progress: Progress) -> str:
-    """One line on a run that has ended: its names and its mean error, or why it failed."""
-    if progress.kind == "failed":
-        reason = [line for line in progress.message.partition("\n\nprinted:")[0].splitlines() if line.strip()][-1]
-        return f"{title(progress.run)}: FAILED, {reason}"
-    result = progress.result or {}
-    means = [row for row in result.get("rows", ()) if row["slice"] == "mean" and row["value"] is not None]
-    number = f"{means[0]['metric']} {means[0]['value']:.4f}" if means else "no mean"
-    status = "" if result.get("status") == "ok" else f" [{result.get('status')}]"
-    return f"{title(progress.run)}: {number}{status}, {result.get('cost', {}).get('wall_seconds', 0):.1f} s"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Many runs: a grid written as a short file, expanded, checked as a whole, and run by processes of this machine.
+"""Many runs: a grid written as a short file, expanded and checked as a whole.
 
 A sweep file has ``base`` (what all runs share) and ``grids``, a list; each grid is a mapping from keys, as on the
 command line, to a value or a list of values, and gives every combination. The grids are put one after the other, so
-that a grid can tie values together (a loss's options to a protocol). What runs is read from the disk: a run with a
-result is done, everything else is absent.
+that a grid can tie values together (a loss's options to a protocol). What is done is read from the disk: a run with a
+result is done, everything else is missing. ``tasks.engines`` runs what is missing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import itertools
 import json
 import re
 import shlex
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tasks import experiment, runs
+from tasks import experiment, parts, runs
 from tasks.compose import GROUPS, ConfigError, check_signatures, compose, lookup_or_fail, options, parse, read_option
+from tasks.search import dem_star
+from tasks.times import Times, past_results
 
 STUDIES = "sweep/study"  # the folder of the sources' tables and figures
 Words = dict[str, Any]  # key -> plain value, as ``tasks.compose.choose`` takes them
@@ -146,60 +148,117 @@ def _named(words: Words, config_dir: Path | None) -> DictConfig:
     return compose({group: words[group] for group in GROUPS if group in words}, config_dir, complete=False)
 
 
-def plan(many: Iterable[Words], config_dir: Path | None = None) -> list[Planned]:
-    """Composes and checks every run before the first starts: names, arguments, data, weights; two words for one run
-    are one run.
+def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bool = False) -> list[Planned]:
+    """Composes and checks every run before the first starts: names, arguments, data, weights, and whether task and
+    method take what they are given; two words for one run are one run.
 
+    Args:
+        many: runs in words. config_dir: own configurations.
+        elsewhere: the runs will not run on this machine, which need not have a GPU for device=cuda.
     Raises: ConfigError that names the run.
     """
-    memo: dict[str, Any] = {}
-    planned: dict[str, Planned] = {}
+    alike: dict[str, list[tuple[Words, DictConfig, dict[str, Any]]]] = {}  # runs whose task can be the same object
+    order: list[tuple[Words, dict[str, Any], str]] = []
     for words in many:
-        try:
-            run = _plan_one(words, config_dir, memo)
-        except ConfigError as error:
-            raise ConfigError(f"{error} (in {' '.join(to_arguments(words))})") from error
-        planned.setdefault(run.id, run)
+        with _named_errors(words):
+            cfg = compose(words, config_dir)
+            config = _resolve(cfg, elsewhere)
+        part = {key: config.get(key) for key in parts.KEYS}
+        key = json.dumps({**config["task"], "seed": None, **part}, sort_keys=True)
+        alike.setdefault(key, []).append((words, cfg, config))
+        order.append((words, config, key))
+    found = {key: _check(group) for key, group in alike.items()}
+    planned: dict[str, Planned] = {}
+    for words, config, key in order:
+        id = runs.run_id(config, found[key])
+        directory = Path(config["out"]) / id
+        with _named_errors(words), experiment.user_errors():
+            result = runs.read_result(directory)
+        planned.setdefault(id, Planned(id, words, config, directory, result, config_dir))
     return list(planned.values())
 
 
-def _plan_one(words: Words, config_dir: Path | None, memo: dict[str, Any]) -> Planned:
-    config = experiment.resolve(compose(words, config_dir))
-    parts = {}
-    for group in ("method", "loss", "model", "data", "protocol"):
-        node = config.get(group)
-        key = f"{group} {json.dumps(node, sort_keys=True)}"
-        if node is not None and key not in memo:
-            check_signatures({group: node})
-            experiment.seed_all(config["seed"])
+@contextmanager
+def _named_errors(words: Words) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {' '.join(to_arguments(words))})") from error
+
+
+def _resolve(cfg: DictConfig, elsewhere: bool) -> dict[str, Any]:
+    if elsewhere and cfg.device == "cuda":
+        return parts.without_default(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    return experiment.resolve(cfg)
+
+
+def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]]) -> dict[str, str]:
+    """Builds the task of runs that differ in seed, method and loss only, and each method once; puts the pair that was
+    searched for DEM* into the configurations.
+
+    Returns: what stands for the task's paths in the id.
+    """
+    words, _, config = alike[0]
+    with _named_errors(words):
+        check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
+        experiment.seed_all(config["seed"])
+        task = experiment.build_task(config)
+    found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+    seen = set()
+    for words, cfg, config in alike:
+        with _named_errors(words):
+            config.update(dem_star.settle(cfg, config, found)[0])
+        key = json.dumps([config["method"], config["loss"]], sort_keys=True)
+        if key in seen:
+            continue
+        seen.add(key)
+        with _named_errors(words):
+            check_signatures({group: config.get(group) for group in ("method", "loss")})
             with experiment.user_errors():
-                built = instantiate(node)
-                if group == "data":
-                    experiment.check_data(built)
-            # methods are partial; of data and models only what stands for them in the id is kept
-            memo[key] = experiment.fingerprints(**{group: built}) if group in ("data", "model") else {}
-        parts.update(memo.get(key, {}))
-    if "task" not in memo:
-        check_signatures({"task": config["task"]})
-        memo["task"] = True
-    id = runs.run_id(config, parts)
-    directory = Path(config["out"]) / id
-    with experiment.user_errors():
-        result = runs.read_result(directory)
-    return Planned(id, words, config, directory, result, config_dir)
+                make_method = instantiate(config["method"], loss=instantiate(config["loss"]))
+                if hasattr(task, "check_method"):
+                    task.check_method(make_method)
+    return found
 
 
-def estimate(planned: Sequence[Planned], workers: int) -> float | None:
-    """Seconds that the missing runs will take, by the finished ones of the same method, else by all; None without."""
-    times: dict[str, list[float]] = {}
+def failure_note(directory: Path) -> Path:
+    """Where the reason lies for which the run of a directory failed, if it did."""
+    return directory.parent / "failed" / f"{directory.name}.txt"
+
+
+def labels(planned: Sequence[Planned]) -> dict[str, str]:
+    """By id, each run in as many words as tell it from the others: "tta tent adadem lr=0.01 seed=1"."""
+    asked = [{**run.config["choices"], **run.words, "seed": run.config["seed"]} for run in planned]
+    keys = [key for key in dict.fromkeys((*GROUPS, *itertools.chain(*asked))) if key not in ("seed", *runs.NOT_IN_ID)]
+    texts = {run.id: [] for run in planned}
+    for key in (*keys, "seed"):
+        values = [_as_text(words.get(key)) for words in asked]
+        told = dict(zip(map(tuple, texts.values()), values, strict=True))  # what the words so far would make of it
+        if all(told[tuple(text)] == value for text, value in zip(texts.values(), values, strict=True)):
+            continue
+        for text, value in zip(texts.values(), values, strict=True):
+            text.append(value if key in GROUPS else f"{key.rpartition('.')[2]}={value}")
+    return {id: " ".join(word for word in text if not word.endswith("null")) or "run" for id, text in texts.items()}
+
+
+def past_times(planned: Sequence[Planned]) -> Times:
+    """How long the finished runs of a plan took, and others that lie in the same folders."""
+    times = Times()
     for run in planned:
         if run.result is not None:
-            times.setdefault(run.config["choices"]["method"], []).append(run.result["cost"]["wall_seconds"])
-    if not times:
-        return None
-    every = [seconds for group in times.values() for seconds in group]
-    missing = [run.config["choices"]["method"] for run in planned if not run.done]
-    return sum(statistics.mean(times.get(method, every)) for method in missing) / max(1, workers)
+            times.add_result(run.result)
+    for result in past_results({run.directory.parent for run in planned}, {run.id for run in planned}):
+        times.add_result(result)
+    return times
+
+
+def estimate(planned: Sequence[Planned], slots: int, times: Times | None = None) -> float | None:
+    """Seconds that the missing runs will take, ``slots`` at a time, by past runs; those of a task that has none are not
+    counted, and None is returned where no missing run has any."""
+    times = past_times(planned) if times is None else times
+    expected = [times.expected(run.config) for run in planned if not run.done]
+    known = [seconds for seconds in expected if seconds is not None]
+    return sum(known) / max(1, slots) if known else None
 
 
 def to_arguments(words: Words) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -66,7 +67,8 @@ class Method:
 
 
 class Task:
-    """Two slices; error 1/4 in each. ``mode`` of the protocol: ok, collapse, notfinite, crash, die, sleep."""
+    """Two slices; error 1/4 in each. ``mode`` of the protocol: ok, collapse, notfinite, crash,
+    crash-on-2, die, die-once, sleep."""
 
     def __init__(self, data: Data, model: Model, protocol: Protocol, seed: int, device: str, precision: str) -> None:
         self.data, self.model, self.protocol, self.seed, self.device = data, model, protocol, seed, device
@@ -74,10 +76,26 @@ class Task:
     def __len__(self) -> int:
         return 2 * self.protocol.batches
 
+    def check_method(self, make_method: Any) -> None:
+        make_method(model=self.model)
+
+    def _first(self) -> bool:
+        """Whether no run with these data has asked yet."""
+        try:
+            self.data.root.with_suffix(f".{self.seed}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
     def run(self, make_method: Any) -> Iterator[Event]:
         if log := os.environ.get("DEMBENCH_STUB_LOG"):
             with open(log, "a") as file:
                 file.write(f"{self.seed}\n")
+        if surroundings := os.environ.get("DEMBENCH_STUB_SURROUNDINGS"):
+            names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+            found = {"seed": self.seed, "pid": os.getpid(), "threads": torch.get_num_threads()}
+            with open(surroundings, "a") as file:
+                file.write(json.dumps(found | {name: os.environ.get(name) for name in names}) + "\n")
         method = make_method(model=self.model)
         yield Note("stub", "invented numbers")
         mode = self.protocol.mode
@@ -87,7 +105,7 @@ class Task:
                 method(torch.rand(4))
                 if mode == "crash" or (mode == "crash-on-2" and self.seed == 2):
                     raise RuntimeError("the stub broke [red]on[/] purpose")
-                if mode == "die" and step == 1:
+                if step == 1 and (mode == "die" or (mode == "die-once" and self._first())):
                     os._exit(9)
                 if mode == "sleep":
                     time.sleep(0.2)

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,21 +11,16 @@ import torch
 from scripts.sweep import main
 from tasks import runs
 from tasks.compose import ConfigError, choose, compose
-from tasks.sweeps import Words, estimate, expand, fit, plan, read_overrides, read_sweep, to_arguments
-from tasks.workers import Progress, execute
+from tasks.engines.execute import execute
+from tasks.engines.inline import Inline
+from tasks.sweeps import Planned, Words, estimate, expand, fit, labels, plan, read_overrides, read_sweep, to_arguments
+from tasks.times import Times
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Words:
     (tmp_path / "data.txt").write_text("images")
     return {"task": "stub", "data.root": str(tmp_path / "data.txt"), "out": str(tmp_path / "runs")}
-
-
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DEMBENCH_STUB_LOG", str(tmp_path / "log"))
-    (tmp_path / "log").touch()
-    return tmp_path / "log"
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +135,7 @@ def test_names_and_paths_that_are_not_there() -> None:
         ({"loss.scale": -1}, r"Loss: expected scale > 0, got -1.0 \(in task=stub .*loss.scale=-1\)"),
         ({"loss": "plane"}, r"unknown loss 'plane'; nearest: plain.* \(in "),
         ({"method.speed": "medium"}, "unknown method.speed 'medium'"),
+        ({"method.lr": 2.0}, r"Method: expected lr <= 1, got 2.0 \(in task=stub .*method.lr=2.0\)"),
         ({"data.root": "/no/such"}, "no data at /no/such"),
         ({"model.weights": "/no/weights"}, "No such file"),
     ],
@@ -163,135 +154,88 @@ def test_plan_and_single_run_agree_on_the_id_and_two_words_for_one_run_are_one(b
     assert [run.id for run in planned] == [prepare(compose(many[i], stub_configs)).id for i in (0, 2)]
 
 
-def test_failures_are_recorded_and_the_others_run(base: Words, stub_configs: Path, tmp_path: Path, log: Path) -> None:
-    words = [{**base, "protocol.mode": "crash-on-2", "seed": seed} for seed in (1, 2, 3)]
-    words.append({**base, "protocol.mode": "die"})
-    told: list[Progress] = []
-    summary = execute(plan(words, stub_configs), 2, stub_configs, told.append)
-    assert (summary.ran, summary.found, len(summary.failed)) == (2, 0, 2)
-    texts = sorted(path.read_text() for path in summary.failed.values())
-    assert {path.parent for path in summary.failed.values()} == {tmp_path / "runs" / "failed"}
-    died, crashed = sorted(texts, key=lambda text: "Traceback" in text)
-    assert "exit code 9" in died
-    assert "RuntimeError: the stub broke" in crashed
-    assert crashed.startswith("dembench run --config-dir ")
-    assert "seed=2" in crashed.splitlines()[0]
-    assert sorted(progress.kind for progress in told if progress.kind != "step") == sorted(
-        ["start"] * 4 + ["done"] * 2 + ["failed"] * 2
-    )
-    # Started again, it tries only what failed.
-    log.write_text("")
-    again = execute(plan(words[:3], stub_configs), 0, stub_configs)
-    assert (again.ran, again.found, len(again.failed)) == (0, 2, 1)
-    assert log.read_text().split() == ["2"]
+def finish(planned: list[Planned], seconds: float) -> None:
+    """Runs them, and writes down that each took so long."""
+    execute(planned, Inline())
+    for run in planned:
+        result = json.loads((run.directory / "result.json").read_text())
+        result["cost"]["wall_seconds"] = seconds
+        runs.write_json(run.directory / "result.json", result)
 
 
-def test_a_failure_note_goes_when_the_run_succeeds(base: Words, stub_configs: Path) -> None:
-    planned = plan([base], stub_configs)
-    note = planned[0].directory.parent / "failed" / f"{planned[0].id}.txt"
-    runs.write_atomic(note, "failed yesterday")
-    assert execute(planned, 0, stub_configs).ran == 1
-    assert not note.exists()
+def test_the_estimate_is_that_of_past_runs_like_the_missing_ones(base: Words, stub_configs: Path) -> None:
+    quick = [{**base, "seed": seed} for seed in range(4)]
+    slow = [{**base, "loss": "none", "seed": seed} for seed in range(3)]
+    assert estimate(plan(quick, stub_configs), 2) is None
+    finish(plan(quick[:1], stub_configs), 10.0)
+    finish(plan(slow[:1], stub_configs), 70.0)
+    planned = plan([*quick, *slow], stub_configs)
+    assert estimate(planned, 2) == pytest.approx((3 * 10.0 + 2 * 70.0) / 2)
+    assert estimate(planned, 2, Times()) is None
 
 
-def test_processes_and_this_process_give_the_same_numbers(base: Words, stub_configs: Path, tmp_path: Path) -> None:
-    curves = {}
-    for workers in (0, 2):
-        words = [{**base, "out": str(tmp_path / f"with{workers}"), "seed": seed} for seed in (0, 1, 2)]
-        planned = plan(words, stub_configs)
-        assert execute(planned, workers, stub_configs).ran == 3
-        curves[workers] = [(run.id, (run.directory / "curve.csv").read_bytes()) for run in planned]
-    assert curves[0] == curves[2]
-    assert len({curve for _, curve in curves[0]}) == 3
+def test_runs_of_other_sweeps_in_the_same_folder_count_as_past_runs(base: Words, stub_configs: Path) -> None:
+    finish(plan([{**base, "seed": 8}, {**base, "seed": 9}], stub_configs), 5.0)
+    (Path(base["out"]) / "broken").mkdir()
+    (Path(base["out"]) / "broken" / "result.json").write_text("{")
+    assert estimate(plan([{**base, "seed": 0}, {**base, "seed": 1}], stub_configs), 1) == pytest.approx(2 * 5.0)
 
 
-def test_done_runs_are_skipped_and_forced_ones_are_not(base: Words, stub_configs: Path, log: Path) -> None:
-    words = [{**base, "seed": seed} for seed in (0, 1)]
-    execute(plan(words, stub_configs), 0, stub_configs)
-    planned = plan([*words, {**base, "seed": 2}], stub_configs)
-    assert [run.done for run in planned] == [True, True, False]
-    summary = execute(planned, 0, stub_configs)
-    assert (summary.ran, summary.found) == (1, 2)
-    assert log.read_text().split() == ["0", "1", "2"]
-    forced = execute(plan([{**base, "seed": 0, "force": True}], stub_configs), 0, stub_configs)
-    assert forced.ran == 1
-    assert log.read_text().split() == ["0", "1", "2", "0"]
+def test_far_runs_count_only_where_there_is_no_closer_one() -> None:
+    def config(**names: str) -> dict[str, object]:
+        return {"choices": {"task": "tta", "method": "tent", "loss": "em", "data": "digits", **names}}
+
+    times = Times()
+    assert times.expected(config()) is None
+    times.add(config(method="sar"), 100.0)
+    assert times.expected(config()) == 100.0
+    times.add(config(loss="dem"), 20.0)
+    times.add(config(loss="adadem"), 30.0)
+    assert times.expected(config()) == 25.0
+    times.add(config(), 1.0)
+    assert times.expected(config()) == 1.0
+    assert times.expected(config(task="semi")) is None
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_of_another_process_is_waited_for_and_not_run_twice(
-    workers: int, base: Words, stub_configs: Path, log: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tasks.workers.RETRY_SECONDS", 0.05)
-    planned = plan([base, {**base, "seed": 1}], stub_configs)
-    held = runs.lock(planned[0].directory)
-    held.__enter__()
-
-    def finish_elsewhere(progress: Progress) -> None:
-        if progress.run is planned[1] and progress.kind == "done":
-            result = json.loads((progress.run.directory / "result.json").read_text())
-            runs.write_json(planned[0].directory / "result.json", result)
-            held.__exit__(None, None, None)
-
-    summary = execute(planned, workers, stub_configs, finish_elsewhere)
-    assert (summary.ran, summary.found, summary.failed) == (1, 1, {})
-    assert log.read_text().split() == ["1"]
+def test_labels_are_the_words_that_tell_runs_apart(base: Words, stub_configs: Path) -> None:
+    many: list[Words] = [{**base, "seed": seed, "loss": loss} for loss in ("none", "plain") for seed in (0, 1)]
+    many += [{**base, "loss": "plain", "method.lr": lr, "seed": 1} for lr in (0.2, 0.3)]
+    planned = plan(many, stub_configs)
+    named = labels(planned)
+    assert [named[run.id] for run in planned] == [
+        *("none seed=0", "none seed=1", "plain seed=0", "plain seed=1"),
+        *("plain lr=0.2 seed=1", "plain lr=0.3 seed=1"),
+    ]
+    assert len(set(named.values())) == len(planned)
+    assert list(labels(planned[:1]).values()) == ["run"]
 
 
-def test_estimate_is_by_method_and_shared_by_the_workers(base: Words, stub_configs: Path) -> None:
-    planned = plan([{**base, "seed": seed} for seed in range(4)], stub_configs)
-    assert estimate(planned, 2) is None
-    execute(planned[:1], 0, stub_configs)
-    result = json.loads((planned[0].directory / "result.json").read_text())
-    result["cost"]["wall_seconds"] = 10.0
-    runs.write_json(planned[0].directory / "result.json", result)
-    planned = plan([{**base, "seed": seed} for seed in range(4)], stub_configs)
-    assert estimate(planned, 2) == pytest.approx(3 * 10.0 / 2)
-
-
-def start_sweep(file: str, configs: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "scripts.sweep", file, "--config-dir", str(configs), "--workers", "2", *words]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-    def heed_interrupts() -> None:  # which whoever started the tests in the background has switched off
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heed_interrupts,
-    )
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_sweep_goes_on_with_what_is_missing(
-    how: signal.Signals, base: Words, stub_configs: Path, tmp_path: Path, log: Path, capsys: pytest.CaptureFixture
+def test_the_plan_says_what_is_done_what_failed_and_how_long_the_rest_takes(
+    base: Words, stub_configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     lines = "\n".join(f"  {key}: {json.dumps(value)}" for key, value in base.items())
-    file = sweep_file(
-        tmp_path, f"base:\n{lines}\n  protocol.mode: sleep\n  protocol.batches: 2\ngrids: [{{seed: [0, 1, 2]}}]"
-    )
-    process = start_sweep(file, stub_configs)
-    until = time.monotonic() + 90
-    out = tmp_path / "runs"
-    while not list(out.glob("*/result.json")) and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as Ctrl-C does
-    else:
-        process.kill()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == (130 if how == signal.SIGINT else -how)
-    if how == signal.SIGINT:
-        assert "stopped; started again" in said
-        assert "Traceback" not in said
-    time.sleep(1)  # orphans end when they next tell of a step
-    done = {path.parent.name for path in out.glob("*/result.json")}
-    log.write_text("")
-    assert main([file, "--config-dir", str(stub_configs), "--workers", "0"]) == 0
-    assert len(list(out.glob("*/result.json"))) == 3
-    assert len(log.read_text().split()) == 3 - len(done)
-    assert f"{3 - len(done)} run, {len(done)} done before, 0 failed" in capsys.readouterr().err
+    file = sweep_file(tmp_path, f"base:\n{lines}\n  protocol.mode: crash-on-2\ngrids: [{{seed: [1, 2, 3, 4]}}]")
+    command = [file, "--config-dir", str(stub_configs), "--workers", "0"]
+    assert main([*command, "seed=1,2"]) == 1
+    done = next(Path(base["out"]).glob("*/result.json"))
+    result = json.loads(done.read_text())
+    result["cost"]["wall_seconds"] = 200.0
+    runs.write_json(done, result)
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "4 runs: 1 done, 3 to run (1 failed before) in this process, about 10 min by past runs\n"
+    assert [line.split(maxsplit=1)[1] for line in said.out.splitlines()] == [
+        "done       3 min  seed=1",
+        "failed     3 min  seed=2",
+        "missing    3 min  seed=3",
+        "missing    3 min  seed=4",
+    ]
+
+
+def test_a_cluster_may_have_the_gpu_that_this_machine_has_not(base: Words, stub_configs: Path) -> None:
+    words = [{**base, "device": "cuda"}]
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device here"):
+            plan(words, stub_configs)
+    assert plan(words, stub_configs, elsewhere=True)[0].config["task"]["device"] == "cuda"
