@@ -21,6 +21,7 @@ import numpy as np
 from tasks.runs import SCHEMA
 
 RUN_FILES = ("result.json", "config.yaml", "environment.json", "curve.csv", "series.csv")
+SEARCHES = "searches"  # a folder of trials, which ``plane`` shows
 NAMES = ("id", "task", "method", "loss", "model", "data", "protocol", "status")
 LARGEST = 64_000_000  # bytes of a result.json that is read
 LONGEST = 2_000  # characters of a note or message that are shown
@@ -81,7 +82,9 @@ class Run:
             return None
         slices, n, correct = read
         try:
-            return Curve(tuple(slices), np.array(n, dtype=float), np.array(correct, dtype=float))
+            return Curve(
+                tuple(slices), *(np.fromiter(map(float, column), float, len(column)) for column in (n, correct))
+            )
         except ValueError:
             return None
 
@@ -201,7 +204,7 @@ def find_runs(root: Path, unreadable: list[Aside]) -> list[Path]:
             found.append(Path(folder))
             children.clear()
         else:
-            children[:] = sorted(name for name in children if not name.startswith("."))
+            children[:] = sorted(name for name in children if not name.startswith(".") and name != SEARCHES)
     return found
 
 

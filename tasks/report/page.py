@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.report import content, costs, figures, manifest, parallel, provenance
+from tasks.report import content, costs, figures, manifest, parallel, plane, provenance
 from tasks.report.across import environment_tables
 from tasks.report.captions import describe
 from tasks.report.drawing import Figure
@@ -114,9 +114,12 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True,
         tasks.setdefault(block.task, Task(block.task, pretty(block.task))).sections.append(section)
         for item in (section.main, *section.more, *section.figures):
             writer.write(item)
+    searches = plane.find(map(Path, run_roots))
     for task in tasks.values():
+        own = [record for record in searches if record.task == task.name]
         task.tables = environment_tables([section.block for section in task.sections])
-        task.figures = figures_across(task) if with_figures else []
+        task.tables += [plane.table(own)] if own else []
+        task.figures = [*figures_across(task), *map(plane.figure, own)] if with_figures else []
         for item in (*task.tables, *task.figures):
             writer.write(item)
     summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
