@@ -15,6 +15,7 @@ from tasks.report.names import METRICS, pretty
 from tasks.report.tables import Column, Entry, Table, number, plain, slug
 
 RETURN, SUCCESS, SOLVED = METRICS["return"], METRICS["success"], 90  # per cent of the evaluation's episodes
+ENOUGH = 5  # runs in an environment, below which a percentile interval is plainly too narrow
 Labels = tuple[str, str, str]  # method, setting, loss
 
 
@@ -91,12 +92,17 @@ def aggregate_table(blocks: Sequence[Block], protocol: str) -> Table:
             ]
         )
     names = ", ".join(block.data for block in blocks)
+    every = [scores_of([found[labels] for found in maps if labels in found]) for labels in maps[0]]
+    largest = max(every, key=lambda scores: sum(map(len, scores)), default=[])
+    few = min((len(score) for scores in every for score in scores if len(score)), default=0)
     caption = (
         f"Return of the final policy over {len(blocks)} environments ({names}), protocol {protocol}. IQM: mean of the "
         "middle half of all runs; optimality gap: mean distance below a return of 1, which no run reaches exactly; "
         "P(better than EM): chance that a run is better than one of EM with the same setting, ties counting half; "
-        f"last: difference of IQMs, seeds in pairs. 95% percentile intervals of {aggregate.REPETITIONS:,} bootstrap "
-        "samples, runs drawn within each environment (Agarwal et al. 2021). Intervals are over seeds, not environments."
+        f"last: difference of IQMs, seeds in pairs. 95% percentile intervals of {aggregate.affordable(largest):,} "
+        "bootstrap samples, runs drawn within each environment (Agarwal et al. 2021). Intervals are over seeds, not "
+        "environments."
+        + (f" With {few} run{'s' * (few > 1)} in an environment they are too narrow." if few < ENOUGH else "")
     )
     return Table(slug("environments", protocol), "All environments", caption, columns, rows)
 

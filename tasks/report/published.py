@@ -86,6 +86,16 @@ def differences(block: Block, cell: Cell, printed: Published) -> str:
     return "; ".join(said) or "none stated"
 
 
+def weights_of(cell: Cell, printed: Published) -> str:
+    """Whether the weights are known to be the paper's: a reference states their fingerprint, or they are not."""
+    here = ", ".join(sorted({run.fingerprints.get("weights", "made by the run")[:8] for run in cell.runs}))
+    stated = printed.made_with.get("weights")
+    if stated is None:
+        return f"not known to be the same ({here} here)"
+    same = all(run.fingerprints.get("weights") == stated for run in cell.runs)
+    return f"the same ({here})" if same else f"other ({str(stated)[:8]} there, {here} here)"
+
+
 def beside_table(block: Block, known: Iterable[Reference] | None = None) -> tuple[Table | None, set[str]]:
     """Measured numbers with the published ones below, and the names of the references that were used."""
     metric, used = block.metric, set()
@@ -105,7 +115,7 @@ def beside_table(block: Block, known: Iterable[Reference] | None = None) -> tupl
     slices = [name for name in block.slices if name.rpartition("/")[0] in stated or name in stated]
     columns = [Column("Source", numeric=False), Column("Row", numeric=False), Column("Measured", numeric=False)]
     columns += [Column(name, ("measured", "published")) for name in (*slice_labels(slices), "mean")]
-    columns.append(Column("Other settings", numeric=False))
+    columns += [Column("Weights", numeric=False), Column("Other settings", numeric=False)]
     rows = []
     for reference, name, cell, values in found:
         what = " ".join(filter(None, [pretty(cell.method), block.setting_label(cell)]))
@@ -120,13 +130,15 @@ def beside_table(block: Block, known: Iterable[Reference] | None = None) -> tupl
             measured = number(score.mean, 1)
             published = number(value.as_metric(metric.name), 1)
             entries.append(Entry(measured, f"publ. {published}", (plain(measured), plain(published)), score.mean))
-        entries.append(Entry(differences(block, cell, next(iter(values.values())))))
+        first = next(iter(values.values()))
+        entries += [Entry(weights_of(cell, first)), Entry(differences(block, cell, first))]
         rows.append(entries)
     unit = f" in {metric.unit}" if metric.unit else ""
     caption = (
         f"{metric.label.capitalize()}{unit} as measured here, and below as published (accuracies turned into errors or "
-        "back), where task, data, architecture, protocol and number of images are the same and batches alike within a "
-        "factor of two. Weights, versions and what the last column names may differ."
+        "back), where task, name of the data, architecture, protocol and number of images are the same and batches "
+        "alike within a factor of two. Unless the column says that the weights are the same, a difference may be "
+        "theirs; versions of the data and what the last column names may differ, too."
     )
     title = f"{block.title}: published beside measured"
     return Table(slug("published", block.task, block.title), title, caption, columns, rows), used

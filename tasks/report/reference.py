@@ -21,7 +21,16 @@ from yaml import YAMLError
 TEXT = ("paper", "citation", "item", "task", "metric", "unit")
 LISTS = ("columns", "rows")
 FIELDS = ("data", "model", "protocol", "slice", "method", "loss")  # what a number is of
-SETTINGS = ("severity", "batch_size", "optimizer", "lr", "images", "setting", "loss_setting")  # what it was made with
+SETTINGS = (
+    "severity",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "images",
+    "setting",
+    "loss_setting",
+    "weights",
+)  # what it was made with
 NEEDED = ("data", "protocol", "slice")
 MODELS = {  # other ways to write a model, letters and digits only
     "wideresnet2810": "wrn2810", "wideresnet402": "wrn402", "wrn402augmix": "wrn402",
