@@ -67,6 +67,15 @@ class DataPart:
         taken[(torch.arange(searched, dtype=torch.float64).add_(0.5) * total / searched).long()] = True
         return order[taken == (self.use == "search")].sort().values
 
+    def block(self, total: int) -> Tensor:
+        """Positions, int64, ascending, where neighbours are alike, as frames of a film are: the search has consecutive
+        samples (round the end), the rest all others."""
+        self.size(total)
+        first = int(torch.randint(total, (1,), generator=generator("block", self.seed)))
+        taken = torch.zeros(total, dtype=torch.bool)
+        taken[(torch.arange(round(self.share * total)) + first) % total] = True
+        return (taken == (self.use == "search")).nonzero()[:, 0]
+
     def note(self, what: str, total: int) -> Note:
         """The sentence that belongs beside the numbers of a split: ``what`` is "images of each domain"."""
         how = f"{self.share:.0%} by search_seed={self.seed}"

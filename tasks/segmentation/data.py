@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from tasks.base import Note
+from tasks.parts import PartOf
 
 IGNORE = 255
 NORMALISATIONS: dict[str, dict[str, Any]] = {
@@ -141,6 +142,20 @@ class PooledPair(DomainPair):
     @property
     def source_test(self) -> Dataset | None:
         return PoolDataset(self.pools["source_test"]) if "source_test" in self.pools else None
+
+
+class TestPart(PartOf):
+    """A part of the target's test images: consecutive ones for the search, because frames of a film resemble their
+    neighbours. Training is the same."""
+
+    @property
+    def target_test(self) -> Dataset:
+        whole = self.data.target_test
+        return Subset(whole, self.part.block(len(whole)).tolist())
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        return (*self.data.notes, self.part.note("test images of the target", len(self.data.target_test)))
 
 
 def check_ids(pool: Pool, classes: Sequence[str]) -> None:

@@ -16,6 +16,8 @@ import torch
 from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
 from tasks.draws import derived_seed
 from tasks.metrics import is_collapsed
+from tasks.parts import DataPart
+from tasks.segmentation.data import TestPart
 from tasks.segmentation.methods.base import UDAMethod
 from tasks.segmentation.metrics import SegMetrics
 from tasks.segmentation.nets import NetMaker, count_parameters
@@ -38,7 +40,10 @@ class Segmentation:
         seed: of initialisation, batches and everything else that is random.
         device: "cpu" or "cuda".
         precision: "fp32", or "bf16" for autocast; losses and metrics stay in float32.
+        part: of the target's test images; None is all of them.
     """
+
+    splits = True  # the search of DEM* has a share of the target's test images
 
     def __init__(
         self,
@@ -49,8 +54,10 @@ class Segmentation:
         seed: int = 0,
         device: str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
+        part: DataPart | None = None,
     ) -> None:
-        self.data, self.model, self.protocol, self.seed = data, model, protocol, seed
+        self.data = data if part is None else TestPart(data, part)
+        self.model, self.protocol, self.seed = model, protocol, seed
         self.device, self.precision = device, precision
         self.checkpoint: Path | None = None  # the runner says where
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tasks.compose import compose
 from tasks.parts import DataPart
 from tasks.prompt.data import Digits as PromptDigits
 from tasks.prompt.data import SetsPart
@@ -32,6 +33,14 @@ def test_without_classes_it_is_a_plain_draw():
     chosen = DataPart("search", 0.25, 3).choose(torch.zeros(40, dtype=torch.int64))
     assert len(chosen) == len(chosen.unique()) == 10
     assert not torch.equal(chosen, torch.arange(0, 40, 4))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_block_is_consecutive_round_the_end(seed):
+    search, rest = (DataPart(use, 0.2, seed).block(31).tolist() for use in ("search", "rest"))
+    assert sorted(search + rest) == list(range(31))
+    assert len(search) == 6
+    assert sum((k + 1) % 31 not in search for k in search) == 1  # one end
 
 
 @pytest.mark.parametrize(
@@ -131,3 +140,17 @@ def test_minigrid_searches_with_seeds_that_no_other_run_has():
     everything, search, rest = used
     assert rest == everything
     assert not search & everything
+
+
+def test_segmentation_judges_other_test_images_and_trains_on_the_same():
+    pytest.importorskip("mmseg")
+    from tasks.experiment import build_task, resolve
+
+    names = {}
+    for part in ("all", "search", "rest"):
+        task = build_task(resolve(compose({"task": "segmentation", "part": part})))
+        names[part] = [image["data_samples"].img_path for image in task.data.target_test]
+        assert len(task.data.target_train) > 0
+    assert sorted(names["search"] + names["rest"]) == sorted(names["all"])
+    assert len(set(names["all"])) == len(names["all"])
+    assert len(names["search"]) == round(0.2 * len(names["all"]))
