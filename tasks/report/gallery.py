@@ -20,14 +20,16 @@ SUFFIXES = (".png", ".gif", ".jpg", ".jpeg")
 LARGEST = 1_500_000  # bytes of one picture
 ALL = 6_000_000  # bytes of all pictures of one page
 MANY = 24  # pictures of one comparison
+WIDE = 600  # pixels from which a picture gets half of the page's width
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What it shows in words, and its data URI."""
+    """What it shows in words, its data URI, and whether it needs much room."""
 
     caption: str
     uri: str
+    wide: bool = False
 
 
 class Gallery:
@@ -53,7 +55,7 @@ class Gallery:
                     elif kind is not None:
                         self.left -= len(content)
                         uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-                        picture = Picture(f"{name(block, cell)}, seed {run.seed}", uri)
+                        picture = Picture(f"{name(block, cell)}, seed {run.seed}", uri, png_width(content) >= WIDE)
                         found.setdefault(clean(path.name), []).append(picture)
         return dict(sorted(found.items())), out
 
@@ -63,6 +65,11 @@ class Gallery:
             return path.read_bytes() if path.stat().st_size <= min(LARGEST, self.left) else None
         except OSError:
             return None
+
+
+def png_width(content: bytes) -> int:
+    """Pixels; 0 for a file that is no PNG."""
+    return int.from_bytes(content[16:20]) if content.startswith(b"\x89PNG") else 0
 
 
 def name(block: Block, cell: Cell) -> str:
