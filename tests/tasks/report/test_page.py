@@ -30,7 +30,7 @@ def test_the_page_is_self_contained(golden: tuple[Path, Path]):
 def test_the_page_shows_figures_provenance_and_what_was_left_out(golden: tuple[Path, Path]):
     text = (golden[1] / "index.html").read_text()
     page = Page(text)
-    assert page.tags.count("svg") == 4  # learning rate, stream, shares, rewards
+    assert page.tags.count("svg") == 5  # gains, learning rate, stream, shares, rewards
     for words in (
         "0123abcd",
         "2.15.0",
