@@ -20,6 +20,7 @@ PRETTY = {
     "supervised": "Supervised", "pseudo_label": "Pseudo-Label", "ent_min": "Ent. Min.", "vat": "VAT",
     "mixmatch": "MixMatch", "fixmatch": "FixMatch", "freematch": "FreeMatch",
     "segmentation": "Unsupervised domain adaptation of segmentation", "source_only": "Source only",
+    "source_bn": "Source only, statistics of both",
     "min_ent": "MinEnt", "adv_ent": "AdvEnt", "tent_seg": "Tent, image by image",
 }  # fmt: skip
 TASK_ORDER = ("tta", "prompt", "semi", "longtail", "segmentation", "minigrid")
@@ -28,7 +29,7 @@ METHOD_ORDER = (
     *("source", "norm", "norm_alpha", "norm_ema", "t3a", "tent", "eta", "eata", "sar", "deyo", "tipi", "ttc"),
     *("zero_shot", "ensemble", "marginal", "zero", "tpt", "coop", "tpt_coop", "ppo", "a2c"),
     *("supervised", "pseudo_label", "ent_min", "vat", "mixmatch", "fixmatch", "freematch"),
-    *("source_only", "tent_seg", "min_ent", "adv_ent"),
+    *("source_only", "source_bn", "tent_seg", "min_ent", "adv_ent"),
 )
 PROTOCOL_ORDER = ("single_domain", "continual", "gradual", "mixed", "label_shift", "dirichlet", "episodic")
 LOSS_FREE = (
@@ -44,6 +45,7 @@ LOSS_FREE = (
     "coop",
     "supervised",
     "source_only",
+    "source_bn",
 )
 OFFICIAL = "official"  # the preset that goes without saying
 

@@ -279,7 +279,9 @@ def quiet() -> Iterator[None]:
     if not MMLogger.check_instance_created("dembench"):
         MMLogger.get_instance("dembench", log_level="ERROR")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*avg_non_ignore.*")  # the heads' own losses are not used
+        warnings.filterwarnings(
+            "ignore", message=".*(avg_non_ignore|build_loss).*"
+        )  # the heads' own losses are not used
         yield
 
 

@@ -182,8 +182,8 @@ class UDAMethod(nn.Module, ABC):
         self.updated += len(images)
         mask = padding_mask(ready["data_samples"], images)
         size = tuple(images.shape[2:])
-        aux = None if aux is None else aux.float()
-        return Logits(main.float(), aux, size, mask, network.align_corners), ready["data_samples"]
+        aux = None if aux is None else single(aux)
+        return Logits(single(main), aux, size, mask, network.align_corners), ready["data_samples"]
 
     def prepare_test(self) -> None:
         """Called once between training and the final evaluation."""
@@ -199,7 +199,7 @@ class UDAMethod(nn.Module, ABC):
         device = next(network.parameters()).device
         images = network.preprocess.to(device)({"inputs": [image]})["inputs"]
         with autocast(self.precision, device):
-            main = network(images, aux=False)[0].float()
+            main = single(network(images, aux=False)[0])
         size = tuple(images.shape[2:])
         return Logits(main, None, size, None, network.align_corners).full(main) if resolution == "full" else main
 
@@ -231,6 +231,11 @@ def padding_mask(samples: list[Any], images: Tensor) -> Tensor | None:
 def pixel_entropy(logits: Tensor) -> Tensor:
     """Mean entropy over the pixels of a head's logits, nats, without gradient."""
     return functional.em(logits.detach()).mean()
+
+
+def single(logits: Tensor) -> Tensor:
+    """Half precision as float32; float64 stays."""
+    return logits if logits.dtype is torch.float64 else logits.float()
 
 
 def autocast(precision: str, device: torch.device) -> Any:

@@ -1,0 +1,214 @@
+"""Networks: ADVENT's architecture by its numbers and by hand, weights under other names, clear errors."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks.segmentation import nets, ops
+from tasks.segmentation.nets import DeepLabV2Head, config_file, count_parameters, deeplab_v2, deeplab_v3
+
+PRE = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+SMALL = {"depth": 18, "width": 4, "dilations": (1, 2), "style": "pytorch", "freeze_norm": False}
+
+
+@pytest.fixture(scope="module")
+def advent() -> nets.Network:
+    return deeplab_v2()(19, PRE)
+
+
+def test_a_compiled_operation_says_what_to_install() -> None:
+    if ops.has_compiled_ops():
+        pytest.skip("mmcv with its compiled operations is installed")
+    import mmcv.ops  # finds the stand-in, which the import of the task put there
+
+    with pytest.raises(RuntimeError, match="'nms' of mmcv is compiled.*replace mmcv-lite"):
+        mmcv.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+
+
+def test_advents_network_has_the_published_number_of_parameters(advent: nets.Network) -> None:
+    assert count_parameters(advent) == 44_601_560
+    assert count_parameters(advent, trainable=True) == 44_496_216  # BatchNorm's weights and biases are frozen
+    assert not any(p.requires_grad for m in advent.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+    advent.train()
+    assert all(m.training for m in advent.modules() if isinstance(m, nn.BatchNorm2d))  # but normalise by the batch
+
+
+def test_advents_stages_have_the_published_sizes(advent: nets.Network) -> None:
+    """1024x512 gives 257x129 after the pooling, which rounds up, and 129x65 from the second stage on."""
+    backbone = copy.deepcopy(advent.segmentor.backbone).to("meta")
+    sizes = [tuple(f.shape[1:]) for f in backbone(torch.empty(1, 3, 512, 1024, device="meta"))]
+    assert sizes == [(256, 129, 257), (512, 65, 129), (1024, 65, 129), (2048, 65, 129)]
+
+
+def test_advents_bottlenecks_stride_first_and_dilate(advent: nets.Network) -> None:
+    backbone = advent.segmentor.backbone
+    for stage, stride, dilation in ((2, 2, 1), (3, 1, 2), (4, 1, 4)):
+        for i, block in enumerate(getattr(backbone, f"layer{stage}")):
+            assert block.conv1.stride == ((stride, stride) if i == 0 else (1, 1))  # caffe: in the 1x1
+            assert block.conv2.stride == (1, 1)
+            assert block.conv2.dilation == block.conv2.padding == (dilation, dilation)
+    assert [len(getattr(backbone, f"layer{i}")) for i in (1, 2, 3, 4)] == [3, 4, 23, 3]
+    head, aux = advent.segmentor.decode_head, advent.segmentor.auxiliary_head
+    for each, channels in ((head, 2048), (aux, 1024)):
+        assert [b.dilation[0] for b in each.branches] == [b.padding[0] for b in each.branches] == [6, 12, 18, 24]
+        assert all(b.weight.shape == (19, channels, 3, 3) and b.bias is not None for b in each.branches)
+        assert 0.009 < torch.stack([b.weight.detach().std() for b in each.branches]).mean() < 0.011
+
+
+def test_the_head_is_the_sum_of_its_branches_by_hand() -> None:
+    """One channel, an impulse: each branch puts its taps at its dilation, plus every branch's bias everywhere."""
+    head = DeepLabV2Head((1, 2), in_channels=1, in_index=0, num_classes=3)
+    x = torch.zeros(1, 1, 5, 5)
+    x[0, 0, 2, 2] = 2.0
+    expected = torch.zeros(1, 3, 5, 5)
+    for branch, dilation in zip(head.branches, (1, 2), strict=True):
+        for i in range(3):
+            for j in range(3):  # a correlation: tap (i, j) sees the impulse from the opposite side
+                expected[0, :, 2 + dilation * (1 - i), 2 + dilation * (1 - j)] += 2 * branch.weight[:, 0, i, j].detach()
+        expected += branch.bias.detach()[:, None, None]
+    torch.testing.assert_close(head([x]).detach(), expected)
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_output_stride_heads_and_width(stride: int) -> None:
+    net = deeplab_v2(output_stride=stride, pool=False, **SMALL)(5, PRE)
+    main, aux = net(torch.zeros(2, 3, 64, 32))
+    assert main.shape == (2, 5, 64 // stride, 32 // stride)
+    assert aux.shape[2] == (main.shape[2] if stride < 16 else 2 * main.shape[2])  # 16: the last stage strides too
+    assert net(torch.zeros(2, 3, 64, 32), aux=False)[1] is None
+    assert not deeplab_v2(multi_level=False, **SMALL)(5, PRE).has_aux
+
+
+def test_deeplab_v3_of_the_registry_has_two_heads() -> None:
+    net = deeplab_v3(depth=18, width=4, channels=8)(5, PRE)
+    main, aux = net(torch.zeros(2, 3, 32, 32))
+    assert main.shape == aux.shape == (2, 5, 4, 4)
+    assert type(net.segmentor.decode_head).__name__ == "ASPPHead"
+
+
+def resnet_state(net: nets.Network) -> dict[str, Tensor]:
+    """The backbone's weights under torchvision's names, other values, with a classifier of ImageNet."""
+    state = net.segmentor.backbone.state_dict()
+    return {name: torch.full_like(v, 0.5) for name, v in state.items()} | {"fc.weight": torch.ones(10, 4)}
+
+
+def test_weights_of_torchvision_fill_the_backbone_alone(tmp_path: Path) -> None:
+    net = deeplab_v2(**SMALL)(5, PRE)
+    torch.save(resnet_state(net), tmp_path / "w.pth")
+    maker = deeplab_v2(**SMALL, weights=tmp_path / "w.pth")
+    loaded = maker(5, PRE)
+    assert all((p == 0.5).all() for p in loaded.segmentor.backbone.parameters())
+    assert not any((p == 0.5).all() for b in loaded.segmentor.decode_head.branches for p in [b.weight])
+    assert maker.weights_id
+    assert deeplab_v2(**SMALL).weights_id is None
+
+
+def test_names_of_torchvisions_resnet_fit() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    theirs = torchvision.models.resnet18(weights=None).state_dict()
+    ours = deeplab_v2(depth=18, style="pytorch")(5, PRE).segmentor.backbone.state_dict()
+    assert {n: v.shape for n, v in theirs.items() if not n.startswith("fc.")} == {n: v.shape for n, v in ours.items()}
+
+
+def test_a_trained_network_of_advent_gives_the_same_output_under_our_names(tmp_path: Path) -> None:
+    """Weights in ADVENT's names; layer5 works on the third stage, layer6 on the fourth."""
+    net = deeplab_v2(**SMALL)(5, PRE).eval()
+    state = {name: torch.randn_like(v) * 0.1 for name, v in net.segmentor.backbone.named_parameters()}
+    for layer, channels in (("layer5", 16), ("layer6", 32)):
+        for i in range(2):
+            state[f"{layer}.conv2d_list.{i}.weight"] = torch.randn(5, channels, 3, 3)
+            state[f"{layer}.conv2d_list.{i}.bias"] = torch.randn(5)
+    buffers = {n: v for n, v in net.segmentor.backbone.named_buffers() if not n.endswith("tracked")}  # old files
+    torch.save({f"module.{name}": value for name, value in (state | buffers).items()}, tmp_path / "advent.pth")
+    loaded = deeplab_v2(**SMALL, weights=tmp_path / "advent.pth")(5, PRE).eval()
+    x = torch.randn(1, 3, 32, 32)
+    features = loaded.segmentor.backbone(x)
+    for logits, layer, stage in ((loaded(x)[1], "layer5", 2), (loaded(x)[0], "layer6", 3)):
+        expected = sum(
+            F.conv2d(
+                features[stage], *(state[f"{layer}.conv2d_list.{i}.{p}"] for p in ("weight", "bias")), 1, i + 1, i + 1
+            )
+            for i in range(2)
+        )
+        torch.testing.assert_close(logits, expected)
+    assert torch.equal(loaded.segmentor.backbone.conv1.weight, state["conv1.weight"])
+
+
+def test_advents_imagenet_file_leaves_both_heads_alone(tmp_path: Path) -> None:
+    net = deeplab_v2(**SMALL)(5, PRE)
+    state = {f"Scale.{name}": value for name, value in resnet_state(net).items() if not name.startswith("fc.")}
+    state["Scale.layer5.conv2d_list.0.weight"] = torch.ones(21, 32, 3, 3)
+    torch.save(state, tmp_path / "imagenet.pth")
+    loaded = deeplab_v2(**SMALL, weights=tmp_path / "imagenet.pth")(5, PRE)
+    assert (loaded.segmentor.backbone.conv1.weight == 0.5).all()
+    assert (loaded.segmentor.auxiliary_head.branches[0].weight.abs() < 0.1).all()
+
+
+def test_weights_that_cannot_be_used_say_why(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="model.weights: no file"):
+        deeplab_v2(weights=tmp_path / "none.pth")
+    state = resnet_state(deeplab_v2(**SMALL)(5, PRE))
+    cases = {
+        "lacks backbone.layer1": {n: v for n, v in state.items() if not n.startswith("layer1")},
+        "has another shape for backbone.conv1": state | {"conv1.weight": torch.zeros(8, 3, 7, 7)},
+        "beyond the network, backbone.layer1.9": state | {"layer1.9.weight": torch.zeros(1)},
+        "holds no state dict": torch.zeros(3),
+        "weights_only=True": {"state_dict": state, "loop": nets.NetMaker},
+    }
+    for reason, content in cases.items():
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=reason):
+            deeplab_v2(**SMALL, weights=tmp_path / "w.pth")(5, PRE)
+
+
+def test_unknown_sizes_name_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match="unknown model.depth '19'.*18, 34, 50"):
+        deeplab_v2(depth=19)
+    with pytest.raises(ValueError, match="unknown model.output_stride '5'.*4, 8, 16, 32"):
+        deeplab_v3(output_stride=5)
+    with pytest.raises(ValueError, match="stages from 2 to 4"):
+        deeplab_v2(stages=1)
+
+
+CONFIG = """
+norm = dict(type="SyncBN", requires_grad=True)
+model = dict(
+    type="EncoderDecoder",
+    pretrained="open-mmlab://resnet18_v1c",
+    data_preprocessor=dict(type="SegDataPreProcessor", mean=[1., 2., 3.], std=[2., 2., 2.], bgr_to_rgb=%s),
+    backbone=dict(type="ResNetV1c", depth=18, base_channels=4, stem_channels=4, norm_cfg=norm),
+    decode_head=dict(type="FCNHead", in_channels=32, in_index=3, channels=8, num_classes=150, norm_cfg=norm),
+)
+"""
+
+
+@pytest.mark.parametrize("bgr_to_rgb", [True, False])
+def test_a_configuration_file_keeps_its_network_and_normalisation(tmp_path: Path, bgr_to_rgb: bool) -> None:
+    file = tmp_path / "fcn.py"
+    file.write_text(CONFIG % bgr_to_rgb)
+    maker = config_file(file)
+    net = maker(7, {"mean": [100.0] * 3, "std": [1.0] * 3, "rgb_to_bgr": False})
+    assert net(torch.zeros(2, 3, 64, 64))[0].shape == (2, 7, 2, 2)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in net.modules())
+    image = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1)  # red, green, blue
+    pixel = net.preprocess({"inputs": [image]})["inputs"].flatten().tolist()
+    rgb = [(10 - 1) / 2, (20 - 2) / 2, (30 - 3) / 2]
+    assert pixel == pytest.approx(rgb if bgr_to_rgb else [(30 - 1) / 2, (20 - 2) / 2, (10 - 3) / 2])
+    other = tmp_path / "other.py"
+    other.write_text((CONFIG % bgr_to_rgb).replace("channels=8", "channels=9"))
+    assert maker.weights_id != config_file(other).weights_id
+
+
+def test_a_configuration_file_that_is_none_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="model.file: no file"):
+        config_file(tmp_path / "none.py")
+    file = tmp_path / "x.py"
+    file.write_text("model = dict(type='CascadeEncoderDecoder')")
+    with pytest.raises(ValueError, match="expected a model of type 'EncoderDecoder', got 'Cascade"):
+        config_file(file)
