@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except ConfigError as error:
         return fail(f"dembench sweep: {error}")
+    except KeyboardInterrupt:  # while it is planned
+        return fail("dembench sweep: stopped before the first run", status=130)
 
 
 def sweep(

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import math
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ try:
 except ImportError as error:
     raise ImportError(f'{error}; the engine ray needs: pip install "dembench[ray]"') from error
 
+REACH_SECONDS = 10.0
 VISIBLE_SECONDS = 90.0  # how long a network file system may take until it shows a file that another node has written
 AHEAD = 16  # runs that are handed to Ray beyond those that it has room for
 
@@ -50,6 +52,7 @@ class Ray:
         if self._own:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
+                _reach(address)
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 reason = " ".join(str(error).split())
@@ -105,6 +108,20 @@ class Ray:
                         yield progress
                 yield from board.news(running.values())
                 yield from unseen.visible()
+
+
+def _reach(address: str) -> None:
+    """Fails at once where nothing listens, for which Ray takes minutes.
+
+    Raises: OSError where there is no connection, ValueError for a malformed address.
+    """
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("expected auto, local, HOST:PORT or ray://HOST:PORT")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS):
+        pass
 
 
 def _nodes() -> list[dict[str, Any]]:

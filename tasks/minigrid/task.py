@@ -101,17 +101,15 @@ class Minigrid:
     def __len__(self) -> int:
         return self.protocol.points
 
+    def check_method(self, make_method: Callable[..., OnPolicy]) -> None:
+        """Builds a method on the CPU and lets it go: what it refuses, it refuses here."""
+        self._make(make_method, Views(self.data.id) if self.protocol.fast else None, "cpu")
+
     def run(self, make_method: Callable[..., OnPolicy]) -> Iterator[Event]:
         """Yields notes, Scalars of the learning curve, and rows; the slice "mean" is the evaluation that draws."""
         yield from self._notes()
         views = Views(self.data.id) if self.protocol.fast else None
-        method = make_method(
-            make_envs=lambda n_envs, gamma: self._envs(n_envs, gamma, views),
-            **self._policy(views),
-            rollout=self.data.n_steps,
-            seed=self.seed,
-            device=self.device,
-        )
+        method = self._make(make_method, views, self.device)
         if method.model.n_envs > self.protocol.seed_spacing:
             raise ValueError(f"protocol: expected seed_spacing >= n_envs, got {self.protocol.seed_spacing}")
         area = yield from self._train(method)
@@ -122,6 +120,15 @@ class Minigrid:
         yield from self._evaluate(method, views)
         for slice in ("training", "mean"):
             yield Row(slice, "training_return", area, "return", method.model.num_timesteps)
+
+    def _make(self, make_method: Callable[..., OnPolicy], views: Views | None, device: str) -> OnPolicy:
+        return make_method(
+            make_envs=lambda n_envs, gamma: self._envs(n_envs, gamma, views),
+            **self._policy(views),
+            rollout=self.data.n_steps,
+            seed=self.seed,
+            device=device,
+        )
 
     def _envs(self, n_envs: int, gamma: float, views: Views | None) -> Any:
         if views is None:

@@ -65,6 +65,10 @@ class SemiSupervised:
     def __len__(self) -> int:
         return self.protocol.evaluations
 
+    def check_method(self, make_method: Callable[..., SemiMethod]) -> None:
+        """Builds a method and lets it go: what it refuses, it refuses here."""
+        make_method(num_classes=self.data.num_classes)
+
     def run(self, make_method: Callable[..., SemiMethod]) -> Iterator[Event]:
         """Yields notes, the chosen samples as files, Scalars at each evaluation, and rows at the end."""
         method = make_method(num_classes=self.data.num_classes)

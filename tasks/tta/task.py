@@ -94,6 +94,10 @@ class CorruptionTTA:
         size = getattr(self.data, "size", lambda corruption, severity: self.data.num_images)
         return sum(size(domain.corruption, domain.severity) for domain in part.domains)
 
+    def check_method(self, make_method: Callable[..., Method]) -> None:
+        """Builds a method and lets it go: what it refuses, it refuses here."""
+        make_method(model=deepcopy(self.model))
+
     def run(self, make_method: Callable[..., Method]) -> Iterator[Event]:
         """Yields notes, a Point for each batch, and rows, histogram and flags for each domain.
 
