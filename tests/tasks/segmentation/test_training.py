@@ -1,0 +1,225 @@
+"""The loop: mmengine's schedule as ADVENT's, batches by seed and position, and resuming as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_domains import Blocks
+from torch import Tensor
+
+from core import EM, AdaDEM
+from tasks.segmentation.engine import Draws, Share, collate
+from tasks.segmentation.methods.adv_ent import AdvEnt
+from tasks.segmentation.methods.base import UDAMethod
+from tasks.segmentation.methods.min_ent import MinEnt
+from tasks.segmentation.methods.source_only import SourceOnly
+from tasks.segmentation.nets import deeplab_v2, deeplab_v3
+from tasks.segmentation.schedule import Schedule
+from tasks.segmentation.trainer import Trainer
+
+THIN = {"depth": 18, "width": 4, "output_stride": 4}
+NET = deeplab_v2(**THIN, stages=3, dilations=(1, 2), style="pytorch", freeze_norm=False)
+DROPOUT = deeplab_v3(**THIN, stages=3, dilations=(1, 2), channels=8, dropout=0.5)  # draws from the global generator
+FEW = Schedule(6, batch_size=2, lr=0.02, eval_every=3, checkpoint_every=2, pictures=0)
+
+
+@pytest.fixture(scope="module")
+def data() -> Blocks:
+    return Blocks()
+
+
+def trainer(
+    data: Blocks,
+    kind: Callable[..., UDAMethod],
+    schedule: Schedule = FEW,
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    net: Any = NET,
+) -> Trainer:
+    torch.manual_seed(0)
+    method = kind(network=net(3, data.preprocessor()), num_classes=3)
+    return Trainer(data, method, schedule, seed=seed, device="cpu", checkpoint=checkpoint)
+
+
+def adadem(**arguments: Any) -> MinEnt:
+    return MinEnt(AdaDEM(), weight=0.3, aux_weight=0.1, **arguments)
+
+
+def adversarial(**arguments: Any) -> AdvEnt:
+    return AdvEnt(AdaDEM(), weight=0.3, adversarial=0.1, discriminator_width=4, **arguments)
+
+
+def state(of: Trainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in of.method.state_dict().items()}
+
+
+def assert_same(mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert mine.keys() == other.keys()
+    assert [name for name in mine if not torch.equal(mine[name], other[name])] == []
+
+
+def test_the_rate_is_advents_in_every_iteration(data: Blocks) -> None:
+    """lr (1 - i / horizon) ** 0.9 with i from 0, for the network's groups and for the discriminators."""
+    schedule = Schedule(4, batch_size=1, lr=2.5e-4, horizon=9, eval_every=4, pictures=0)
+    run = trainer(data, adversarial, schedule)
+    seen: list[list[float]] = []
+    step = run.method.train_step
+
+    def watched(batch: Any, optim_wrapper: Any) -> Any:
+        groups = [g for w in optim_wrapper.optim_wrappers.values() for g in w.optimizer.param_groups]
+        seen.append([group["lr"] for group in groups])
+        return step(batch, optim_wrapper)
+
+    run.method.train_step = watched
+    list(run.run())
+    for i, rates in enumerate(seen):
+        factor = (1 - i / 9) ** 0.9
+        assert rates == pytest.approx([2.5e-4 * factor, 2.5e-3 * factor, 1e-4 * factor, 1e-4 * factor], rel=1e-12)
+    assert len(seen) == 4
+
+
+def test_advents_schedule_to_the_digit() -> None:
+    """The rule of ADVENT at 120,000 of 250,000 iterations, from mmengine's recursion alone."""
+    from mmengine.optim import PolyLR
+
+    schedule = Schedule(120000, horizon=250000)
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.5e-4)
+    options = {k: v for k, v in schedule.param_scheduler().items() if k != "type"}
+    poly = PolyLR(sgd, **options)
+    for i in range(1, 1001):
+        sgd.step()
+        poly.step()
+        assert sgd.param_groups[0]["lr"] == pytest.approx(2.5e-4 * (1 - i / 250000) ** 0.9, rel=1e-12)
+
+
+def test_a_batch_follows_from_seed_and_position(data: Blocks) -> None:
+    first, other = (Draws(data.source_train, data.target_train, seed) for seed in (0, 1))
+    names = [first[i]["source"]["data_samples"].img_path for i in range(10)]
+    assert sorted(names[:5]) == sorted(names[5:]) == [f"0-{i}" for i in range(5)]  # each image once an epoch
+    assert names != [other[i]["source"]["data_samples"].img_path for i in range(10)]
+    assert list(Share(2, FEW)) == [4, 5, 6, 7, 8, 9, 10, 11]
+    halves = [list(Share(0, Schedule(2, batch_size=4, devices=2), rank)) for rank in (0, 1)]
+    assert halves == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    batch = collate([first[0], first[1]])
+    assert len(batch["target"]["inputs"]) == 2
+    assert not any("gt_sem_seg" in sample for sample in batch["target"]["data_samples"])
+
+
+@pytest.mark.parametrize("kind", [SourceOnly, adadem, adversarial])
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(data: Blocks, kind: Any) -> None:
+    runs = [trainer(data, kind, Schedule(2, batch_size=1, eval_every=2), seed=seed) for seed in (0, 0, 1)]
+    curves = [list(run.run()) for run in runs]
+    assert curves[0] == curves[1]
+    assert_same(state(runs[0]), state(runs[1]))
+    assert any(not torch.equal(a, b) for a, b in zip(state(runs[0]).values(), state(runs[2]).values(), strict=True))
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize(("kind", "net"), [(adadem, DROPOUT), (adversarial, NET)])
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
+    data: Blocks, tmp_path: Path, kind: Any, net: Any
+) -> None:
+    """Killed in iteration 5, after the checkpoints at 2 and 4 and the evaluation at 3; all optimisers have momentum."""
+    whole = trainer(data, kind, net=net)
+    curve = list(whole.run())
+    broken = trainer(data, kind, checkpoint=tmp_path / "c.pt", net=net)
+    step, calls = broken.method.train_step, []
+
+    def dies(batch: Any, optim_wrapper: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 6:
+            raise Killed
+        return step(batch, optim_wrapper)
+
+    broken.method.train_step = dies
+    with pytest.raises(Killed):
+        list(broken.run())
+    resumed = trainer(data, kind, checkpoint=tmp_path / "c.pt", net=net)
+    assert resumed.resumed_at == 4
+    assert list(resumed.run()) == curve
+    assert_same(state(resumed), state(whole))
+    assert "term.main.table" in state(whole)
+    for name in ("forward_passes", "backward_passes", "updated"):
+        assert getattr(resumed.method, name) == getattr(whole.method, name)
+    again = trainer(data, kind, checkpoint=tmp_path / "c.pt", net=net)  # killed after the last checkpoint
+    assert list(again.run()) == curve
+    assert again.final().rows() == whole.final().rows()
+
+
+def test_checkpoints_load_safely_and_wrong_ones_say_what_to_do(data: Blocks, tmp_path: Path) -> None:
+    file = tmp_path / "c.pt"
+    list(trainer(data, adadem, Schedule(1, batch_size=1, eval_every=1), file).run())
+    torch.load(file, weights_only=True)
+    wide = deeplab_v2(depth=18, width=8, stages=3, dilations=(1, 2), style="pytorch", freeze_norm=False)
+    with pytest.raises(ValueError, match="c.pt does not fit .*remove it or say force=true"):
+        trainer(data, adadem, checkpoint=file, net=wide)
+    file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot be read .*force=true"):
+        trainer(data, adadem, checkpoint=file)
+    torch.save({"done": 3}, file)
+    with pytest.raises(ValueError, match="no checkpoint of this task"):
+        trainer(data, adadem, checkpoint=file)
+
+
+def test_a_term_that_is_not_finite_ends_the_training(data: Blocks) -> None:
+    run = trainer(data, SourceOnly, Schedule(6, batch_size=2, lr=1e30, eval_every=2, pictures=0))
+    curve = list(run.run())
+    assert not run.finite
+    assert run.done < 6
+    assert len(curve) == run.done // 2
+
+
+def test_bf16_trains_near_to_fp32_and_keeps_its_weights_in_fp32(data: Blocks) -> None:
+    found = {}
+    for precision in ("fp32", "bf16"):
+        run = trainer(data, lambda p=precision, **a: adadem(precision=p, **a), Schedule(2, batch_size=2, eval_every=2))
+        (_, values), *_ = run.run()
+        found[precision] = values["source"]
+        assert all(p.dtype is torch.float32 for p in run.method.parameters())
+    assert found["bf16"] == pytest.approx(found["fp32"], rel=0.02)
+    assert found["bf16"] != found["fp32"]
+
+
+def test_workers_load_the_same_batches(data: Blocks) -> None:
+    curves = [
+        list(trainer(data, SourceOnly, Schedule(2, batch_size=2, eval_every=2, workers=workers)).run())
+        for workers in (0, 1)
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_the_loop_says_nothing_and_leaves_nothing(data: Blocks, capfd: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = torch.multiprocessing.get_start_method(allow_none=True), os.environ.get("OMP_NUM_THREADS")
+    list(trainer(data, lambda **a: MinEnt(EM(), **a), Schedule(1, batch_size=1, eval_every=1)).run())
+    assert capfd.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+    assert before == (torch.multiprocessing.get_start_method(allow_none=True), os.environ.get("OMP_NUM_THREADS"))
+
+
+def test_global_pooling_needs_two_images(data: Blocks) -> None:
+    with pytest.raises(ValueError, match="protocol.batch_size of 2 or more"):
+        list(trainer(data, SourceOnly, Schedule(1, batch_size=1, eval_every=1), net=DROPOUT).run())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"iterations": 0}, "expected iterations >= 1, got 0"),
+        ({"horizon": 3}, "expected horizon >= iterations = 4"),
+        ({"lr": 0.0}, "expected lr > 0"),
+        ({"momentum": 1.0}, r"momentum in \[0, 1\)"),
+        ({"batch_size": 3, "devices": 2}, "batch_size 3 does not divide over 2 devices"),
+    ],
+)
+def test_a_schedule_out_of_range_is_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Schedule(**{"iterations": 4, **settings})
