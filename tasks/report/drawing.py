@@ -85,7 +85,8 @@ class Figure:
         if figure is None:
             raise ValueError(f"report: figure {self.name} is drawn already")
         with matplotlib.rc_context(STYLE):
-            figure.draw_without_rendering()
+            if (layout := figure.get_layout_engine()) is not None:
+                layout.execute(figure)
             figure.set_layout_engine("none")  # the layout is found; savefig would search for it once per format
             FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
             figure.patch.set_facecolor("white")

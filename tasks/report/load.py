@@ -7,6 +7,7 @@ Ten thousand runs are few different settings: equal parts of configurations are 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -119,11 +120,11 @@ class Run:
 
     def _columns(self, name: str, wanted: tuple[str, ...]) -> list[list[str]] | None:
         try:
-            with open(self.path / name, encoding="utf-8", newline="") as file:
-                header, *rows = csv.reader(file)
+            text = (self.path / name).read_bytes().decode("utf-8")
+            header, *rows = csv.reader(io.StringIO(clean(text), newline=""))
             at = [header.index(column) for column in wanted]
             return [[row[i] for row in rows] for i in at] if rows else None
-        except (OSError, ValueError, IndexError):
+        except (OSError, ValueError, IndexError, csv.Error):
             return None
 
 

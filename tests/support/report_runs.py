@@ -91,7 +91,8 @@ def make_run(
     for i, (name, error) in enumerate(zip(slices, errors, strict=True)):
         for j in range(batches):
             right = 0 if error is None else round(50 * (1 - error) + draws.normal(0, 1.5))
-            lines.append(f"{i * batches + j},{name},50,{min(50, max(0, right))},0.5,{0.1 if learns else ''},50")
+            quoted = '"' + name.replace('"', '""') + '"'
+            lines.append(f"{i * batches + j},{quoted},50,{min(50, max(0, right))},0.5,{0.1 if learns else ''},50")
     (folder / "curve.csv").write_text("\n".join(lines) + "\n")
     (folder / "result.json").write_text(json.dumps(record))
     return folder

@@ -94,8 +94,10 @@ def test_pictures_are_bounded_and_known_by_what_they_hold(tmp_path: Path):
         (files / "large.gif").write_bytes(b"GIF89a" + bytes(LARGEST))
         (files / "weights.pt").write_bytes(b"x")
     pictures, left_out = Gallery().of(only_block(tmp_path))
-    assert [picture.caption for picture in pictures] == ["Tent + EM, seed 0: agent.png"]
-    assert base64.b64decode(pictures[0].uri.partition(",")[2]) == PIXEL
+    assert [(name, [p.caption for p in shown]) for name, shown in pictures.items()] == [
+        ("agent.png", ["Tent + EM, seed 0"])
+    ]
+    assert base64.b64decode(pictures["agent.png"][0].uri.partition(",")[2]) == PIXEL
     assert left_out == 4  # large.gif, and the three pictures by name of the second seed
     text = write_report([tmp_path], tmp_path / "out", with_figures=False).read_text()
     assert text.count("<img ") == 1
