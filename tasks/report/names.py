@@ -61,6 +61,11 @@ class Metric:
     sign: int
     digits: int
 
+    @property
+    def gain_unit(self) -> str:
+        """The unit of a difference, in a word."""
+        return "points" if self.unit == "%" else self.unit or self.label
+
 
 METRICS = {
     metric.name: metric
@@ -117,6 +122,7 @@ MEAN_OF = {  # what a task's number is over, beside the seeds
 TOYS = {  # data that a reader must not take for a benchmark
     "digits": "1,797 pictures of 8 x 8 pixels that come with scikit-learn",
     "digits-c": "corrupted copies of the 1,797 pictures of 8 x 8 pixels that come with scikit-learn",
+    "digits-lt": "a long-tailed part of the 1,797 pictures of 8 x 8 pixels that come with scikit-learn",
     "cifar10-jpeg": "JPEG copies of CIFAR-10, corrupted here",
     "street": "street scenes drawn by this project",
 }

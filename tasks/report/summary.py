@@ -14,7 +14,7 @@ from tasks.report.names import TOYS, Metric, pretty
 from tasks.report.significance import Ranking
 from tasks.report.stats import Pooled
 from tasks.report.summary_figure import gains_figure
-from tasks.report.summary_tables import gains_table, tests_table, unit_of
+from tasks.report.summary_tables import gains_table, tests_table
 from tasks.report.tables import Table, number
 from tasks.report.verdict import Verdict
 
@@ -113,7 +113,7 @@ def gain_words(gain: Pooled, metric: Metric) -> str:
     notes += ["interval over cells, most have one seed"] if gain.over == "cells" else []
     notes += [] if low else ["no interval"]
     tail = f" ({'; '.join(notes)})" if notes else ""
-    return f"{mean} {f'[{low}, {high}] ' if low else ''}{unit_of(metric)}{tail}"
+    return f"{mean} {f'[{low}, {high}] ' if low else ''}{metric.gain_unit}{tail}"
 
 
 def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:

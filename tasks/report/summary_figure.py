@@ -7,7 +7,7 @@ import numpy as np
 from tasks.report.comparisons import Family
 from tasks.report.drawing import COLOURS, GREY, SPARE, STYLE, Figure, canvas
 from tasks.report.names import pretty
-from tasks.report.summary_tables import losses_in, unit_of
+from tasks.report.summary_tables import losses_in
 
 ACROSS = 3  # panels in a row
 
@@ -48,7 +48,7 @@ def gains_figure(found: list[Family]) -> Figure:
             ax.set_yticks(range(len(losses)), map(pretty, losses) if number % columns == 0 else [""] * len(losses))
             ax.grid(axis="y", visible=False)
             ax.set_title(wrapped(pretty(family.task)))
-            ax.set_xlabel(unit_of(family.metric))
+            ax.set_xlabel(family.metric.gain_unit)
     caption = (
         "Mean gain over EM with its 95% interval, to the right of zero where the loss is better; each panel in the "
         "unit of its own task and with its own scale, so lengths do not compare between panels. Thin ticks: single "

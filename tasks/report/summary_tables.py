@@ -16,11 +16,6 @@ PARTS = ("gain", "low", "high", "cells")
 COVERS = {"seeds": "seeds", "cells": "cells", "": "no interval"}
 
 
-def unit_of(metric: Metric) -> str:
-    """The unit of a gain, in a word."""
-    return "points" if metric.unit == "%" else metric.unit or metric.label
-
-
 def losses_in(found: Sequence[Family]) -> list[str]:
     names = {loss for family in found for loss in family.losses}
     return sorted(names, key=lambda name: (rank(LOSS_ORDER, name), name))
@@ -137,7 +132,7 @@ def tests_table(found: Sequence[Family]) -> Table:
     columns += [
         Column("interval covers", numeric=False),
         Column("cells", ("cells", "with one seed", "lacking seeds")),
-        Column("cells better, not told apart, worse", ("better", "not told apart", "worse", "no interval")),
+        Column("better, not told apart, worse", ("better", "not told apart", "worse", "no interval")),
         Column("Wilcoxon p", ("p", "pairs", "zeros", "smallest p")),
         Column("Holm", ("p",)),
     ]
@@ -146,15 +141,15 @@ def tests_table(found: Sequence[Family]) -> Table:
         gain, having, tally = family.gains[loss], family.having(loss), family.tally(loss)
         texts = [number(value, family.metric.digits, sign=True) for value in (gain.mean, gain.low, gain.high)]
         single = sum(one.verdicts[loss].best.n == 1 for one in having)
-        lacking = sum(one.verdicts[loss].best.n < len(one.block.seeds) for one in having)
-        said = [f"{single} with one seed"] * bool(single) + [f"{lacking} lacking seeds"] * bool(lacking)
+        lacking = sum(1 < one.verdicts[loss].best.n < len(one.block.seeds) for one in having)
+        said = [f"{single} of one seed"] * bool(single) + [f"{lacking} lack seeds"] * bool(lacking)
         counts = [str(tally[key]) for key in (1, 0, -1, None)]
-        without = f"{tally[None]} without an interval" if tally[None] else ""
+        without = f"{tally[None]} no interval" if tally[None] else ""
         rows.append(
             [
                 Entry(pretty(family.task)),
                 Entry(pretty(loss)),
-                Entry(f"{texts[0]} {unit_of(family.metric)}", interval(texts), tuple(map(plain, texts)), gain.mean),
+                Entry(f"{texts[0]} {family.metric.gain_unit}", interval(texts), tuple(map(plain, texts)), gain.mean),
                 Entry(covers(gain, family, loss)),
                 Entry(str(len(having)), ", ".join(said), (str(len(having)), str(single), str(lacking)), len(having)),
                 Entry(", ".join(counts[:3]), without, tuple(counts), tally[1] - tally[-1]),
@@ -166,11 +161,12 @@ def tests_table(found: Sequence[Family]) -> Table:
     caption = (
         f"Mean gain over EM with its 95% interval: {RESAMPLES:,} bootstrap resamples of the seeds, stratified by data "
         "set and protocol, seeds drawn for all methods there at once; the deviations of n seeds are widened by "
-        "√(n/(n − 1)) and by Student's t over the normal quantile, as percentiles of few seeds are too narrow. “Cells "
-        "better, …”: by the paired 95% t interval of each cell. Wilcoxon: two-sided signed-rank test of the cells' "
-        "mean gains, zeros split (Demsar 2006), exact where there are few pairs; no test where even gains of one sign "
-        f"could not reach 0.05, which takes 6 pairs. Holm: corrected for {tested} test{'s' * (tested != 1)} of this "
-        "table. Cells that share data or method are not independent, which makes the p values too small."
+        "√(n/(n − 1)) and by Student's t over the normal quantile, as percentiles of few seeds are too narrow. Where "
+        "most cells have one seed, cells are drawn. “Better, …”: cells, by the paired 95% t interval of each. "
+        "Wilcoxon: two-sided signed-rank test of the cells' mean gains, zeros split (Demsar 2006), exact where there "
+        "are few pairs; no test where even gains of one sign could not reach 0.05, which takes 6 pairs. Holm: the p "
+        f"value corrected for {tested} test{'s' * (tested != 1)} in this table. Cells that share data or method are "
+        "not independent, which makes the p values too small."
     )
     return Table("tests", "Tests of the gains", caption, columns, rows)
 
@@ -186,7 +182,7 @@ def covers(gain: Pooled, family: Family, loss: str) -> str:
         used = [n for n in pairs if n > 1]
         return f"{min(used)} seeds" if min(used) == max(used) else f"{min(used)} to {max(used)} seeds"
     if gain.over == "cells":
-        return "cells: most have one seed"
+        return f"{gain.cells} cells"
     return "nothing: one seed" if max(pairs) == 1 else "nothing: seeds alike"
 
 
@@ -197,7 +193,7 @@ def wilcoxon_entry(test: SignedRanks) -> Entry:
         return Entry(
             "no test", f"{test.n} pair{'s' * (test.n != 1)}{zeros}: p ≥ {p_text(test.smallest)}", ("", *numbers)
         )
-    sub = f"{test.n} pairs{zeros}; smallest {p_text(test.smallest)}"
+    sub = f"{test.n} pairs{zeros}; least {p_text(test.smallest)}"
     return Entry(p_text(test.p), sub, (p_text(test.p), *numbers), test.p)
 
 

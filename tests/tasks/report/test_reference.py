@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from report_runs import Page, make_run, only_block
 
 from tasks.report import write_report
-from tasks.report.published import beside_table, reference_table
+from tasks.report.published import beside_table, reference_table, weights_of
 from tasks.report.reference import canonical, read, references
 from tasks.tta.corruptions import CORRUPTIONS
 
@@ -149,3 +150,15 @@ def test_a_reference_table_is_as_printed():
     assert [entry.text for entry in table.rows[3]] == ["Tent† + AdaDEM", "61.5 ± 0.2", "63.2 ± 0.16"]
     assert [column.title for column in table.columns] == ["", "single-domain", "continual"]
     assert "NeurIPS 2025" in table.caption
+
+
+def test_weights_are_the_same_only_where_a_fingerprint_says_so(tmp_path: Path):
+    make_run(tmp_path, fingerprints={"weights": "12fca82f0bebc413"})
+    block = only_block(tmp_path)
+    (cell,) = block.cells.values()
+    (printed,) = [number for reference in references() if reference.name == "ttc_table2"
+                  for name, number in reference.numbers() if name == "TENT" and number.slice == "mean"][:1]  # fmt: skip
+    assert weights_of(cell, printed) == "not known to be the same (12fca82f here)"
+    for stated, text in (("12fca82f0bebc413", "the same (12fca82f)"), ("00ff", "other (00ff there, 12fca82f here)")):
+        known = dataclasses.replace(printed, made_with={**printed.made_with, "weights": stated})
+        assert weights_of(cell, known) == text

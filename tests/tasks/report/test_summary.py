@@ -12,7 +12,7 @@ from tasks.report.critical import critical_figure
 from tasks.report.group import build_blocks
 from tasks.report.load import load
 from tasks.report.summary import first_screen
-from tasks.report.verdict import verdicts
+from tasks.report.verdict import summary_table, verdicts
 
 NOISE = (0.0, 0.004, -0.003)
 METRICS = {"semi": ("accuracy", "fraction"), "minigrid": ("return", "return"), "segmentation": ("iou", "fraction")}
@@ -158,7 +158,7 @@ def test_tests_are_wilcoxons_over_cells_with_holms_correction(tmp_path):
     assert sorted(row[7].sort for row in rows.values()) == pytest.approx(
         [min(1, 2 * small), max(large, min(1, 2 * small))]
     )
-    assert rows["DEM"][6].sub == f"7 pairs; smallest {2 / 2**7:.3f}"
+    assert rows["DEM"][6].sub == f"7 pairs; least {2 / 2**7:.3f}"
     assert rows["DEM"][3].text == "2 seeds"
 
 
@@ -187,3 +187,13 @@ def test_runs_without_em_have_no_verdict(tmp_path):
     add(tmp_path, "tta", "cifar10c", "adadem", 0, 0.2)
     first, _ = screen(tmp_path)
     assert (first.lines, first.items, first.details) == ([], [], [])
+
+
+def test_single_comparisons_of_several_tasks_name_task_and_unit(root):
+    blocks = build_blocks(load([root]).runs)
+    table = summary_table([verdict for block in blocks for verdict in verdicts(block)])
+    assert [column.title for column in table.columns] == ["Comparison", "Method", "Loss", "gain"]
+    by_task = {row[0].sub: row for row in table.rows}
+    assert by_task["Reinforcement learning"][3].text == "+0.100 return"
+    assert by_task["Semi-supervised learning"][3].text == "+0.03 points"
+    assert "in the unit named" in table.caption
