@@ -21,12 +21,12 @@ def critical_figure(names: Sequence[str], ranks: Ranking | None) -> Figure | Non
     groups, count = ranks.groups(), len(names)
     order = sorted(range(count), key=lambda place: ranks.mean[place])
     others = [name for name in names if name not in COLOURS]
-    figure, axes = canvas(5.6, 1.15 + 0.17 * len(groups) + 0.22 * ((count + 1) // 2))
+    figure, axes = canvas(5.6, 0.95 + 0.17 * len(groups) + 0.22 * ((count + 1) // 2))
     ax = axes[0][0]
     bars = 0.35 + 0.3 * len(groups)
     with matplotlib.rc_context(STYLE):
         ax.set_xlim(0.55, count + 0.45)
-        ax.set_ylim(bars + 0.45 * ((count + 1) // 2) + 0.3, -1.35)
+        ax.set_ylim(bars + 0.45 * ((count + 1) // 2 - 1) + 0.3, -1.35)
         ax.axis("off")
         ax.plot([1, count], [0, 0], color=INK, linewidth=1)
         for tick in range(1, count + 1):

@@ -15,6 +15,7 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 9999
+BATCH = 4_000_000  # differences of one stratum that are drawn at a time
 FEWEST = 3  # cells that an interval over cells needs
 
 
@@ -146,7 +147,10 @@ def _bootstrap(strata: list[np.ndarray], seed: int, resamples: int) -> tuple[flo
 
     rows = tuple(np.arange(n) for n in seeds)
     rng = np.random.default_rng(seed)
-    drawn = bootstrap(rows, deviation, n_resamples=resamples, vectorized=True, method="percentile", rng=rng)
+    batch = max(1, BATCH // max(stratum.size for stratum in strata))
+    drawn = bootstrap(
+        rows, deviation, n_resamples=resamples, batch=batch, vectorized=True, method="percentile", rng=rng
+    )
     tail = (1 + LEVEL) / 2
     wider = stdtrit(freedom, tail) / ndtri(tail)
     low, high = wider * np.quantile(drawn.bootstrap_distribution, [1 - tail, tail])
