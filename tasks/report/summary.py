@@ -149,6 +149,12 @@ def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:
             "Each loss stands at its best setting on the very numbers shown, which flatters whoever had more to choose "
             f"from. Settings per cell, at most: {'; '.join(chosen)}."
         )
+    searched = [one.verdicts["dem_star"].own for one in everything if "dem_star" in one.verdicts]
+    if searched:
+        seen = sum(dict(cell.params).get("evaluation") == "paper" for cell in searched)
+        text = "DEM* had labels, the other losses none: its (tau, alpha) was searched on a labelled part of the data"
+        text += f", on which {seen} of {len(searched)} cells are judged, too" if seen else ", which is not judged here"
+        said.append(f"{text}. The search is not part of its time.")
     collapsed = sum(cell.collapsed for one in everything for cell in cells_of(one))
     if collapsed:
         said.append(f"{collapsed} collapsed runs are among those compared; their numbers count.")

@@ -197,3 +197,15 @@ def test_single_comparisons_of_several_tasks_name_task_and_unit(root):
     assert by_task["Reinforcement learning"][3].text == "+0.100 return"
     assert by_task["Semi-supervised learning"][3].text == "+0.03 points"
     assert "in the unit named" in table.caption
+
+
+@pytest.mark.parametrize(("evaluation", "text"), [("held_out", "which is not judged here"), ("paper", "1 of 1 cells")])
+def test_dem_star_is_said_to_have_had_labels(tmp_path, evaluation, text):
+    params = {"tau": 1.2, "alpha": 0.5, "evaluation": evaluation}
+    for seed, noise in enumerate(NOISE):
+        add(tmp_path, "semi", "stl10", "em", seed, 0.8)
+        add(tmp_path, "semi", "stl10", "dem_star", seed, 0.82 + noise, params={**params, "search": f"0a{seed}"})
+    first, (family,) = screen(tmp_path)
+    (limit,) = [limit for limit in first.limits if limit.startswith("DEM* had labels")]
+    assert text in limit
+    assert family.gains["dem_star"].over == "seeds"  # one loss, whatever search found its pair
