@@ -102,17 +102,17 @@ class State:
         from rich.markup import escape
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         count, ended = len(self.missing), self.done + self.failed
         left = self.seconds_left()
-        failed = f"[bold red]{self.failed} failed[/]" if self.failed else "0 failed"
-        waiting = count - ended - len(self.running)
-        times = f"{duration(self.clock() - self.start)} so far, {'?' if left is None else duration(left)} left"
-        grid = Table.grid(padding=(0, 2), expand=True)
-        head = Table.grid(padding=(0, 2))
-        counts = f"[bold]{self.done} done[/]  {len(self.running)} running  {failed}  {waiting} waiting"
-        head.add_row(ProgressBar(count, ended, width=max(10, min(40, width - 66))), counts, times)
-        grid.add_row(head)
+        counts = Text(f"{self.done} done, {len(self.running)} running, ")
+        counts.append(f"{self.failed} failed", "bold red" if self.failed else "")
+        counts.append(f", {count - ended - len(self.running)} waiting; {duration(self.clock() - self.start)} so far, ")
+        counts.append(f"{'?' if left is None else duration(left)} left", "bold")
+        grid = Table.grid(expand=True)
+        grid.add_row(ProgressBar(count, ended))
+        grid.add_row(counts)
         body = Table.grid(padding=(0, 2), expand=True)
         body.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         body.add_column(no_wrap=True, width=16)
