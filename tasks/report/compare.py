@@ -54,7 +54,7 @@ class Pairs:
     labels: Features
     own_a: Features
     own_b: Features
-    stratum: tuple[str, ...]
+    data: str
     metric: Metric
     a: dict[int, float]
     b: dict[int, float]
@@ -267,8 +267,7 @@ def pair(
             owns = [{key: own[key] for key in apart if key in own} for own in (left[i], right[j])]
             row = tuple(map(freeze, (labels, *owns)))
             if row not in rows:
-                stratum = tuple(str(left[i].get(key)) for key in ("data", "model", "protocol"))
-                rows[row] = Pairs(task, labels, *owns, stratum, metric, {}, {})
+                rows[row] = Pairs(task, labels, *owns, str(left[i]["data"]), metric, {}, {})
             rows[row].a[seed], rows[row].b[seed] = x, y
             used[0].add(i)
             used[1].add(j)
@@ -366,10 +365,10 @@ def why_nothing(a: Sequence[Run], b: Sequence[Run]) -> str:
 
 
 def total(rows: Sequence[Pairs]) -> Pooled:
-    """The mean gain over all rows of a task, with the bootstrap interval stratified by data, model and protocol."""
-    strata: dict[tuple[str, ...], list[dict[int, float]]] = defaultdict(list)
+    """The mean gain over all rows of a task, with the bootstrap interval stratified by data set."""
+    strata: dict[str, list[dict[int, float]]] = defaultdict(list)
     for row in rows:
-        strata[row.stratum].append(row.gains)
+        strata[row.data].append(row.gains)
     return pooled([matrix(gains) for gains in strata.values()])
 
 

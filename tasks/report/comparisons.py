@@ -138,12 +138,12 @@ def losses_of(comparisons: Iterable[Comparison]) -> list[str]:
 
 
 def strata(comparisons: Iterable[Comparison], loss: str) -> list[np.ndarray]:
-    """Gains over EM by block, (cells, seeds), NaN where a cell lacks the seed."""
-    by_block: dict[int, list[dict[int, float]]] = defaultdict(list)
+    """Gains over EM by data set, (cells, seeds), NaN where a cell lacks the seed."""
+    by_data: dict[str, list[dict[int, float]]] = defaultdict(list)
     for one in comparisons:
-        by_block[id(one.block)].append(one.gains(loss))
+        by_data[one.block.data].append(one.gains(loss))
     found = []
-    for gains in by_block.values():
+    for gains in by_data.values():
         seeds = sorted({seed for gain in gains for seed in gain})
         found.append(np.array([[gain.get(seed, math.nan) for seed in seeds] for gain in gains]))
     return found

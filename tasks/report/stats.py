@@ -1,7 +1,7 @@
 """Means, deviations and intervals over seeds: Student's t for one cell, a stratified bootstrap over several data sets.
 
-A cell is one method on one data set under one protocol; a stratum is one data set under one protocol, with all cells
-that share its seeds.
+A cell is one method on one data set under one protocol; a stratum is one data set, or environment, with all its cells,
+which share what a seed decides.
 """
 
 from __future__ import annotations

@@ -60,8 +60,9 @@ def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ra
     states = [state(gain) for _, gain in gains]
     up, down = states.count(1), states.count(-1)
     sign = 1 if up and not down else -1 if down and not up else 0
-    if len(gains) == 1:
-        text = f"Mean gain in {pretty(gains[0][0].task)} {gain_words(gains[0][1], gains[0][0].metric)}."
+    if len(gains) == 1 or not any(states):
+        said = "; ".join(f"{pretty(family.task)} {gain_words(gain, family.metric)}" for family, gain in gains)
+        text = f"Mean gain: {said}."
     else:
         listed: dict[int | None, list[str]] = {1: [], -1: [], 0: [], None: []}
         for (family, gain), value in zip(gains, states, strict=True):

@@ -160,7 +160,7 @@ def tests_table(found: Sequence[Family]) -> Table:
     tested = sum(p is not None for p in corrected)
     caption = (
         f"Mean gain over EM with its 95% interval: {RESAMPLES:,} bootstrap resamples of the seeds, stratified by data "
-        "set and protocol, seeds drawn for all methods there at once; the deviations of n seeds are widened by "
+        "set, seeds drawn for all methods and protocols there at once; the deviations of n seeds are widened by "
         "√(n/(n − 1)) and by Student's t over the normal quantile, as percentiles of few seeds are too narrow. Where "
         "most cells have one seed, cells are drawn. “Better, …”: cells, by the paired 95% t interval of each. "
         "Wilcoxon: two-sided signed-rank test of the cells' mean gains, zeros split (Demsar 2006), exact where there "

@@ -106,7 +106,7 @@ def test_a_sentence_for_each_loss_says_what_its_intervals_say(root):
     assert adadem.text.startswith("Better: Corruption test-time adaptation +1.97 [")
     assert "Not told apart: Semi-supervised learning. No interval: Unsupervised domain" in adadem.text
     assert "Mean rank 1.00 over 4 cells, EM 2.00: less apart than the critical difference, 1.66." in adadem.text
-    assert star.text.startswith("Mean gain in Reinforcement learning +0.100 [")
+    assert star.text.startswith("Mean gain: Reinforcement learning +0.100 [")
 
 
 def test_nothing_told_apart_is_said_so(tmp_path):
