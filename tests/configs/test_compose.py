@@ -105,7 +105,7 @@ def test_composing_twice_gives_independent_configurations() -> None:
     ("words", "parts"),
     [
         (["method=tnet"], ["unknown method 'tnet'", "nearest: tent", "valid: ", "source, "]),
-        (["loss=adaden"], ["unknown loss 'adaden'", "nearest: adadem", "dem, em"]),
+        (["loss=adaden"], ["unknown loss 'adaden'", "nearest: adadem", "dem, dem_star, em"]),
         (["task=tta2"], ["unknown task", "nearest: tta"]),
         (["protocol=continuous"], ["unknown protocol", "nearest: continual"]),
         (["metod=tent"], ["unknown key 'metod'", "nearest: method", "valid: task, method, loss"]),
