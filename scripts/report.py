@@ -16,18 +16,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="where to write it (default: report)"
     )
+    p.add_argument(
+        "--figures",
+        type=int,
+        metavar="N",
+        help="about how many to draw where comparisons are many; 0: none (default: 120)",
+    )
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
+    if args.figures is not None and args.figures < 0:
+        return fail(f"dembench report: expected --figures of 0 or more, got {args.figures}")
     for folder in args.runs:
         if not folder.is_dir():
             return fail(f"dembench report: no folder {folder}; `dembench run` and `dembench sweep` make runs")
     from tasks.report import write_report
 
     try:
-        page = write_report(args.runs, args.out)
+        page = write_report(args.runs, args.out, with_figures=args.figures != 0, most_figures=args.figures)
     except (ValueError, OSError) as error:
         return fail(f"dembench report: {error}")
     print(page)

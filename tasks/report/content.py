@@ -155,7 +155,8 @@ def footnotes(cells: list[Cell], block: Block) -> list[str]:
 
 def detail_table(block: Block) -> Table:
     """Per slice: a row for every method and loss, at the default and at its best learning rate."""
-    metric, slices = slice_metric(block), block.slices
+    metric = slice_metric(block)
+    slices = [part for part in block.slices if any((part, metric.name) in run.scores for run in block.runs)]
     digits, what = max(0, metric.digits - 1), "slice" if metric is block.metric else "class"
     picked = picked_cells(block)
     columns = [Column("Method", numeric=False), Column("Loss", numeric=False)]

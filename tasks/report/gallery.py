@@ -20,16 +20,27 @@ SUFFIXES = (".png", ".gif", ".jpg", ".jpeg")
 LARGEST = 1_500_000  # bytes of one picture
 ALL = 6_000_000  # bytes of all pictures of one page
 MANY = 24  # pictures of one comparison
+SMALL = 180  # pixels up to which a picture is shown larger than it is
 WIDE = 600  # pixels from which a picture gets half of the page's width
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What it shows in words, its data URI, and whether it needs much room."""
+    """What it shows in words, its data URI, and its width in pixels, 0 where that is not known."""
 
     caption: str
     uri: str
-    wide: bool = False
+    width: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs much room."""
+        return self.width >= WIDE
+
+    @property
+    def small(self) -> bool:
+        """Whether its pixels are so few that it is shown larger."""
+        return 0 < self.width < SMALL
 
 
 class Gallery:
@@ -55,7 +66,7 @@ class Gallery:
                     elif kind is not None:
                         self.left -= len(content)
                         uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-                        picture = Picture(f"{name(block, cell)}, seed {run.seed}", uri, png_width(content) >= WIDE)
+                        picture = Picture(f"{name(block, cell)}, seed {run.seed}", uri, width_of(content))
                         found.setdefault(clean(path.name), []).append(picture)
         return dict(sorted(found.items())), out
 
@@ -67,9 +78,11 @@ class Gallery:
             return None
 
 
-def png_width(content: bytes) -> int:
-    """Pixels; 0 for a file that is no PNG."""
-    return int.from_bytes(content[16:20]) if content.startswith(b"\x89PNG") else 0
+def width_of(content: bytes) -> int:
+    """Pixels across, as a PNG or a GIF states them; 0 for another file."""
+    if content.startswith(b"\x89PNG"):
+        return int.from_bytes(content[16:20], "big")
+    return int.from_bytes(content[6:8], "little") if content.startswith(b"GIF8") else 0
 
 
 def name(block: Block, cell: Cell) -> str:

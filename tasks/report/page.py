@@ -26,17 +26,18 @@ from tasks.report.verdict import Verdict, summary_table, verdicts
 HERE = Path(__file__).parent
 LISTED = 200  # entries of a list of runs beyond which the page refers to runs.csv
 ROWS = 200  # of a table, beyond which the page refers to its files
-FIGURES = 60  # that are drawn of all comparisons together
+FIGURES, FEWER, CROWD = 120, 40, 2_000  # that are drawn of all comparisons together, and of more runs than CROWD
 WHOLE = 40  # comparisons with all their tables on the page; of the others it shows the first and links the rest
 
 
 @dataclass(slots=True)
 class Section:
-    """One block on the page, with all its tables where it is ``whole``."""
+    """One block on the page, with all its tables where it is ``whole``, and not all its figures where it is ``cut``."""
 
     block: Block
     protocol: str
     whole: bool
+    cut: bool
     main: Table
     more: list[Table]
     figures: list[Figure]
@@ -90,14 +91,17 @@ class Writer:
         return path
 
 
-def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True, most_figures: int = FIGURES) -> Path:
+def write_report(
+    run_roots: list[Path], out: Path, *, with_figures: bool = True, most_figures: int | None = None
+) -> Path:
     """Reads every run under ``run_roots`` and writes ``out``/index.html, tables/ and figures/ beside it.
 
     Args:
         run_roots: run directories, or folders that hold some at any depth.
         out: made where it is missing; what an earlier report wrote there and this one does not is removed.
         with_figures: False leaves all figures out, for a quick look.
-        most_figures: about how many are drawn of all comparisons together, where there are many.
+        most_figures: about how many are drawn of all comparisons together, where there are many; by default FIGURES, or
+            FEWER of many runs.
     Returns: the path of index.html, which is self-contained and opens offline.
     Raises: ValueError when a root is missing or holds no finished run; nothing is written then.
     """
@@ -107,10 +111,14 @@ def write_report(run_roots: list[Path], out: Path, *, with_figures: bool = True,
     writer = Writer(out)
     tasks: dict[str, Task] = {}
     judged = [verdicts(block) for block in blocks]
-    drawn = parallel.draw(plan(blocks, judged, most_figures)) if with_figures else []
+    if most_figures is None:
+        most_figures = FEWER if len(found.runs) > CROWD else FIGURES
+    planned = plan(blocks, judged, most_figures) if with_figures else []
+    drawn = parallel.draw(planned)
     for number, (block, said) in enumerate(zip(blocks, judged, strict=True)):
         shown = drawn[number] if number < len(drawn) else []
         section = make_section(block, said, shown, gallery, whole=number < WHOLE)
+        section.cut = with_figures and (number >= len(planned) or len(shown) == planned[number][2])
         tasks.setdefault(block.task, Task(block.task, pretty(block.task))).sections.append(section)
         for item in (section.main, *section.more, *section.figures):
             writer.write(item)
@@ -150,11 +158,12 @@ def make_section(block: Block, judged: list[Verdict], drawn: list[Figure], galle
     notes = provenance.notes_of(block)
     if mixed := provenance.commits(block.runs):
         notes.insert(0, provenance.Remark("code", mixed, "this comparison", quiet=False))
-    pictures, left_out = gallery.of(block)
+    pictures, left_out = gallery.of(block) if whole else ({}, 0)
     return Section(
         block,
         describe(block),
         whole,
+        False,
         content.main_table(block),
         [table for table in tables if table is not None],
         drawn,

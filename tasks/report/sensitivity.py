@@ -54,17 +54,31 @@ def crosses(cells: Iterable[Cell]) -> str:
     return CROSSES if any(not cell.clean for cell in cells) else ""
 
 
+def swept_key(block: Block, method: str) -> str | None:
+    """The hyperparameter of a figure: the learning rate where it varies, else the only one that does, as a number."""
+    keys = block.varying[method]
+    if rate := next((key for key in keys if leaf(key) == "lr"), None):
+        return rate
+    values = [dict(setting).get(keys[0]) for name, setting in block.rows if name == method] if len(keys) == 1 else []
+    return keys[0] if values and all(map(numeric, values)) else None
+
+
 def rate_figure(block: Block, method: str) -> Figure | None:
-    """The main metric against the learning rate, a line per loss with 95% bands."""
+    """The main metric against the learning rate, or against what else varies alone, a line per loss with 95% bands."""
     import matplotlib
 
+    key = swept_key(block, method)
+    if key is None:
+        return None
+    what = "learning rate" if leaf(key) == "lr" else leaf(key).replace("_", " ")
     series = {}
     for column in block.losses_of(method):
         if column in block.shown_columns:
             best: dict[float, Cell] = {}
             for cell in block.settings(method, column):
-                if cell.lr and cell.lr > 0 and cell.values(block.metric):
-                    best.setdefault(cell.lr, cell)
+                value = dict(cell.setting).get(key)
+                if numeric(value) and cell.values(block.metric):
+                    best.setdefault(float(value), cell)
             if len(best) > 1:
                 series[column] = sorted(best.items())
     if not series:
@@ -75,7 +89,7 @@ def rate_figure(block: Block, method: str) -> Figure | None:
     figure, axes = canvas(8.4 if closer else 5.6, 3.2, 1, 2 if closer else 1)
     with matplotlib.rc_context(STYLE):
         for ax in axes[0]:
-            rate_panel(ax, block, series)
+            rate_panel(ax, block, series, what)
         if closer:
             reach = 3 * (middle - low)
             axes[0][1].set_ylim(low - 0.15 * reach, low + reach)
@@ -84,14 +98,14 @@ def rate_figure(block: Block, method: str) -> Figure | None:
         axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     marked = crosses(cell for cells in series.values() for _, cell in cells)
     caption = (
-        f"{block.metric.label.capitalize()} against learning rate, mean over seeds with 95% t intervals; "
+        f"{block.metric.label.capitalize()} against {what}, mean over seeds with 95% t intervals; "
         f"grey lines learn nothing. {marked}"
     )
-    title = f"{block.title}: sensitivity to the learning rate, {pretty(method)}"
-    return Figure(slug("lr", block.task, block.title, method), title, caption, figure)
+    title = f"{block.title}: sensitivity to {'the ' * (leaf(key) == 'lr')}{what}, {pretty(method)}"
+    return Figure(slug(leaf(key), block.task, block.title, method), title, caption, figure)
 
 
-def rate_panel(axes: Axes, block: Block, series: dict[Key, list[tuple[float, Cell]]]) -> None:
+def rate_panel(axes: Axes, block: Block, series: dict[Key, list[tuple[float, Cell]]], what: str) -> None:
     for column, cells in series.items():
         style = {"color": colour_of(column, block), "linestyle": line_of(column, block)}
         draw_line(
@@ -99,10 +113,11 @@ def rate_panel(axes: Axes, block: Block, series: dict[Key, list[tuple[float, Cel
         )
     draw_free(axes, block)
     rates = sorted({lr for cells in series.values() for lr, _ in cells})
-    axes.set_xscale("log")
-    axes.set_xticks(rates, [show(lr) for lr in rates])
+    if rates[0] > 0 and rates[-1] >= 5 * rates[0]:
+        axes.set_xscale("log")
+    axes.set_xticks(rates, [show(rate) for rate in rates])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("learning rate")
+    axes.set_xlabel(what)
 
 
 def params_figure(block: Block, method: str, loss: str) -> Figure | None:

@@ -73,7 +73,10 @@ def draw(block: Block, panels: list[tuple[str, Cells]], name: str, title: str, a
     figure, axes = canvas(width * columns + 0.4, height * rows, rows, columns, sharey=True)
     with matplotlib.rc_context(STYLE):
         for number, (ax, (label, cells)) in enumerate(zip(axes.flat, panels, strict=False)):
-            share_panel(ax, block, label, cells, legend=across == 2 or not number)
+            share_panel(ax, block, label, cells, legend=across == 2)
+            if across > 2 and not number:  # the panels share one, above them
+                handles, names = ax.get_legend_handles_labels()
+                figure.legend(handles, names, loc="outside upper left", ncols=len(names))
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
         for ax in axes[:, 0]:

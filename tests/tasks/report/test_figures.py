@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_runs import EM, make_run
+from report_runs import EM, make_run, only_block
 
+from tasks.report.content import detail_table
 from tasks.report.load import load
 from tasks.report.rewards import curves
+from tasks.report.sensitivity import rate_figure
 from tasks.report.shares import shares
 from tasks.report.streams import window_accuracy
 
@@ -61,3 +63,26 @@ def test_reward_curves_equal_the_closed_forms():
     assert abs(em.top[0]) < 1e-12  # the reward collapses at both ends,
     assert abs(em.top[-1]) < 1e-6
     assert adadem["AdaDEM, fresh table"].top[-1] == pytest.approx(0.9, abs=1e-6)  # AdaDEM's does not
+
+
+def test_what_varies_alone_gets_a_line(tmp_path: Path):
+    for coefficient, error in ((0.001, 0.3), (0.01, 0.2), (0.1, 0.4)):
+        make_run(tmp_path, (error,) * 3, config={"method.ent_coef": coefficient})
+    figure = rate_figure(only_block(tmp_path), "tent")
+    (axes,) = figure.canvas.axes
+    assert (axes.get_xlabel(), axes.get_xscale()) == ("ent coef", "log")
+    np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [(0.001, 30), (0.01, 20), (0.1, 40)])
+    make_run(tmp_path, config={"method.ent_coef": 0.1, "method.steps": 2})
+    assert rate_figure(only_block(tmp_path), "tent") is None  # two things vary, and neither is the rate
+
+
+def test_the_table_of_classes_shows_what_classes_have(tmp_path: Path):
+    rows = [{"slice": "mean", "metric": "accuracy", "value": 0.6, "unit": "fraction", "n": 10}]
+    for part, recall in (("cat", 0.25), ("dog", 0.75)):
+        rows.append({"slice": part, "metric": "recall", "value": recall, "unit": "fraction", "n": 5})
+    rows.append({"slice": "training", "metric": "loss", "value": 1.0, "unit": "nats", "n": 5})
+    make_run(tmp_path, task="semi", rows=rows)
+    table = detail_table(only_block(tmp_path))
+    assert table.title.endswith("per class")
+    assert [column.title for column in table.columns] == ["Method", "Loss", "cat", "dog", "mean"]
+    assert [entry.text for entry in table.rows[0][2:4]] == ["25.0", "75.0"]

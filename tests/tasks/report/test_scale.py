@@ -33,6 +33,7 @@ def test_each_record_is_read_once_and_no_curve_without_figures(tmp_path: Path):
     assert "200 finished" in Page(page.read_text()).text
     assert (records.call_count, columns.call_count) == (200, 0)
     assert folders.call_count == 200
+    assert "not all figures are drawn" not in page.read_text()
     assert (tmp_path / "out" / "tables" / "runs.csv").read_text().count("\n") == 201
 
 
@@ -67,6 +68,7 @@ def test_many_comparisons_are_bounded_on_the_page(tmp_path: Path, monkeypatch: p
     assert "tables/detail-tta-d3-convnet-continual.csv" in links
     assert all((page.parent / link).is_file() for link in links)
     assert "The first 5 of 8 rows; all are in" in found.text
+    assert found.text.count("not all figures are drawn") == 2  # of the two that are shown whole
     assert len(re.findall("dembench run method", found.text)) == 4 * 4
 
 
