@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tasks.report.compare import Compared, Pairs
     from tasks.report.stats import Estimate, Pooled
 
+OVER = {"seeds": "seeds", "cells": "rows"}
 LISTED = 20  # lines on runs without a pair that the terminal shows on each side
 EXAMPLES = """
 A and B are each a folder of runs, filters on the runs of --runs, or both in quotes:
@@ -48,12 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.more:
         words = " ".join([args.a, args.b, *args.more])
         return fail(f"dembench compare: expected two sides, got {words!r}; quote each side, as in 'runs loss=em'")
-    from tasks.report import compare as sides
+    from tasks.report.compare import compare
+    from tasks.report.sides import read, side
 
     try:
-        found = sides.compare(
-            sides.read(sides.side(args.a, args.runs)), sides.read(sides.side(args.b, args.runs)), args.metric
-        )
+        found = compare(*(read(side(text, args.runs)) for text in (args.a, args.b)), args.metric)
     except (ValueError, OSError) as error:
         return fail(f"dembench compare: {str(error).removeprefix('report: ')}")
     if args.json:
@@ -84,7 +84,7 @@ def write_tables(found: Compared, a: str, b: str) -> None:
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(Text(f"A  {a}: {count(len(found.a), 'run')}\nB  {b}: {count(len(found.b), 'run')}"))
-    for task, gain in found.totals.items():
+    for task, gains in found.totals.items():
         rows = [row for row in found.pairs if row.task == task]
         metric, differs = rows[0].metric, found.differs[task]
         unit = f" in {metric.unit}" if metric.unit else ""
@@ -107,11 +107,12 @@ def write_tables(found: Compared, a: str, b: str) -> None:
             )
         if len(rows) > 1:
             table.add_section()
-            mean = Text(number(gain.mean, metric.digits, sign=True), style=style(gain.verdict))
-            over = {"seeds": "mean of the rows, bootstrap over seeds", "cells": "mean of the rows, bootstrap over rows"}
-            name = over.get(gain.over, "mean of the rows")
-            name += f" ({gain.alone} with one seed left out)" if gain.alone else ""
-            table.add_row(name, "", "", mean, interval_text(gain, metric.digits), str(gain.cells))
+            for name, gain in gains.items():
+                mean = Text(number(gain.mean, metric.digits, sign=True), style=style(gain.verdict))
+                words = ["mean of the rows"] + [f"bootstrap over {OVER.get(gain.over)}"] * bool(gain.over)
+                words += [f"{gain.alone} with one seed left out"] * bool(gain.alone) + [name] * bool(name)
+                interval = interval_text(gain, metric.digits)
+                table.add_row(Text(", ".join(words)), "", "", mean, interval, count(gain.cells, "row"))
         console.print()
         said = "; ".join(
             f"{key}: {', '.join(mine)} | {', '.join(others)}"
@@ -173,10 +174,15 @@ def as_json(found: Compared, a: str, b: str) -> dict[str, Any]:
     tasks = {
         task: {
             "differ": {key: {"a": mine, "b": others} for key, (mine, others) in found.differs[task].items()},
-            "mean_gain": gain.mean, "low": gain.low, "high": gain.high, "rows": gain.cells, "interval_over": gain.over,
-            "left_out": gain.alone,
+            "mean": [
+                {
+                    "of": name, "gain": gain.mean, "low": gain.low, "high": gain.high, "rows": gain.cells,
+                    "interval_over": OVER.get(gain.over), "left_out": gain.alone,
+                }
+                for name, gain in gains.items()
+            ],
         }
-        for task, gain in found.totals.items()
+        for task, gains in found.totals.items()
     }  # fmt: skip
     rows = [
         {**line, "seeds": {seed: [row.a[seed], row.b[seed]] for seed in sorted(row.a)}}

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy as np
 from tasks.names import lookup
 from tasks.report.captions import run_label
 from tasks.report.costs import COSTS
-from tasks.report.group import contexts_of, flatten, label, leaf, method_of, setting_of, show
-from tasks.report.load import Run, load
+from tasks.report.group import contexts_of, label, leaf, method_of, setting_of, show
+from tasks.report.load import Run
 from tasks.report.names import (
     LOSS_ORDER,
     METHOD_ORDER,
@@ -28,21 +27,11 @@ from tasks.report.names import (
     primary,
     rank,
 )
+from tasks.report.sides import NAMES
 from tasks.report.stats import Estimate, Pooled, estimate, paired, pooled
 
-NAMES = ("task", "data", "model", "protocol", "method", "loss", "seed", "status")
-UNSEARCHED = ("task", "out", "force", "progress", "hydra")  # keys that say nothing of a run, or say it again
 Features = dict[str, Any]
 Difference = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """What one word of the command asks for: folders, and the values that each key may have."""
-
-    text: str
-    folders: tuple[Path, ...]
-    filters: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,91 +63,16 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The result: pairs, what differs by task, the mean gain by task, and in words the runs of each side without a
-    pair."""
+    """The result: pairs, what differs by task, the mean gain by task and by method and loss where a side has several,
+    and in words the runs of each side without a pair."""
 
     a: tuple[Run, ...]
     b: tuple[Run, ...]
     pairs: tuple[Pairs, ...]
     differs: dict[str, Difference]
-    totals: dict[str, Pooled]
+    totals: dict[str, dict[str, Pooled]]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
-
-
-def side(text: str, default: Path) -> Side:
-    """A word of the command as a Side: a folder, KEY=VALUE[,VALUE] filters on the runs of ``default``, or folders and
-    filters with spaces between them.
-
-    Raises: ValueError for a folder that is not there and for a filter without key or value.
-    """
-    words = [text] if text.strip() and Path(text).is_dir() else text.split()
-    folders, filters = [], []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if Path(word).is_dir():
-            folders.append(Path(word))
-        elif equals and key and value:
-            filters.append((key, tuple(value.split(","))))
-        else:
-            kind = "a filter is KEY=VALUE" if equals else "expected a folder of runs, or KEY=VALUE"
-            raise ValueError(f"{word!r}: {kind}; a side of several words needs quotes, as in 'runs loss=em'")
-    if not words:
-        raise ValueError("an empty side: expected a folder of runs, or KEY=VALUE")
-    if not folders and not default.is_dir():
-        raise ValueError(f"{text!r} names no folder, and there is no folder {default}; say --runs DIR")
-    return Side(text, tuple(folders) or (default,), tuple(filters))
-
-
-def select(wanted: Side, runs: Sequence[Run]) -> tuple[Run, ...]:
-    """The runs of a side.
-
-    Raises: ValueError for a key that no run has, and where no run has the values.
-    """
-    known = {run.id: searchable(run) for run in runs}
-    keys = sorted({key for found in known.values() for key in found})
-    for key, values in wanted.filters:
-        lookup(key, [*NAMES, *(name for name in keys if name not in NAMES)], "key")
-        there = {text for found in known.values() for text in found.get(key, ())}
-        for value in values:
-            if not matches({value}, there):
-                lookup(value, sorted(there), f"value of {key}")
-    kept = [
-        run
-        for run in runs
-        if all(matches(set(values), known[run.id].get(key, set())) for key, values in wanted.filters)
-    ]
-    if not kept:
-        raise ValueError(f"{wanted.text!r}: none of {len(runs)} runs has all of these values")
-    return tuple(kept)
-
-
-def matches(wanted: set[str], there: set[str]) -> bool:
-    """Whether a value is asked for, as text without regard to case or as a number: 1e-3 is 0.001."""
-    folded = {text.lower() for text in there}
-    numbers = {value for text in there if (value := as_number(text)) is not None}
-    return any(
-        text.lower() in folded or ((value := as_number(text)) in numbers and value is not None) for text in wanted
-    )
-
-
-def as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def searchable(run: Run) -> dict[str, set[str]]:
-    """{key: texts that ask for its value}: names as recorded and as typed, and the keys of the configuration."""
-    found = {name: {str(getattr(run, name))} for name in NAMES}
-    for key, value in flatten({k: v for k, v in run.config.items() if k not in UNSEARCHED}).items():
-        head, _, rest = key.partition(".")
-        name = rest if head == "choices" else key
-        if not leaf(name).startswith("_") and not (head == "choices" and rest not in NAMES):
-            text = "null" if value is None else str(value)
-            found.setdefault(name, set()).add(text.lower() if isinstance(value, bool) else text)
-    return found
 
 
 def features(runs: Sequence[Run]) -> list[Features]:
@@ -222,7 +136,10 @@ def compare(a: Sequence[Run], b: Sequence[Run], metric: str | None = None) -> Co
             only[name] += without_pair(runs, own, places)
     if not pairs:
         raise ValueError(why_nothing(a, b))
-    totals = {task: total([row for row in pairs if row.task == task]) for task in dict.fromkeys(p.task for p in pairs)}
+    grouped: dict[str, dict[str, list[Pairs]]] = defaultdict(lambda: defaultdict(list))
+    for row in pairs:
+        grouped[row.task][kind(row)].append(row)
+    totals = {task: {name: total(rows) for name, rows in kinds.items()} for task, kinds in grouped.items()}
     return Compared(tuple(a), tuple(b), tuple(pairs), differs, totals, tuple(only["a"]), tuple(only["b"]))
 
 
@@ -364,6 +281,13 @@ def why_nothing(a: Sequence[Run], b: Sequence[Run]) -> str:
     return f"no pair: no run of B is like one of A in everything else; A has {run_label(a[0])}; B has {run_label(b[0])}"
 
 
+def kind(row: Pairs) -> str:
+    """The methods and losses of a row that not all rows of its side share, in words."""
+    heads = (("A", row.own_a), ("B", row.own_b))
+    named = ((name, {key: own[key] for key in ("method", "loss") if key in own}) for name, own in heads)
+    return "; ".join(f"{name}: {described(own)}" for name, own in named if own)
+
+
 def total(rows: Sequence[Pairs]) -> Pooled:
     """The mean gain over all rows of a task, with the bootstrap interval stratified by data set."""
     strata: dict[str, list[dict[int, float]]] = defaultdict(list)
@@ -384,11 +308,3 @@ def freeze(value: Any) -> str:
 def shown(found: Iterable[Features], key: str) -> tuple[str, ...]:
     """The values of a key on one side, in words."""
     return tuple(sorted({show(own[key]) if key in own else "not set" for own in found}))
-
-
-def read(wanted: Side) -> tuple[Run, ...]:
-    """The runs of a side, from its folders.
-
-    Raises: ValueError where there is none, or none that the filters ask for.
-    """
-    return select(wanted, load(list(wanted.folders)).runs)

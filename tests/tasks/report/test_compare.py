@@ -12,7 +12,8 @@ import pytest
 from report_runs import ADADEM, EM, interval, make_run, percent
 
 from scripts import cli
-from tasks.report.compare import Side, compare, read, side
+from tasks.report.compare import compare
+from tasks.report.sides import Side, read, side
 
 
 def sides(a: str, b: str, default: Path):
@@ -52,6 +53,7 @@ def test_each_loss_of_a_side_has_its_row_though_only_one_has_parameters(root):
     assert [row.own_b.get("loss.tau") for row in found.pairs] == [0.8, 1.1, None]
     assert [row.gain.n for row in found.pairs] == [1, 1, 3]
     assert found.pairs[0].gain.low is None
+    assert {name: gain.cells for name, gain in found.totals["tta"].items()} == {"B: DEM": 2, "B: AdaDEM": 1}
 
 
 def test_settings_methods_and_folders_are_compared_likewise(root, tmp_path):
@@ -74,7 +76,7 @@ def test_totals_are_stratified_and_another_metric_has_its_own_direction(root):
         make_run(root, ADADEM[seed], loss="adadem", seed=seed, data="other", config={"data.id": "x"})
     found = sides("loss=em", "loss=adadem", root)
     assert [row.labels for row in found.pairs] == [{"data": "digits-c"}, {"data": "other"}]
-    total = found.totals["tta"]
+    (total,) = found.totals["tta"].values()
     assert (total.cells, total.over) == (2, "seeds")
     assert total.mean == pytest.approx((percent(EM) - percent(ADADEM)).mean())
     a, b = (read(side(text, root)) for text in ("loss=em", "loss=adadem"))
