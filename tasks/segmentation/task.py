@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import pickle
@@ -188,6 +189,8 @@ def _renamed(slice: str, metrics: SegMetrics) -> Iterator[Row]:
 def _launch(task: Segmentation, method: UDAMethod) -> list[Event]:
     """Runs ``train`` in processes of its own, and returns what the first of them yielded."""
     devices = task.protocol.devices
+    task = copy.copy(task)
+    task.model = None  # the method has the network, and a maker cannot be sent
     if task.device == "cuda" and torch.cuda.device_count() < devices:
         raise ValueError(f"protocol: devices={devices}, but PyTorch finds {torch.cuda.device_count()} GPUs")
     with socket.socket() as free:

@@ -170,3 +170,16 @@ def test_every_protocol_composes(name: str) -> None:
     schedule = instantiate(compose(["task=segmentation", f"protocol={name}"]).protocol)
     if name == "advent":
         assert schedule == Schedule(120000, 1, 2.5e-4, 10.0, 1.0, 0.9, 5e-4, 0.9, 250000, 2000, 0, 3, 4, 1)
+
+
+@pytest.mark.slow  # two processes that import mmsegmentation
+def test_two_processes_with_the_same_images_learn_as_one_does() -> None:
+    """With one image in each domain both halves of a batch are equal, so that the mean gradient is that of a half."""
+    ends = []
+    for devices in (1, 2):
+        data = Blocks(1)
+        task = Segmentation(data, NET, Schedule(2, batch_size=devices, lr=0.02, eval_every=1, devices=devices))
+        method = partial(AdvEnt, loss=AdaDEM(), weight=0.3, adversarial=0.1, discriminator_width=4)
+        ends.append([e.values for e in task.run(method) if isinstance(e, Scalars)])
+    for one, two in zip(*ends, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
