@@ -77,7 +77,7 @@ class _Worker:
         self.run: Planned | None = None
         gpu = environment.get("CUDA_VISIBLE_DEVICES")
         self.place = f"worker {number}" if gpu is None else f"worker {number}, GPU {gpu}"
-        self._start()
+        self.process: multiprocessing.process.BaseProcess | None = None
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -93,20 +93,23 @@ class _Worker:
 
     def give(self, run: Planned) -> None:
         self.run = run
+        if self.process is None:
+            self._start()
         with contextlib.suppress(BrokenPipeError):  # a process that died is noticed when it is heard
             self.pipe.send(Job.of(run))
 
     def hear(self) -> Progress:
-        """The next message; a process that has died has lost its run and is replaced."""
-        run = self.run
+        """The next message; a process that has died has lost its run, and the next run gets another."""
+        run, process = self.run, self.process
         assert run is not None
+        assert process is not None
         try:
             kind, content = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            self.process.join()
-            kind, content = "lost", _ending(self.process.exitcode)
+            process.join()
+            kind, content = "lost", _ending(process.exitcode)
             self.pipe.close()
-            self._start()
+            self.process = None
         if kind == "step":
             return Progress("step", run, self.place, *content)
         if kind in ("failed", "lost") and (printed := self._printed()):
@@ -122,10 +125,11 @@ class _Worker:
 
 
 def _end(pool: Sequence[_Worker]) -> None:
-    for worker in pool:
-        worker.process.terminate()
-    for worker in pool:
-        worker.process.join()
+    processes = [worker.process for worker in pool if worker.process is not None]
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
 
 
 def _ending(exitcode: int | None) -> str:

@@ -68,7 +68,7 @@ class Method:
 
 class Task:
     """Two slices; error 1/4 in each. ``mode`` of the protocol: ok, collapse, notfinite, crash,
-    crash-on-2, die, die-once, sleep."""
+    crash-on-2, die, die-once, sleep, hang (a minute without a word)."""
 
     def __init__(self, data: Data, model: Model, protocol: Protocol, seed: int, device: str, precision: str) -> None:
         self.data, self.model, self.protocol, self.seed, self.device = data, model, protocol, seed, device
@@ -97,6 +97,8 @@ class Task:
             with open(surroundings, "a") as file:
                 file.write(json.dumps(found | {name: os.environ.get(name) for name in names}) + "\n")
         method = make_method(model=self.model)
+        if self.protocol.mode == "hang":
+            time.sleep(60)
         yield Note("stub", "invented numbers")
         mode = self.protocol.mode
         step = 0

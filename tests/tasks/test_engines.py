@@ -53,7 +53,7 @@ def test_failures_are_recorded_and_the_others_run(base: Words, stub_configs: Pat
     words = [{**base, "protocol.mode": "crash-on-2", "seed": seed} for seed in (1, 2, 3)]
     words.append({**base, "protocol.mode": "die"})
     told: list[Progress] = []
-    summary = execute(plan(words, stub_configs), Processes(2), retries=1, tell=told.append)
+    summary = execute(plan(words, stub_configs), Processes(1), retries=1, tell=told.append)
     assert (summary.ran, summary.found, summary.retried, len(summary.failed)) == (2, 0, 1, 2)
     texts = sorted(path.read_text() for path in summary.failed.values())
     assert {path.parent for path in summary.failed.values()} == {tmp_path / "runs" / "failed"}
@@ -195,30 +195,31 @@ def test_a_run_of_another_process_is_waited_for_and_not_run_twice(
 
 
 def test_two_sweeps_on_one_folder_share_the_work(base: Words, stub_configs: Path, tmp_path: Path, log: Path) -> None:
-    file = sweep_file(tmp_path, base, "{seed: [0, 1, 2, 3, 4, 5]}", "sleep")
-    both = [start_sweep(file, stub_configs) for _ in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    file = sweep_file(tmp_path, base, "{seed: [0, 1, 2, 3, 4, 5, 6, 7]}", "sleep")
+    both = [start_sweep(file, stub_configs, 1) for _ in range(2)]
+    said = [process.communicate(timeout=240)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert sorted(log.read_text().split()) == ["0", "1", "2", "3", "4", "5"]
+    assert sorted(log.read_text().split()) == [str(seed) for seed in range(8)]
+    assert all("by another process" in text for text in said)
 
 
 def test_each_gpu_is_given_to_one_worker_and_each_worker_has_one_thread(
     base: Words, stub_configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEMBENCH_STUB_SURROUNDINGS", str(tmp_path / "surroundings"))
-    words = [{**base, "seed": seed, "protocol.mode": "sleep", "protocol.batches": 1} for seed in range(6)]
-    engine = Processes(3, gpus=["0", "GPU-5f1c"])
+    words = [{**base, "seed": seed, "protocol.mode": "sleep", "protocol.batches": 1} for seed in range(4)]
+    engine = Processes(2, gpus=["3", "GPU-5f1c"])
     told = []
     before = dict(os.environ)
-    assert execute(plan(words, stub_configs), engine, tell=told.append).ran == 6
+    assert execute(plan(words, stub_configs), engine, tell=told.append).ran == 4
     assert dict(os.environ) == before
     seen = [json.loads(line) for line in (tmp_path / "surroundings").read_text().splitlines()]
     gpu_of = {entry["pid"]: entry["CUDA_VISIBLE_DEVICES"] for entry in seen}
-    assert {entry["seed"] for entry in seen} == set(range(6))
-    assert sorted(gpu_of.values()) == ["0", "0", "GPU-5f1c"]
-    assert len({(entry["pid"], entry["CUDA_VISIBLE_DEVICES"]) for entry in seen}) == 3
+    assert {entry["seed"] for entry in seen} == set(range(4))
+    assert sorted(gpu_of.values()) == ["3", "GPU-5f1c"]
+    assert len({(entry["pid"], entry["CUDA_VISIBLE_DEVICES"]) for entry in seen}) == 2
     assert {(entry["OMP_NUM_THREADS"], entry["threads"]) for entry in seen} == {("1", 1)}
-    assert {p.place for p in told} == {"worker 0, GPU 0", "worker 1, GPU GPU-5f1c", "worker 2, GPU 0"}
+    assert {p.place for p in told} == {"worker 0, GPU 3", "worker 1, GPU GPU-5f1c"}
 
 
 def on_gpu(planned: list[Planned]) -> list[Planned]:
@@ -302,8 +303,9 @@ def sweep_file(tmp_path: Path, base: Words, grid: str, mode: str) -> str:
     return str(tmp_path / "grid.yaml")
 
 
-def start_sweep(file: str, configs: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "scripts.sweep", file, "--config-dir", str(configs), "--workers", "2", *words]
+def start_sweep(file: str, configs: Path, workers: int) -> subprocess.Popen:
+    options = ["--config-dir", str(configs), "--workers", str(workers)]
+    command = [sys.executable, "-m", "scripts.sweep", file, *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def heed_interrupts() -> None:  # which whoever started the tests in the background has switched off
@@ -332,31 +334,41 @@ def group(leader: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "parent killed", "all killed"])
+def test_no_worker_outlives_a_killed_sweep(base: Words, stub_configs: Path, tmp_path: Path, log: Path) -> None:
+    process = start_sweep(sweep_file(tmp_path, base, "{seed: 0}", "hang"), stub_configs, 1)
+    until = time.monotonic() + 150
+    while not log.read_text() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(group(process.pid)) >= 2
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 20
+    while (left := group(process.pid)) and time.monotonic() < until:
+        time.sleep(0.05)
+    if left:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not left
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "killed"])
 def test_a_stopped_sweep_goes_on_with_what_is_missing(
     how: str, base: Words, stub_configs: Path, tmp_path: Path, log: Path, capsys: pytest.CaptureFixture
 ) -> None:
     file = sweep_file(tmp_path, base, "{seed: [0, 1, 2]}", "sleep")
-    process = start_sweep(file, stub_configs)
-    until = time.monotonic() + 90
+    process = start_sweep(file, stub_configs, 2)
+    until = time.monotonic() + 150
     out = tmp_path / "runs"
     while not list(out.glob("*/result.json")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     if how == "Ctrl-C":
         os.killpg(process.pid, signal.SIGINT)
-    elif how == "parent killed":
-        process.kill()
-    else:
+    else:  # parent and workers
         os.killpg(process.pid, signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == (130 if how == "Ctrl-C" else -signal.SIGKILL)
     if how == "Ctrl-C":
         assert "stopped; started again" in said
         assert "Traceback" not in said
-    until = time.monotonic() + 20
-    while group(process.pid) and time.monotonic() < until:  # no worker outlives the sweep
-        time.sleep(0.05)
-    assert not group(process.pid)
     done = {path.parent.name for path in out.glob("*/result.json")}
     assert 1 <= len(done) <= 2
     log.write_text("")
