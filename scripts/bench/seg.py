@@ -42,9 +42,11 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
         show_steps(step, size, depth, device, console)
         found[device] = {"logits": [n, CLASSES, h, w], "losses": alone, "step_size": size, "depth": depth, "step": step}
     console.print(
-        "extra peak: memory held at most beside the logits and their gradient, and in copies of the logits.\n"
-        "share: time of the term, forward and backward for both heads, of the whole step; over: of that, beyond a\n"
-        "textbook entropy's in the same step. The interpolation of the logits is the step's, not the term's."
+        "extra peak: memory held at most beside the logits and their gradient;\n"
+        "copies: the same in copies of the logits.\n"
+        "share: time of the term of both heads, forward and backward, of the whole step;\n"
+        "over: of the step, what it takes beyond a textbook entropy. The interpolation\n"
+        "of the logits is the step's, not the term's."
     )
     return found
 
