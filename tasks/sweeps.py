@@ -167,7 +167,10 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
         key = json.dumps({**config["task"], "seed": None, **part}, sort_keys=True)
         alike.setdefault(key, []).append((words, cfg, config))
         order.append((words, config, key))
-    found = {key: _check(group) for key, group in alike.items()}
+    searches: dict[str, None] = {}
+    found = {key: _check(group, searches) for key, group in alike.items()}
+    if searches:
+        raise ConfigError(f"loss=dem_star needs {len(searches)} searches first: {'; '.join(searches)}")
     planned: dict[str, Planned] = {}
     for words, config, key in order:
         id = runs.run_id(config, found[key])
@@ -182,6 +185,8 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
 def _named_errors(words: Words) -> Iterator[None]:
     try:
         yield
+    except dem_star.NotSearched:
+        raise
     except ConfigError as error:
         raise ConfigError(f"{error} (in {' '.join(to_arguments(words))})") from error
 
@@ -192,9 +197,9 @@ def _resolve(cfg: DictConfig, elsewhere: bool) -> dict[str, Any]:
     return experiment.resolve(cfg)
 
 
-def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]]) -> dict[str, str]:
+def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: dict[str, None]) -> dict[str, str]:
     """Builds the task of runs that differ in seed, method and loss only, and each method once; puts the pair that was
-    searched for DEM* into the configurations.
+    searched for DEM* into the configurations, and the command of a search that is missing into ``searches``.
 
     Returns: what stands for the task's paths in the id.
     """
@@ -206,8 +211,12 @@ def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]]) -> dict[st
     found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None))
     seen = set()
     for words, cfg, config in alike:
-        with _named_errors(words):
-            config.update(dem_star.settle(cfg, config, found)[0])
+        try:
+            with _named_errors(words):
+                config.update(dem_star.settle(cfg, config, found)[0])
+        except dem_star.NotSearched as error:
+            searches.setdefault(error.command)
+            continue
         key = json.dumps([config["method"], config["loss"]], sort_keys=True)
         if key in seen:
             continue

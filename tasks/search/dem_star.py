@@ -27,6 +27,14 @@ NAMED = tuple(group for group in GROUPS if group != "loss")
 NOT_SEARCHED = ("choices", "task", "loss", "seed", "part", "force", "progress", "logger")  # of a configuration
 
 
+class NotSearched(ConfigError):
+    """There is no result of a search for a run; ``command`` makes one."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"loss=dem_star: no pair (tau, alpha) was searched for this run yet; first: {command}")
+        self.command = command
+
+
 class DEMStar(DEM):
     """DEM at a searched pair.
 
@@ -57,8 +65,8 @@ def settle(
     Args:
         cfg: as composed. config: the same, resolved. fingerprints: of its data and weights.
     Returns: the configuration, with a pair where its loss is DEM*, and then what the record tells about the search.
-    Raises: ConfigError where there is no result, with the command that makes one, or where the run would be judged on
-        samples of the search without having been asked to.
+    Raises: NotSearched where there is no result; ConfigError where the run would be judged on samples of the search
+        without having been asked to.
     """
     loss = config.get("loss")
     if not isinstance(loss, dict) or loss.get("_target_") != TARGET:
@@ -69,7 +77,7 @@ def settle(
     path = folder(cfg, fingerprints) / "search.json"
     record = read(path)
     if record is None:
-        raise ConfigError(f"loss=dem_star: no pair (tau, alpha) was searched for this run yet; first: {command(cfg)}")
+        raise NotSearched(command(cfg))
     found = {**loss, **record["pair"], "search": record["id"]}
     kept = ("id", "pair", "metric", "value", "at_one_one", "settings", "subset", "cost", "command")
     return {**config, "loss": found}, {**{key: record[key] for key in kept}, "path": str(path)}

@@ -132,8 +132,8 @@ def test_without_a_search_the_error_gives_the_command_that_makes_one(tmp_path, c
     star = {**words, "loss": "dem_star", "part": "rest"}
     with pytest.raises(ConfigError, match="no pair.*first: dembench search") as caught:
         experiment.prepare(compose(star))
-    with pytest.raises(ConfigError, match="first: dembench search.*method=tent"):
-        sweeps.plan([star])
+    with pytest.raises(ConfigError, match="needs 2 searches first: dembench search.*; dembench search.*lr=0.02"):
+        sweeps.plan([star, {**star, "seed": 2}, {**star, "method.lr": 0.02}])
     (line,) = re.findall(r"dembench (search .*)", str(caught.value))
     argv = shlex.split(line)[1:]
     assert command.main([*argv, "--trials", "3"]) == 0
