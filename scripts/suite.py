@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"suite {suite.name} has no tables and figures to choose from; expected key=value")
         many = suites.runs_of(suite, overrides, args.config_dir)
         groups = suites.only(suites.grouped(suite.name, many, args.config_dir), tasks, args.config_dir)
-        groups = [group for group in groups if not data or group.data in data]
+        groups = [suites.checked(group, args.config_dir) for group in groups if not data or group.data in data]
         drawn: list[str] = []
     else:
         for task in tasks:

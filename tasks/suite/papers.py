@@ -14,7 +14,7 @@ from pathlib import Path
 from tasks import sweeps
 from tasks.compose import ConfigError, header, lookup_or_fail, options, read_option
 from tasks.studies import STUDIES as FIGURES
-from tasks.suite.suites import Group, grouped, only
+from tasks.suite.suites import Group, checked, grouped, only
 
 PLACEHOLDERS = ("=DIR", "=FILE")
 SOURCES = ("dem_", "ttc_")  # how names of the sources' tables and figures begin; the others are studies of our own
@@ -108,7 +108,7 @@ def _item(
     for paper, words, asked in [(False, [], []), *((True, *line) for line in paper_lines(text))]:
         given = sweeps.read_overrides([*words, *overrides])
         many, _ = sweeps.fit(sweeps.expand(content, given), given, config_dir)
-        groups = only(grouped(name, many, config_dir, check=False), tasks, config_dir)
+        groups = only(grouped(name, many, config_dir), tasks, config_dir)
         groups = [group for group in groups if not data or group.data in data]
         if groups:
             settings.append(Setting(tuple(groups), paper, tuple(key for key in asked if key not in given)))
@@ -132,7 +132,7 @@ def _checked(setting: Setting, memo: dict[tuple[object, ...], tuple[str, ...]], 
     for group in setting.groups:
         key = (group.task, *sorted((k, str(v)) for k, v in group.runs[0].items() if _needs(k)))
         if key not in memo:
-            memo[key] = grouped(group.item, group.runs[:1], config_dir)[0].lacks
+            memo[key] = checked(group, config_dir).lacks
         lacks = memo[key]
         if "model.weights" in setting.asked and "model.num_classes" in group.runs[0]:  # not those of the model's name
             lacks += (f"model={group.model}: model.weights=FILE, trained on the classes of {group.data}",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +104,23 @@ def _grid(part: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"base": base, "grids": grids}
 
 
-def grouped(item: str, many: Iterable[Words], config_dir: Path | None = None, *, check: bool = True) -> list[Group]:
-    """Runs by task, data and model, in the order of their first run; ``check`` looks for what they lack.
+def grouped(item: str, many: Iterable[Words], config_dir: Path | None = None) -> list[Group]:
+    """Runs by task, data and model, in the order of their first run; what they lack is not looked for.
 
     Raises: ConfigError for an unknown name.
     """
     found: dict[tuple[str, str, str], list[Words]] = {}
     for words in many:
         found.setdefault(_named(words, config_dir), []).append(words)
-    return [
-        Group(item, *names, tuple(runs), tuple(_lacks(runs[0], config_dir)) if check else ())
-        for names, runs in found.items()
-    ]
+    return [Group(item, *names, tuple(runs)) for names, runs in found.items()]
+
+
+def checked(group: Group, config_dir: Path | None = None) -> Group:
+    """The group with what its first run lacks on this machine.
+
+    Raises: ConfigError for an unknown name or key.
+    """
+    return replace(group, lacks=tuple(_lacks(group.runs[0], config_dir)))
 
 
 def _named(words: Words, config_dir: Path | None) -> tuple[str, str, str]:
