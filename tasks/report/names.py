@@ -119,11 +119,10 @@ MEAN_OF = {  # what a task's number is over, beside the seeds
     "minigrid": "mean over the episodes of the evaluation", "prompt": "mean over the sets of images",
     "semi": "over the test set", "longtail": "over the test set", "segmentation": "mean over classes",
 }  # fmt: skip
+DIGITS = "made of the 1,797 pictures of 8 x 8 pixels that come with scikit-learn"
 TOYS = {  # data that a reader must not take for a benchmark
-    "digits": "1,797 pictures of 8 x 8 pixels that come with scikit-learn",
-    "digits-c": "corrupted copies of the 1,797 pictures of 8 x 8 pixels that come with scikit-learn",
-    "digits-lt": "a long-tailed part of the 1,797 pictures of 8 x 8 pixels that come with scikit-learn",
-    "cifar10-jpeg": "JPEG copies of CIFAR-10, corrupted here",
+    **dict.fromkeys(("digits", "digits-c", "digits-lt"), DIGITS),
+    "cifar10-jpeg": "made of JPEG copies of CIFAR-10",
     "street": "street scenes drawn by this project",
 }
 

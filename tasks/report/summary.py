@@ -60,7 +60,7 @@ def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ra
     states = [state(gain) for _, gain in gains]
     up, down = states.count(1), states.count(-1)
     sign = 1 if up and not down else -1 if down and not up else 0
-    if len(gains) == 1 or not any(states):
+    if len(gains) == 1 or (len(gains) == 2 and not any(states)):
         said = "; ".join(f"{pretty(family.task)} {gain_words(gain, family.metric)}" for family, gain in gains)
         text = f"Mean gain: {said}."
     else:
@@ -68,12 +68,14 @@ def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ra
         for (family, gain), value in zip(gains, states, strict=True):
             number_too = f" {gain_words(gain, family.metric)}" if value else ""
             listed[value].append(pretty(family.task) + number_too)
+        if not any(states):
+            listed[0].clear()  # all of them, as the judgement says
         text = " ".join(f"{TITLES[value]}: {'; '.join(names)}." for value, names in listed.items() if names)
     if loss in names and ranks is not None and ranks.difference is not None:
         own, base = ranks.mean[names.index(loss)], ranks.mean[names.index(BASE)]
         apart = "more" if abs(own - base) > ranks.difference else "less"
-        text += (
-            f" Mean rank {own:.2f} over {ranks.rows} cells, EM {base:.2f}: {apart} apart than the critical difference, "
+        text = f"{text} ".lstrip() + (
+            f"Mean rank {own:.2f} over {ranks.rows} cells, EM {base:.2f}: {apart} apart than the critical difference, "
             f"{ranks.difference:.2f}."
         )
     return Headline(sign, f"{spoken(loss)} {judgement(states)}.", text)
@@ -121,9 +123,11 @@ def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:
     """What the numbers above cannot say, from what was run."""
     blocks, said = list(blocks), []
     everything = [one for family in found for one in family.comparisons]
-    toys = [name for name in dict.fromkeys(block.data for block in blocks) if name in TOYS]
+    toys: dict[str, list[str]] = {}
+    for name in dict.fromkeys(block.data for block in blocks if block.data in TOYS):
+        toys.setdefault(TOYS[name], []).append(name)
     if toys:
-        said.append("Not a benchmark: " + "; ".join(f"{name} is {TOYS[name]}" for name in toys) + ".")
+        said.append("No benchmark: " + "; ".join(f"{', '.join(names)}: {text}" for text, names in toys.items()) + ".")
     single = [family for family in found if len({one.block.data for one in family.comparisons}) == 1]
     if single:
         names = ", ".join(f"{pretty(family.task)} ({family.comparisons[0].block.data})" for family in single)

@@ -25,10 +25,10 @@ def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | 
     """A row per task: the mean gain of each loss over EM with its interval, mean ranks and times; then all tasks."""
     losses = losses_in(found)
     columns = [Column("Task", numeric=False), Column("cells", ("cells", "data sets"))]
-    columns += [Column(f"{pretty(loss)} over EM", PARTS) for loss in losses]
-    ranked = [name for name in ("em", *losses)]
-    columns.append(Column(f"mean rank: {', '.join(map(pretty, ranked))}", tuple(map(pretty, ranked))))
-    columns.append(Column(f"time ÷ EM: {', '.join(map(pretty, losses))}", tuple(map(pretty, losses))))
+    columns += [Column(pretty(loss), PARTS) for loss in losses]
+    ranked = ["em", *losses]
+    order = list(map(pretty, ranked))
+    columns.append(Column("mean rank; time", tuple(f"{what} {name}" for what in ("rank", "time") for name in order)))
     rows = []
     for family in found:
         data = len({one.block.data for one in family.comparisons})
@@ -38,8 +38,7 @@ def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | 
                 Entry(pretty(family.task), described(family.metric), sort=pretty(family.task)),
                 Entry(str(count), f"{data} data set{'s' * (data > 1)}", (str(count), str(data)), count),
                 *(gain_entry(family, loss) for loss in losses),
-                ranks_entry(ranked, *family.ranking),
-                times_entry([family.time(loss) for loss in losses]),
+                ranks_entry(ranked, *family.ranking, [family.time(loss) for loss in losses]),
             ]
         )
     if len(found) > 1:
@@ -53,7 +52,8 @@ def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | 
         "unit; positive: better than EM. In brackets: 95% bootstrap interval of the paired differences over seeds, "
         "stratified by data set"
         + (" (“cells”: most cells have one seed, so cells were drawn)" if any_over(found, "cells") else "")
-        + ". Rank 1 is best. Time: wall time over that of EM at the same setting and seed, median over runs."
+        + f". Last column: mean rank of {', '.join(order)}, 1 is best; below, their wall times over EM's at the same "
+        "setting and seed, median over runs."
     )
     return Table("across-tasks", "Gain over EM in every task", caption, columns, rows, notes)
 
@@ -80,21 +80,15 @@ def gain_entry(family: Family, loss: str) -> Entry:
     return Entry(text, interval + count, (*map(plain, texts), str(gain.cells)), gain.mean)
 
 
-def ranks_entry(shown: Sequence[str], names: Sequence[str], ranks: Ranking | None) -> Entry:
-    """Mean ranks in the order of the heading."""
-    if ranks is None:
-        return Entry("–")
-    of = dict(zip(names, ranks.mean, strict=True))
-    texts = [f"{of[name]:.2f}" if name in of else "–" for name in shown]
-    sub = f"{ranks.rows} cell{'s' * (ranks.rows > 1)}"
-    return Entry(" · ".join(texts), sub, tuple("" if text == "–" else text for text in texts))
-
-
-def times_entry(values: Sequence[float]) -> Entry:
-    texts = ["–" if math.isnan(value) else f"{value:.2f}" for value in values]
-    if set(texts) <= {"–"}:
-        return Entry("–")
-    return Entry(" · ".join(texts), "", tuple("" if text == "–" else text for text in texts))
+def ranks_entry(shown: Sequence[str], names: Sequence[str], ranks: Ranking | None, times: Sequence[float]) -> Entry:
+    """Mean ranks in the order of ``shown``, and below the times of all but the first, which is the measure."""
+    of = dict(zip(names, ranks.mean, strict=True)) if ranks else {}
+    places = [f"{of[name]:.2f}" if name in of else "–" for name in shown]
+    ratios = ["–" if math.isnan(value) else f"{value:.2f}" for value in times]
+    timed = ["1.00" if set(ratios) != {"–"} else "–", *ratios]
+    sub = f"time {' · '.join(timed)}" if timed[0] != "–" else ""
+    numbers = tuple("" if text == "–" else text for text in (*places, *timed))
+    return Entry(" · ".join(places) if of else "–", sub, numbers)
 
 
 def all_tasks(
@@ -118,8 +112,7 @@ def all_tasks(
         Entry("All tasks", "intervals clear of zero", sort="~"),
         Entry(str(total), f"{data} data set{'s' * (data > 1)}", (str(total), str(data)), total),
         *counted,
-        ranks_entry(ranked, names, ranks),
-        times_entry(times),
+        ranks_entry(ranked, names, ranks, times),
     ]
 
 

@@ -67,7 +67,7 @@ def test_gains_have_their_tasks_unit_and_direction(root):
     assert rl.gains["dem_star"].mean == pytest.approx(0.1 + np.mean(NOISE))
     table = first.items[0]
     titles = [column.title for column in table.columns]
-    assert titles[2:5] == ["DEM over EM", "DEM* over EM", "AdaDEM over EM"]
+    assert titles[2:] == ["DEM", "DEM*", "AdaDEM", "mean rank; time"]
     rows = {row[0].text: row for row in table.rows}
     row = rows["Corruption test-time adaptation"]
     assert row[0].sub == "error in %, lower is better"
@@ -91,7 +91,8 @@ def test_ranks_and_times(root):
     assert names == ["em", "dem", "adadem"]  # DEM* has one of seven cells
     assert ranks.rows == 4
     row = first.items[0].rows[0]
-    assert (row[5].text, row[6].text) == ("2.00 · 3.00 · – · 1.00", "1.00 · – · 1.50")
+    assert (row[5].text, row[5].sub) == ("2.00 · 3.00 · – · 1.00", "time 1.00 · 1.00 · – · 1.50")
+    assert row[5].numbers == ("2.00", "3.00", "", "1.00", "1.00", "1.00", "", "1.50")
 
 
 def test_a_sentence_for_each_loss_says_what_its_intervals_say(root):
@@ -128,7 +129,7 @@ def test_limits_name_toys_seeds_and_choices(tmp_path):
     add(tmp_path, "tta", "cifar10c", "adadem", 0, 0.2)
     first, _ = screen(tmp_path)
     text = " ".join(first.limits)
-    assert "Not a benchmark: digits is 1,797 pictures" in text
+    assert "No benchmark: digits: made of the 1,797 pictures" in text
     assert "One data set only in Semi-supervised learning (digits)" in text
     assert "Seeds per pair of cells: 1; 1 of 1 pairs have one seed; 1 lack seeds" in text
     assert "Semi-supervised learning: EM 1, DEM 2" in text
