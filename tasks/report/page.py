@@ -127,7 +127,7 @@ def write_report(
         own = [record for record in searches if record.task == task.name]
         task.tables = environment_tables([section.block for section in task.sections])
         task.tables += [plane.table(own)] if own else []
-        task.figures = [*figures_across(task), *map(plane.figure, own)] if with_figures else []
+        task.figures = [*figures_across(task), *map(plane.figure, own[: plane.MAPS])] if with_figures else []
         for item in (*task.tables, *task.figures):
             writer.write(item)
     summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])

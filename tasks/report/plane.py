@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FOLDER, FILE, SCHEMA = "searches", "search.json", 1
 STEP, MOST = 0.1, 2.0  # of the grid, and the largest tau and alpha
 LEVELS = 8  # of colour
+MAPS = 12  # that are drawn of one task; the table has all searches
 RUN_ID = re.compile("[0-9a-f]{12}")
 
 
