@@ -27,13 +27,16 @@ from typing import Any
 from tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
 
 SCHEMA = 1
-PATH_KEYS = frozenset({"root", "source", "frost", "cache", "weights", "subset", "classes"})  # of data and model nodes
+PATH_KEYS = frozenset(  # of data and model nodes
+    {"root", "source", "frost", "cache", "weights", "subset", "classes", "config_file"}
+)
 NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
 
 VERSIONS = (
     *("torch", "torchvision", "timm", "open_clip_torch", "stable_baselines3", "gymnasium", "minigrid"),
+    *("mmsegmentation", "mmengine", "mmcv-lite", "mmcv"),
     *("numpy", "scipy", "scikit-learn", "pillow", "hydra-core"),
 )  # of packages, as far as they are installed; all of them can move a number
 

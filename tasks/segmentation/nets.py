@@ -227,7 +227,7 @@ def deeplab_v3(
     return NetMaker(build, weights=weights)
 
 
-def config_file(file: str | Path, weights: str | Path | None = None) -> NetMaker:
+def from_config(config_file: str | Path, weights: str | Path | None = None) -> NetMaker:
     """The ``model`` of one of mmsegmentation's configuration files (Python), with heads for the data's classes.
 
     Its normalisation and channel order are kept. Its losses are not used (the task's are), and weights come from
@@ -236,9 +236,9 @@ def config_file(file: str | Path, weights: str | Path | None = None) -> NetMaker
 
     Raises: FileNotFoundError; ValueError where the model is no EncoderDecoder.
     """
-    path = Path(file).expanduser()
+    path = Path(config_file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"model.file: no file {path}")
+        raise FileNotFoundError(f"model.config_file: no file {path}")
     model = Config.fromfile(str(path)).get("model")
     if model is None or model.get("type") != "EncoderDecoder":
         got = "none" if model is None else repr(model.get("type"))

@@ -61,6 +61,12 @@ class Segmentation:
         self.model, self.protocol, self.seed = model, protocol, seed
         self.device, self.precision = device, precision
         self.checkpoint: Path | None = None  # the runner says where
+        if device == "cuda" and torch.cuda.device_count() < protocol.devices:
+            raise ValueError(
+                f"protocol: devices={protocol.devices}, but PyTorch finds {torch.cuda.device_count()} GPUs"
+            )
+        if model.weights is not None:  # before any work, whether they fit
+            model(len(data.classes), data.preprocessor())
 
     def __len__(self) -> int:
         return self.protocol.evaluations
@@ -191,8 +197,6 @@ def _launch(task: Segmentation, method: UDAMethod) -> list[Event]:
     devices = task.protocol.devices
     task = copy.copy(task)
     task.model = None  # the method has the network, and a maker cannot be sent
-    if task.device == "cuda" and torch.cuda.device_count() < devices:
-        raise ValueError(f"protocol: devices={devices}, but PyTorch finds {torch.cuda.device_count()} GPUs")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.segmentation import nets, ops
-from tasks.segmentation.nets import DeepLabV2Head, config_file, count_parameters, deeplab_v2, deeplab_v3
+from tasks.segmentation.nets import DeepLabV2Head, count_parameters, deeplab_v2, deeplab_v3, from_config
 
 PRE = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 SMALL = {"depth": 18, "width": 4, "dilations": (1, 2), "style": "pytorch", "freeze_norm": False}
@@ -192,7 +192,7 @@ model = dict(
 def test_a_configuration_file_keeps_its_network_and_normalisation(tmp_path: Path, bgr_to_rgb: bool) -> None:
     file = tmp_path / "fcn.py"
     file.write_text(CONFIG % bgr_to_rgb)
-    maker = config_file(file)
+    maker = from_config(file)
     net = maker(7, {"mean": [100.0] * 3, "std": [1.0] * 3, "rgb_to_bgr": False})
     assert net(torch.zeros(2, 3, 64, 64))[0].shape == (2, 7, 2, 2)
     assert not any(isinstance(m, nn.SyncBatchNorm) for m in net.modules())
@@ -202,13 +202,13 @@ def test_a_configuration_file_keeps_its_network_and_normalisation(tmp_path: Path
     assert pixel == pytest.approx(rgb if bgr_to_rgb else [(30 - 1) / 2, (20 - 2) / 2, (10 - 3) / 2])
     other = tmp_path / "other.py"
     other.write_text((CONFIG % bgr_to_rgb).replace("channels=8", "channels=9"))
-    assert maker.weights_id != config_file(other).weights_id
+    assert maker.weights_id != from_config(other).weights_id
 
 
 def test_a_configuration_file_that_is_none_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="model.file: no file"):
-        config_file(tmp_path / "none.py")
+    with pytest.raises(FileNotFoundError, match="model.config_file: no file"):
+        from_config(tmp_path / "none.py")
     file = tmp_path / "x.py"
     file.write_text("model = dict(type='CascadeEncoderDecoder')")
     with pytest.raises(ValueError, match="expected a model of type 'EncoderDecoder', got 'Cascade"):
-        config_file(file)
+        from_config(file)

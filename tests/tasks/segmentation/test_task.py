@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from made_domains import Blocks
 from core import EM, AdaDEM
 from tasks import experiment
 from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
-from tasks.compose import compose, options
+from tasks.compose import ConfigError, compose, options
 from tasks.segmentation.data import PoolDataset
 from tasks.segmentation.methods.adv_ent import AdvEnt
 from tasks.segmentation.methods.min_ent import MinEnt
@@ -155,7 +156,7 @@ def test_every_method_composes_and_leaves_a_record(name: str, tmp_path: Path) ->
     assert not (outcome.path.parent / "checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("name", [n for n in options("model", "segmentation") if n != "config_file"])
+@pytest.mark.parametrize("name", [n for n in options("model", "segmentation") if n != "mmseg_config"])
 def test_every_model_composes(name: str) -> None:
     from hydra.utils import instantiate
 
@@ -183,3 +184,19 @@ def test_two_processes_with_the_same_images_learn_as_one_does() -> None:
         ends.append([e.values for e in task.run(method) if isinstance(e, Scalars)])
     for one, two in zip(*ends, strict=True):
         assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_errors_come_before_any_work(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    words = ["task=segmentation", f"out={tmp_path}", "data.source_images=1", "data.target_images=1"]
+    cases = {
+        "does not fit the network: it lacks backbone.": ["data.test_images=1", f"model.weights={tmp_path / 'w.pth'}"],
+        "model.weights: no file": ["model.weights=/none.pth"],
+        "model.config_file: no file": ["model=mmseg_config", "model.config_file=/none.py"],
+        "unknown model.depth '19'": ["model.depth=19"],
+        "expected iterations >= 1": ["protocol.iterations=0"],
+        "unknown method.unit 'watts'": ["method.unit=watts"],
+    }
+    for reason, wrong in cases.items():
+        with pytest.raises(ConfigError, match=re.escape(reason)):
+            experiment.prepare(compose([*words, *wrong]))
