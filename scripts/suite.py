@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tasks.suite.papers import Item
     from tasks.suite.suites import Group, Suite
 
+STOPPED = 130  # the exit status after Ctrl-C
 EXAMPLE = """examples:
   dembench suite quick                                # make demo
   dembench suite full --dry-run                       # every method and loss on all data that is here: plan and time
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "dembench suite") -> int
             raise
         return fail(f"{prog}: the search of DEM* needs the package optuna: pip install 'dembench[search]'")
     except KeyboardInterrupt:
-        return fail(f"{prog}: stopped; started again, it goes on with what is missing", status=130)
+        return fail(f"{prog}: stopped; started again, it goes on with what is missing", status=STOPPED)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,11 +108,8 @@ def results(folder: Path) -> Iterable[Mapping[str, Any]]:
 def carry_out(
     suite: Suite, groups: Sequence[Group], drawn: Sequence[str], costs: Costs, out: Path, args: argparse.Namespace
 ) -> int:
-    from scripts.sweep import sweep
-    from tasks.compose import ConfigError
     from tasks.report import write_report
     from tasks.suite import searches
-    from tasks.suite.sweepfile import write_sweep
 
     runs = out / "runs"
     many = [{**words, "out": str(runs)} for group in groups if group.here for words in group.runs]
@@ -132,23 +130,32 @@ def carry_out(
         print(f"{len(waiting)} runs of DEM* are left out, whose search failed", file=sys.stderr)
     many = [words for words in many if words not in waiting]
     status = int(bool(waiting))
-    about = f"what dembench suite {suite.name} runs here"
     if many:
-        try:
-            status |= sweep(str(write_sweep(out / "sweep.yaml", many, about)), (), args.workers, args.config_dir)
-        except ConfigError as error:  # some runs cannot be planned; the others go on without them
-            print(f"{error}\nplanning each method by itself", file=sys.stderr)
-            many = plannable(many, args.config_dir)
-            if not many:
-                raise
-            file = write_sweep(out / "sweep.yaml", many, about)
-            status = 1 | sweep(str(file), (), args.workers, args.config_dir)
-        if status & 130 == 130:
-            return 130
+        swept = run_sweep(many, out, f"what dembench suite {suite.name} runs here", args)
+        if swept == STOPPED:
+            return swept
+        status |= swept
     status |= draw(drawn, runs, out / "figures")
     if runs.is_dir() and next(runs.glob("*/result.json"), None):
         print(f"report: {write_report([runs], out).resolve()}")
     return status
+
+
+def run_sweep(many: Sequence[Mapping[str, Any]], out: Path, about: str, args: argparse.Namespace) -> int:
+    """Runs what is missing; where some runs cannot be planned, the others, and returns 1 then, else the exit status."""
+    from scripts.sweep import sweep
+    from tasks.compose import ConfigError
+    from tasks.suite.sweepfile import write_sweep
+
+    try:
+        return sweep(str(write_sweep(out / "sweep.yaml", many, about)), (), args.workers, args.config_dir)
+    except ConfigError as error:
+        print(f"{error}\nplanning each method by itself", file=sys.stderr)
+        rest = plannable(many, args.config_dir)
+        if not rest:
+            raise
+    swept = sweep(str(write_sweep(out / "sweep.yaml", rest, about)), (), args.workers, args.config_dir)
+    return swept or 1
 
 
 def plannable(many: Sequence[Mapping[str, Any]], config_dir: Path | None) -> list[dict[str, Any]]:

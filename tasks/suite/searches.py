@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +109,7 @@ def _in_processes(
     todo: list[Needed], options: Mapping[str, Any], workers: int, config_dir: Path | None
 ) -> Iterator[tuple[Needed, str | None, str]]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with _one_thread(), ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting = {pool.submit(_attempt, search.words, options, config_dir): search for search in todo}
         try:
             for future in as_completed(waiting):
@@ -115,6 +117,20 @@ def _in_processes(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes that start in here take one thread each, where libraries read this when they load."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _attempt(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> tuple[str | None, str]:

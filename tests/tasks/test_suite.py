@@ -307,6 +307,19 @@ def test_only_a_search_that_failed_takes_its_runs_along(
     assert "dem_star" in ran[1]
 
 
+def test_a_method_that_cannot_be_planned_is_left_out_and_named(
+    own_suite: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "configs" / "suite" / "mine.yaml"
+    good, bad = "{seed: [0, 1]}", "{method.speed: walking, seed: 0}"  # a value that the method does not take
+    file.write_text(f"parts: [{{base: {{task: stub, data.root: {tmp_path / 'data.txt'}}}, grids: [{good}, {bad}]}}]")
+    assert main(own_suite) == 1
+    said = capsys.readouterr()
+    assert "left out: unknown method.speed 'walking'" in said.err
+    assert "2 run" in said.err
+    assert "report: " in said.out
+
+
 def test_a_figure_is_drawn_with_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert command.draw(["dem_figure4"], tmp_path / "runs", tmp_path / "figures") == 0
     path = Path(capsys.readouterr().out.strip().removeprefix("figure: "))
