@@ -132,13 +132,18 @@ def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:
     if single:
         names = ", ".join(f"{pretty(family.task)} ({family.comparisons[0].block.data})" for family in single)
         said.append(f"One data set only in {names}: what holds there need not hold elsewhere.")
-    pairs = [verdict.best.n for one in everything for verdict in one.verdicts.values()]
-    few = sum(n == 1 for n in pairs)
-    lacking = sum(n < len(one.block.seeds) for one in everything for n in (v.best.n for v in one.verdicts.values()))
+    every = [(verdict.best.n, len(one.block.seeds)) for one in everything for verdict in one.verdicts.values()]
+    pairs = [n for n, _ in every if n] or [0]
+    few, lacking, none = (
+        sum(n == 1 for n in pairs),
+        sum(0 < n < most for n, most in every),
+        sum(not n for n, _ in every),
+    )
     seeds = f"{min(pairs)} to {max(pairs)}" if min(pairs) < max(pairs) else str(pairs[0])
     text = f"Seeds per pair of cells: {seeds}"
     text += f"; {few} of {len(pairs)} pairs have one seed" if few else ""
     text += f"; {lacking} lack seeds that their comparison has" if lacking else ""
+    text += f"; {none} pair{'s have' if none > 1 else ' has'} no seed in common" if none else ""
     said.append(f"{text}. Intervals cover seeds, not the choice of data sets, models or methods.")
     chosen = []
     for family in found:

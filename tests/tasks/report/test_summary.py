@@ -210,3 +210,19 @@ def test_dem_star_is_said_to_have_had_labels(tmp_path, evaluation, text):
     (limit,) = [limit for limit in first.limits if limit.startswith("DEM* had labels")]
     assert text in limit
     assert family.gains["dem_star"].over == "seeds"  # one loss, whatever search found its pair
+
+
+def test_cells_without_a_common_seed_and_nan_runs_are_in_no_number(tmp_path):
+    add(tmp_path, "tta", "cifar10c", "em", 0, 0.3)
+    add(tmp_path, "tta", "cifar10c", "adadem", 1, 0.2)
+    for seed, noise in enumerate(NOISE):
+        add(tmp_path, "tta", "imagenet-c", "em", seed, 0.3)
+        add(tmp_path, "tta", "imagenet-c", "adadem", seed, 0.29 + noise, status="nan" if seed == 2 else "ok")
+        add(tmp_path, "semi", "stl10", "em", seed, 0.8, status="nan")
+        add(tmp_path, "semi", "stl10", "adadem", seed, 0.8)
+    first, (family,) = screen(tmp_path, figures=True)
+    gain = family.gains["adadem"]
+    assert (gain.cells, gain.mean) == (1, pytest.approx(100 * (0.01 - np.mean(NOISE[:2]))))
+    assert "Seeds per pair of cells: 2; 1 lack seeds" in " ".join(first.limits)
+    assert "1 pair has no seed in common" in " ".join(first.limits)
+    assert "1 of 3 comparisons have nothing to compare with EM" in " ".join(first.limits)
