@@ -154,7 +154,7 @@ def tests_table(found: Sequence[Family]) -> Table:
     caption = (
         f"Mean gain over EM with its 95% interval: {RESAMPLES:,} bootstrap resamples of the seeds, stratified by data "
         "set, seeds drawn for all methods and protocols there at once; the deviations of n seeds are widened by "
-        "the root of n/(n − 1) and by Student's t over the normal quantile, as percentiles of few seeds are too narrow. "
+        "the root of n/(n − 1) and by Student's t over the normal quantile, as few seeds give too narrow percentiles. "
         "Where most cells have one seed, cells are drawn. “Better, …”: cells, by the paired 95% t interval of each. "
         "Wilcoxon: two-sided signed-rank test of the cells' mean gains, zeros split (Demsar 2006), exact where there "
         "are few pairs; no test where even gains of one sign could not reach 0.05, which takes 6 pairs. Holm: the p "
