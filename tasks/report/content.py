@@ -11,7 +11,7 @@ from tasks.report.group import DEFAULT_LR, Block, Cell, Key, leaf, show
 from tasks.report.names import METRICS, Metric, mean_of, pretty
 from tasks.report.ranking import RULE, leaders, ranks
 from tasks.report.stats import Estimate
-from tasks.report.tables import Column, Entry, Table, number, plain, slug
+from tasks.report.tables import Column, Entry, Table, capital, number, plain, slug
 
 PER_CLASS = ("iou", "recall", "f1", "precision")  # in this order where slices are classes
 LISTED = 12  # settings of a method that the table per slice lists
@@ -51,7 +51,7 @@ def main_table(block: Block) -> Table:
         rows.append(entries)
     better = "lower" if metric.sign < 0 else "higher"
     caption = (
-        f"{metric.label.capitalize()}{f' in {metric.unit}' if metric.unit else ''}, {mean_of(block.task)}, "
+        f"{capital(metric.label)}{f' in {metric.unit}' if metric.unit else ''}, {mean_of(block.task)}, "
         f"± standard deviation over seeds (number of seeds); {better} is better. "
     )
     if block.em and len(losses) > 1:
@@ -181,7 +181,7 @@ def detail_table(block: Block) -> Table:
             )
         rows.append(entries)
     unit = f" in {metric.unit}" if metric.unit else ""
-    caption = f"{metric.label.capitalize()}{unit} per {what}, mean over seeds. "
+    caption = f"{capital(metric.label)}{unit} per {what}, mean over seeds. "
     if any(role for _, role in picked):
         caption += "“best”: the setting with the best mean, chosen on this very stream, so optimistic. "
     notes = []

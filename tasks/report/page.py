@@ -20,7 +20,7 @@ from tasks.report.ranking import RULE
 from tasks.report.reference import references
 from tasks.report.sensitivity import across_figure
 from tasks.report.summary import FirstScreen, first_screen
-from tasks.report.tables import Table, sentence
+from tasks.report.tables import Table, capital, sentence
 from tasks.report.verdict import Verdict, summary_table, verdicts
 
 HERE = Path(__file__).parent
@@ -192,7 +192,7 @@ def heading(item: Table | Figure, within: str = "") -> str:
     title = item.title.removeprefix(f"{within}: ") if within else item.title
     if within and title == within:
         title = "Main comparison"
-    return sentence(title[:1].upper() + title[1:])
+    return sentence(capital(title))
 
 
 def render(found: Collection, tasks: list[Task], first: FirstScreen, summary: Table, rewards: Figure | None) -> str:

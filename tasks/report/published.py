@@ -10,7 +10,7 @@ from tasks.report.content import default_cell
 from tasks.report.group import VARIANTS, Block, Cell, show
 from tasks.report.names import pretty
 from tasks.report.reference import Published, Reference, canonical, references
-from tasks.report.tables import Column, Entry, Table, number, plain, slug
+from tasks.report.tables import Column, Entry, Table, capital, number, plain, slug
 
 
 def model_of(block: Block) -> str:
@@ -135,7 +135,7 @@ def beside_table(block: Block, known: Iterable[Reference] | None = None) -> tupl
         rows.append(entries)
     unit = f" in {metric.unit}" if metric.unit else ""
     caption = (
-        f"{metric.label.capitalize()}{unit} as measured here, and below as published (accuracies turned into errors or "
+        f"{capital(metric.label)}{unit} as measured here, and below as published (accuracies turned into errors or "
         "back), where task, name of the data, architecture, protocol and number of images are the same and batches "
         "alike within a factor of two. Unless the column says that the weights are the same, a difference may be "
         "theirs; versions of the data and what the last column names may differ, too."

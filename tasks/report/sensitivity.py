@@ -11,7 +11,7 @@ import numpy as np
 from tasks.report.drawing import GREY, LINES, SPARE, STYLE, Figure, canvas, colour_of, line_of
 from tasks.report.group import Block, Cell, Key, leaf, show
 from tasks.report.names import pretty
-from tasks.report.tables import number, slug
+from tasks.report.tables import capital, number, slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ def rate_figure(block: Block, method: str) -> Figure | None:
         axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     marked = crosses(cell for cells in series.values() for _, cell in cells)
     caption = (
-        f"{block.metric.label.capitalize()} against {what}, mean over seeds with 95% t intervals; "
+        f"{capital(block.metric.label)} against {what}, mean over seeds with 95% t intervals; "
         f"grey lines learn nothing. {marked}"
     )
     title = f"{block.title}: sensitivity to {'the ' * (leaf(key) == 'lr')}{what}, {pretty(method)}"
@@ -153,7 +153,7 @@ def params_figure(block: Block, method: str, loss: str) -> Figure | None:
     names = " and ".join(GREEK.get(leaf(key), leaf(key)) for key in keys)
     how = "95% t intervals over seeds" if len(keys) == 1 else "mean over seeds; × collapsed or NaN runs"
     caption = (
-        f"{block.metric.label.capitalize()} against {names} of {pretty(loss)}{', best setting of the method' * swept}; "
+        f"{capital(block.metric.label)} against {names} of {pretty(loss)}{', best setting of the method' * swept}; "
         f"{how}. {crosses(cells) if len(keys) == 1 else ''}"
     )
     title = f"{block.title}: {names} of {pretty(loss)}, {pretty(method)}"
@@ -222,7 +222,7 @@ def across_figure(blocks: Sequence[Block]) -> Figure | None:
     cells = [cell for points in lines.values() for *_, cell in points]
     what = leaf(key or "").replace("_", " ")
     caption = (
-        f"{first.metric.label.capitalize()} against {what}, mean over seeds with 95% t intervals, over the comparisons "
+        f"{capital(first.metric.label)} against {what}, mean over seeds with 95% t intervals, over the comparisons "
         f"below that differ in nothing else. {crosses(cells)}"
     )
     names = " · ".join((first.data, first.model, first.protocol))

@@ -160,6 +160,11 @@ def sentence(text: str) -> str:
     return text.rstrip(".") + "."
 
 
+def capital(text: str) -> str:
+    """The text with a capital at its start; the rest stays, as in IoU."""
+    return text[:1].upper() + text[1:]
+
+
 def guard(text: str) -> str:
     """Text that a spreadsheet does not run as a formula; numbers stay as they are."""
     risky = text.lstrip()[:1] in FORMULA or text[:1] in ("\t", "\r", "\n")
