@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANELS = 6
+MOST = 16  # lines of a panel
 GRID = 200  # points of a curve that are drawn
 Series = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
@@ -27,6 +28,12 @@ def learning_figure(block: Block) -> Figure | None:
 
     cells = [block.free[row] for row in block.rows if row in block.free]
     cells += [block.cells[row, c] for row in block.rows for c in block.columns if (row, c) in block.cells]
+    few = ""
+    if len(cells) > MOST:
+        best = [block.best(method, column) for method in block.methods for column in block.losses_of(method)]
+        chosen = {id(cell) for cell in (*block.free.values(), *best)}
+        cells = [cell for cell in cells if id(cell) in chosen][:MOST]
+        few = f"Settings are many: each loss at its best one, {len(cells)} lines at most. "
     series = {id(run): run.series() for cell in cells for run in cell.runs}
     found = dict.fromkeys(key for curves in series.values() for key in curves)
     if not found:
@@ -50,7 +57,7 @@ def learning_figure(block: Block) -> Figure | None:
     left = f"{len(keys) - len(shown)} more are in series.csv of the runs. " if len(keys) > len(shown) else ""
     caption = (
         "Recorded curves, mean over seeds with a 95% t band (none for one seed), between recorded steps by straight "
-        f"lines, as far as every seed goes. {left}"
+        f"lines, as far as every seed goes. {few}{left}"
     )
     name = slug("learning", block.task, block.title)
     return Figure(name, f"{block.title}: learning curves", caption, figure)

@@ -184,3 +184,11 @@ def test_a_loss_parameter_that_varies_gets_a_line_and_two_a_plane(tmp_path: Path
     assert line.get_ydata().tolist() == pytest.approx([10, 20, 30])
     axes = params_figure(only_block(tmp_path / "plane"), "tent", "dem").canvas.axes[0]
     assert sorted(text.get_text() for text in axes.texts) == ["10.0", "10.0", "20.0", "20.0", "30.0", "30.0"]
+
+
+def test_learning_curves_of_many_settings_show_the_best_ones(tmp_path: Path):
+    for step in range(20):
+        folder = make_run(tmp_path, (0.5 - step / 100,) * 3, lr=1e-3 * (step + 1))
+        write_series(folder, [(0, 0.0), (10, float(step))])
+    (line,) = learning_figure(only_block(tmp_path)).canvas.axes[0].get_lines()
+    assert line.get_ydata().tolist() == [0, 19]  # of the rate with the lowest error
