@@ -114,17 +114,17 @@ def test_padded_pixels_are_outside_of_the_loss() -> None:
 
 
 def test_images_of_two_sizes_are_padded_and_the_padding_is_masked(data: Blocks) -> None:
-    small, large = Blocks(1, (16, 24)), Blocks(1, (32, 24))
+    small, large = Blocks(1, (16, 24)), Blocks(1, (32, 40))
     items = [pair.target_train[0] for pair in (small, large)]
     batch = {key: [item[key] for item in items] for key in ("inputs", "data_samples")}
     logits, _ = SourceOnly(network=network(data), num_classes=C).passes(batch)
-    assert logits.size == (32, 24)
+    assert logits.size == (32, 40)
     assert logits.mask is not None
-    assert logits.mask.sum(dim=(1, 2)).tolist() == [16 * 24, 32 * 24]
-    assert logits.mask[0, :16].all()
+    assert logits.mask.sum(dim=(1, 2)).tolist() == [16 * 24, 32 * 40]
+    assert logits.mask[0, :16, :24].all()
     same = SourceOnly(network=network(data), num_classes=C).passes({k: [v[1]] for k, v in batch.items()})[0]
     assert same.mask is None
-    assert padding_mask(batch["data_samples"][1:], torch.zeros(1, 3, 32, 24)) is None
+    assert padding_mask(batch["data_samples"][1:], torch.zeros(1, 3, 32, 40)) is None
 
 
 def test_the_source_term_is_a_mean_over_labelled_pixels(data: Blocks) -> None:
