@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tasks.report.gallery import Picture, width_of
 from tasks.segmentation.pictures import colourise, picture
 
 PALETTE = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
@@ -49,3 +50,8 @@ def test_large_images_are_shown_smaller_and_the_same_input_gives_the_same_bytes(
 def test_ids_outside_the_palette_are_black():
     found = colourise(np.array([[0, 2], [3, 255]]), PALETTE)
     assert found.tolist() == [[[200, 0, 0], [0, 0, 200]], [[0, 0, 0], [0, 0, 0]]]
+
+
+def test_the_report_gives_them_room():
+    _, made = drawn()
+    assert Picture("", "", width_of(made)).wide
