@@ -27,8 +27,8 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 
 setup: $(VENV)/.installed-test  ## .venv with everything, test tools included
 
-demo: $(VENV)/.installed  ## EM, DEM and AdaDEM in Tent on small real images, and the report of it
-	$(BIN)/dembench demo --out $(DEMO)
+demo: $(VENV)/.installed  ## EM, DEM, DEM* and AdaDEM on embedded data of all tasks, and the report of it
+	$(BIN)/dembench suite quick --out $(DEMO)
 
 report: $(VENV)/.installed  ## report of all runs under runs/
 	$(BIN)/dembench report runs --out report
