@@ -50,6 +50,7 @@ class State:
         self.start = clock()
         self.running: dict[str, _Running] = {}
         self.busy: set[str] = set()  # that other processes are writing
+        self.warned: set[str] = set()
         self.done = self.failed = 0
         self._left = {run.id: run for run in missing}
 
@@ -80,7 +81,13 @@ class State:
         if kind == "done" and running is not None:
             self.times.add(run.config, self.clock() - running.since)
         width = len(str(len(self.missing)))
-        return f"[{self.done + self.failed:{width}}/{len(self.missing)}] {self._name(run)}: {outcome(progress)}"
+        warning = ""
+        if kind != "failed" and progress.message and progress.message not in self.warned:  # said once
+            self.warned.add(progress.message)
+            warning = f"\nwarning: {progress.message}"
+        return (
+            f"[{self.done + self.failed:{width}}/{len(self.missing)}] {self._name(run)}: {outcome(progress)}{warning}"
+        )
 
     def _name(self, run: Planned) -> str:
         return f"{run.id} {self.labels[run.id]}"

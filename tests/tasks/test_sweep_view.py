@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,12 @@ def test_lines_are_said_once_and_with_what_counts(state: State) -> None:
     assert state.add(Progress("failed", three, message="Traceback\n  x\nValueError: [red]no")).endswith(
         "[3/8] " + f"{three.id} tta tent adadem [bold]continual seed=2: FAILED, ValueError: [red]no"
     )
+
+
+def test_what_a_node_warns_of_is_said_once(state: State) -> None:
+    one, two, *_ = state.missing
+    said = [state.add(replace(done(run), message="locks do not reach from node to node")) for run in (one, two)]
+    assert ["warning: locks do not reach" in line for line in said] == [True, False]
 
 
 def test_a_live_table_leaves_the_lines_and_markup_is_text(state: State) -> None:
