@@ -124,10 +124,10 @@ def _model(name: str, classes: int) -> tuple[Clip, list[str], str, int]:
     """A model with random weights, class names, a template, and how many images are tuned side by side."""
     import torch
 
-    from tasks.prompt.clip import Clip
+    from tasks.prompt.clip import Clip, require_open_clip
     from tasks.prompt.digits import TEMPLATE, WORDS
     from tasks.prompt.models import open_clip_model
-    from tasks.prompt.tiny import build, require_open_clip, tokenizer
+    from tasks.prompt.tiny import build, tokenizer
 
     if name == "digits":
         torch.manual_seed(0)

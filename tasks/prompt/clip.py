@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tasks.base import Note
 
 Tokenizer = Callable[..., Tensor]  # (texts, context_length=L) to token ids (N, L)
 
@@ -24,6 +27,7 @@ class Clip(nn.Module):
         features_id: tells apart what weights_id counts as one; default weights_id.
         weights: gives the state dict of ``model``, for ``load``; None where it holds its weights.
         interpolation: "bicubic" or "bilinear", for the plain view of an image.
+        notes: that belong beside its numbers.
     Raises: ValueError for a text tower whose prompts cannot be injected, with the reason (see ``text_tower``).
     """
 
@@ -43,6 +47,7 @@ class Clip(nn.Module):
         features_id: str | None = None,
         weights: Callable[[], Mapping[str, Tensor]] | None = None,
         interpolation: str = "bicubic",
+        notes: Sequence[Note] = (),
     ):
         super().__init__()
         text_tower(model)  # or say why not
@@ -53,6 +58,7 @@ class Clip(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.bf16 = False
+        self.notes = tuple(notes)
         self._weights = weights
 
     def load(self) -> Clip:
@@ -86,6 +92,15 @@ class Clip(nn.Module):
         with self.precision():
             features = self.model.encode_image(x)
         return F.normalize(features.float(), dim=-1)
+
+
+def require_open_clip() -> Any:
+    """The package. Raises: ModuleNotFoundError where it is not installed."""
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("CLIP needs the package open_clip: pip install dembench[prompt]") from error
+    return open_clip
 
 
 def text_tower(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Sets of images with class names: digits that need no download, the ImageNet family, and any folder of folders.
+"""Sets of images with class names: here the digits that need no download; CIFAR-10 and folders in their own modules.
 
 A data set has ``name``, ``template`` (such as "a photo of a {}."), ``templates`` for the ensemble, ``notes`` that
 belong beside its numbers, and ``fingerprint``. ``check()`` raises before any work starts; ``sets()`` are what is

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tasks.prompt import captions
+
 SIZE = 32
 RENDERING = {"version": 1, "size": SIZE}
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STYLES = ("plain", "noisy", "blurry", "dark", "inverted", "bold", "thin", "faded", "pixelated")
 TEMPLATE = "a photo of the digit {}."
-CAPTIONS = (  # {1} is the style with a space behind it, or nothing where it is plain
+CAPTIONS = (  # see tasks.prompt.captions.caption
     "a {1}photo of the digit {0}.",
     "a {1}picture of the number {0}.",
     "an image of a {1}digit {0}.",
@@ -24,14 +26,9 @@ CAPTIONS = (  # {1} is the style with a space behind it, or nothing where it is 
 CORRUPTIONS = ("noise", "salt_pepper", "contrast", "rotate", "blobs", "occlude")
 
 
-def caption(word: str, style: str, template: str = CAPTIONS[0]) -> str:
-    """The text that goes with a digit in a style."""
-    return template.format(word, "" if style == "plain" else f"{style} ")
-
-
 def style_templates() -> tuple[str, ...]:
     """The 45 templates with {} that training has seen, for the ensemble."""
-    return tuple(caption("{}", style, template) for style in STYLES for template in CAPTIONS)
+    return captions.style_templates(STYLES, CAPTIONS)
 
 
 @remember

@@ -19,8 +19,8 @@ from tasks.base import Note
 from tasks.cache import short_hash
 from tasks.class_folders import class_folders, image_files, imagenet_wnids
 from tasks.names import lookup
+from tasks.prompt.clip import require_open_clip
 from tasks.prompt.data import ImageSet, few_of_each
-from tasks.prompt.tiny import require_open_clip
 
 TEMPLATE = "a photo of a {}."
 PROBED = 50  # files of a set whose bytes go into its fingerprint; all names and sizes do

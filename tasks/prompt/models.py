@@ -1,4 +1,4 @@
-"""Builders of models: the CLIP for digits that is trained here, and whatever open_clip names."""
+"""Builders of models: the CLIPs for digits and CIFAR-10 that are trained here, and whatever open_clip names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 
 from tasks.cache import file_hash
 from tasks.names import lookup
-from tasks.prompt.clip import Clip
-from tasks.prompt.tiny import digits_clip, require_open_clip
+from tasks.prompt.clip import Clip, require_open_clip
+from tasks.prompt.tiny import cifar_clip, digits_clip
 
-__all__ = ["digits_clip", "open_clip_model"]
+__all__ = ["cifar_clip", "digits_clip", "open_clip_model"]
 
 
 def open_clip_model(

@@ -115,7 +115,7 @@ class PromptTuning:
     def run(self, make_method: Callable[..., PromptMethod]) -> Iterator[Event]:
         """Yields notes, a Point a block, rows, histogram and flags for each set, means, and the file cost.json."""
         self.model.load().to(self.device)
-        notes: list[Note] = list(self.data.notes)  # each is said once
+        notes: list[Note] = [*self.data.notes, *self.model.notes]  # each is said once
         yield from notes
         template = self.protocol.template or self.data.template
         yield Note("template", f"prompts are {template!r}")

@@ -1,81 +1,54 @@
-"""A CLIP small enough to be trained here: digits in nine styles against captions that name digit and style."""
+"""CLIPs small enough to be trained here: one for digits in nine styles, one for CIFAR-10 in six."""
 
 from __future__ import annotations
 
-import pickle
-import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.cache import cache_folder, short_hash, write_atomically
+from tasks.base import Note
+from tasks.prompt import cifar
+from tasks.prompt.captions import WordTokenizer
 from tasks.prompt.clip import Clip
-from tasks.prompt.digits import (
-    CAPTIONS,
-    RENDERING,
-    SIZE,
-    STYLES,
-    WORDS,
-    affine,
-    as_rgb,
-    caption,
-    digits,
-    style_templates,
-    stylise,
-)
+from tasks.prompt.digits import CAPTIONS, RENDERING, SIZE, STYLES, WORDS, affine, as_rgb, digits, stylise
+from tasks.prompt.training import Batch, SmallClip
+from tasks.tta.sources import Originals
 
 POSITIONS = 12
+TEXT = {"context_length": POSITIONS, "width": 64, "heads": 4, "layers": 3}
 ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": SIZE, "layers": (1, 1, 1, 1), "width": 16, "head_width": 32},  # a small ResNet
-    "text_cfg": {"context_length": POSITIONS, "width": 64, "heads": 4, "layers": 3},
+    "text_cfg": TEXT,
 }
 RECIPE = {"version": 1, "lr": 1e-3, "weight_decay": 0.05, "turn": 12, "zoom": 0.12, "shift": 0.1}
+DIGITS = SmallClip(
+    "digits_clip", "the digits CLIP", ARCHITECTURE, WORDS, STYLES, CAPTIONS, RECIPE["lr"], RECIPE["weight_decay"]
+)
 
-
-class WordTokenizer:
-    """Whole words and punctuation marks as tokens, in the interface of open_clip's tokenizers.
-
-    The end token has the highest number, as the pooling of the text tower wants it; 0 fills up.
-    """
-
-    def __init__(self, texts: Sequence[str], context_length: int = POSITIONS):
-        words = sorted({word for text in texts for word in self.split(text)})
-        self.numbers = {word: number for number, word in enumerate(words, start=1)}
-        self.context_length = context_length
-        self.sot_token_id, self.eot_token_id = len(words) + 1, len(words) + 2
-        self.vocab_size = len(words) + 3
-
-    @staticmethod
-    def split(text: str) -> list[str]:
-        return re.findall(r"\w+|[^\w\s]", text.lower())
-
-    def encode(self, text: str) -> list[int]:
-        """Raises: ValueError for a word that is not in the vocabulary."""
-        words = self.split(text)
-        if unknown := [word for word in words if word not in self.numbers]:
-            raise ValueError(
-                f"the digits CLIP does not know the word {unknown[0]!r}; it knows {', '.join(self.numbers)}"
-            )
-        return [self.numbers[word] for word in words]
-
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """Ids (N, context_length); what is too long loses its last words."""
-        length = context_length or self.context_length
-        ids = torch.zeros(1 if isinstance(texts, str) else len(texts), length, dtype=torch.long)
-        for row, text in zip(ids, [texts] if isinstance(texts, str) else texts, strict=True):
-            tokens = [self.sot_token_id, *self.encode(text)[: length - 2], self.eot_token_id]
-            row[: len(tokens)] = torch.tensor(tokens)
-        return ids
-
-
-def tokenizer() -> WordTokenizer:
-    """The vocabulary of all captions."""
-    return WordTokenizer([template.replace("{}", word) for template in style_templates() for word in WORDS])
+CIFAR_SIZE = 64  # images are enlarged, as CLIP's ResNet divides the side by 32
+CIFAR_ARCHITECTURE: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": CIFAR_SIZE, "layers": (2, 2, 2, 2), "width": 32, "head_width": 32},
+    "text_cfg": TEXT,
+}
+CIFAR_RECIPE = {"version": 1, "lr": 1e-3, "weight_decay": 0.05, "least_area": 0.25}
+CIFAR_STEPS = 20_000  # where a GPU trains
+CIFAR = SmallClip(
+    "cifar_clip",
+    "the CIFAR CLIP",
+    CIFAR_ARCHITECTURE,
+    cifar.WORDS,
+    cifar.STYLES,
+    cifar.CAPTIONS,
+    CIFAR_RECIPE["lr"],
+    CIFAR_RECIPE["weight_decay"],
+    interpolation="bilinear",
+)
 
 
 def digits_clip(seed: int = 0, steps: int = 400, batch_size: int = 128, cache: str | Path | None = None) -> Clip:
@@ -87,111 +60,126 @@ def digits_clip(seed: int = 0, steps: int = 400, batch_size: int = 128, cache: s
     The same seed, torch version and kind of processor give the same weights bit for bit.
     Raises: ValueError for a wrong number.
     """
-    for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("batch_size", batch_size, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"digits_clip: expected {name} to be a whole number >= {least}, got {value!r}")
+    DIGITS.check(seed=seed, steps=steps, batch_size=batch_size)
     recipe = {**RECIPE, "steps": steps, "batch_size": batch_size}
-    kind = f"digits_clip:{short_hash(RENDERING, ARCHITECTURE, recipe, CAPTIONS, STYLES, torch.__version__)}"
-    path = cache_folder(cache) / "models" / f"{kind.replace(':', '-')}-{seed}.pt"
+    identity = (RENDERING, ARCHITECTURE, recipe, CAPTIONS, STYLES)
+    return DIGITS.clip(identity, _digits, seed=seed, steps=steps, batch_size=batch_size, cache=cache)
 
-    def weights() -> dict[str, Tensor]:
-        state = _read(path)
-        if state is None:
-            state = train(seed, steps, batch_size)
-            write_atomically(path, lambda file: torch.save(state, file))
-        return state
 
-    with torch.random.fork_rng(devices=[]):
-        model = build()
-    half = (0.5, 0.5, 0.5)
-    return Clip(
-        model,
-        tokenizer(),
-        size=SIZE,
-        mean=half,
-        std=half,
-        name="digits_clip",
-        weights_id=kind,
-        features_id=f"{kind}:{seed}",
-        weights=weights,
+def cifar_clip(
+    source: str | Path,
+    seed: int = 0,
+    steps: int | None = None,
+    batch_size: int = 256,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    cache: str | Path | None = None,
+) -> Clip:
+    """A CLIP of 7 million parameters for the ten classes of CIFAR-10, trained on the training images of ``source``.
+
+    ``load`` takes it from the cache folder, or trains it first.
+
+    Args:
+        source: as that of ``tasks.prompt.cifar.Cifar10``, with training images.
+        seed: of initialisation and training. steps, batch_size: of its training; steps None is 20,000, for which the
+            weights have to be in the cache already where a CPU would train.
+        device: that trains; the weights are told apart by it and can be used on any.
+        cache: folder of trained weights; None is $DEMBENCH_CACHE or the user's cache folder.
+    The same seed, images, torch version and kind of processor give the same weights, on a CPU bit for bit.
+    Raises: ValueError for a wrong number, for a CPU that would train for hours, for cuda where there is none, and with
+        FileNotFoundError what ``tasks.tta.sources.read_originals`` raises.
+    """
+    there = torch.cuda.is_available()
+    where = ("cuda" if there else "cpu") if device == "auto" else device
+    chosen = CIFAR_STEPS if steps is None else steps
+    CIFAR.check(seed=seed, steps=chosen, batch_size=batch_size)
+    images = cifar.originals(source, "train", cache)
+    recipe = {**CIFAR_RECIPE, "steps": chosen, "batch_size": batch_size, "device": where}
+    identity = (images.fingerprint, CIFAR_ARCHITECTURE, recipe, cifar.WORDS, cifar.CAPTIONS, cifar.STYLES)
+    path = CIFAR.path(CIFAR.kind(identity), seed, cache)
+    if not path.is_file() and where == "cuda" and not there:
+        text = f"cifar_clip: no weights at {path} and no CUDA device here to train them"
+        raise ValueError(f"{text}; give model.device=cpu with a small model.steps")
+    if not path.is_file() and where == "cpu" and steps is None:
+        text = f"cifar_clip: its {CIFAR_STEPS:,} steps would keep a CPU core busy for half a day"
+        raise ValueError(f"{text}: run it on a GPU (device=cuda), or give model.steps, such as model.steps=300")
+    what = f"a CLIP of 7 million parameters that saw no other classes ({chosen} steps of {batch_size}, on {where})"
+    note = Note("cifar_clip", f"{what}: compares losses in one procedure, says nothing on CLIP at its real size")
+    return CIFAR.clip(
+        identity,
+        lambda: _cifar(images, where),
+        seed=seed,
+        steps=chosen,
+        batch_size=batch_size,
+        cache=cache,
+        device=where,
+        notes=(note,),
     )
 
 
 def build() -> nn.Module:
-    """The untrained network. Raises: ModuleNotFoundError where open_clip is not installed."""
-    open_clip = require_open_clip()
-    text = {**ARCHITECTURE["text_cfg"], "vocab_size": tokenizer().vocab_size}
-    return open_clip.CLIP(**{**ARCHITECTURE, "text_cfg": text})
+    """The untrained network for digits. Raises: ModuleNotFoundError where open_clip is not installed."""
+    return DIGITS.build()
 
 
-def require_open_clip() -> Any:
-    try:
-        import open_clip
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("CLIP needs the package open_clip: pip install dembench[prompt]") from error
-    return open_clip
+def tokenizer() -> WordTokenizer:
+    """The vocabulary of all captions of digits."""
+    return DIGITS.tokenizer()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A cached state dict; None where there is none or it cannot be read, then it is made again."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, pickle.UnpicklingError, RuntimeError, EOFError):
-        return None
-
-
-def train(seed: int, steps: int, batch_size: int) -> dict[str, Tensor]:
-    """Trains on the train digits in random styles, slightly turned, scaled and moved; returns the state dict (CPU).
-
-    Every step compares a batch of images with all 90 captions of one template; where several images have the same
-    caption, all are right. AdamW, one cycle. Torch's generator and thread count are as before afterwards.
-    """
+def _digits() -> Batch:
+    """Train digits in random styles, slightly turned, scaled and moved."""
     images, labels = digits("train")
-    generator = torch.Generator().manual_seed(seed)
-    tokens = {
-        template: tokenizer()([caption(word, style, template) for style in STYLES for word in WORDS])
-        for template in CAPTIONS
-    }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(seed)
-            model = build().train()
-            optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE["lr"], weight_decay=RECIPE["weight_decay"])
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE["lr"], total_steps=steps, pct_start=0.15)
-            for step in range(steps):
-                x, target = _batch(images, labels, batch_size, generator)
-                similarity = model.logit_scale.exp() * (
-                    model.encode_image(x, normalize=True)
-                    @ model.encode_text(tokens[CAPTIONS[step % len(CAPTIONS)]], normalize=True).T
-                )
-                optimizer.zero_grad()
-                _contrast(similarity, target).backward()
-                optimizer.step()
-                schedule.step()
-                with torch.no_grad():
-                    model.logit_scale.clamp_(max=4.6052)  # 100, as CLIP does
-    finally:
-        torch.set_num_threads(threads)
-    return model.state_dict()
+
+    def batch(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(images), (size,), generator=generator)
+        style = torch.randint(len(STYLES), (size,), generator=generator)
+        draw = 2 * torch.rand(size, 4, generator=generator) - 1
+        angle = torch.deg2rad(RECIPE["turn"] * draw[:, 0])
+        x = affine(images[chosen], angle, 1 + RECIPE["zoom"] * draw[:, 1], RECIPE["shift"] * draw[:, 2:])
+        x = _styled(x, style, STYLES, lambda part, name: stylise(part, name, generator))
+        return as_rgb(x).float().div_(127.5).sub_(1), style * len(WORDS) + labels[chosen]
+
+    return batch
 
 
-def _batch(images: Tensor, labels: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normalised images (size, 3, 32, 32) and the number of the caption of each, style first."""
-    chosen = torch.randint(len(images), (size,), generator=generator)
-    style = torch.randint(len(STYLES), (size,), generator=generator)
-    draw = 2 * torch.rand(size, 4, generator=generator) - 1
-    angle = torch.deg2rad(RECIPE["turn"] * draw[:, 0])
-    x = affine(images[chosen], angle, 1 + RECIPE["zoom"] * draw[:, 1], RECIPE["shift"] * draw[:, 2:])
-    for number, name in enumerate(STYLES):
-        x[style == number] = stylise(x[style == number], name, generator)
-    return as_rgb(x).float().div_(127.5).sub_(1), style * len(WORDS) + labels[chosen]
+def _cifar(source: Originals, device: str) -> Batch:
+    """Square crops of at least a quarter of an image, enlarged, half of them mirrored, in random styles.
+
+    What is drawn is drawn on the CPU, so that it is the same everywhere; images are on the device.
+    """
+    images, labels = torch.from_numpy(source.images).to(device), torch.from_numpy(source.labels).to(device)
+
+    def batch(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(images), (size,), generator=generator).to(device)
+        style = torch.randint(len(cifar.STYLES), (size,), generator=generator).to(device)
+        draw = torch.rand(size, 4, generator=generator).to(device)
+        least = CIFAR_RECIPE["least_area"]
+        side = (least + (1 - least) * draw[:, 0]).sqrt()
+        x = crop(images[chosen].float().div_(255), side, 2 * draw[:, 1:3] - 1, draw[:, 3] < 0.5, CIFAR_SIZE)
+        x = _styled(x, style, cifar.STYLES, cifar.stylise)
+        return x.mul(2).sub_(1), style * len(cifar.WORDS) + labels[chosen]
+
+    return batch
 
 
-def _contrast(similarity: Tensor, target: Tensor) -> Tensor:
-    """Images to captions, and captions that occur to their images, all of which are right."""
-    own = F.one_hot(target, similarity.shape[1]).float()
-    weight = own / own.sum(0).clamp(min=1)
-    to_images = -(weight * similarity.log_softmax(0)).sum() / (own.sum(0) > 0).sum()
-    return (F.cross_entropy(similarity, target) + to_images) / 2
+def crop(images: Tensor, side: Tensor, place: Tensor, mirrored: Tensor, size: int) -> Tensor:
+    """Square parts of square images (N, C, H, H), bilinear, as (N, C, size, size).
+
+    Args:
+        side: (N,) of a part, in sides of the image. place: (N, 2), x and y, -1 (left, top) to 1. mirrored: (N,) bool.
+    """
+    middle = (1 - side)[:, None] * place
+    zero = torch.zeros_like(side)
+    across = torch.where(mirrored, -side, side)
+    matrix = torch.stack(
+        [torch.stack([across, zero, middle[:, 0]], 1), torch.stack([zero, side, middle[:, 1]], 1)], dim=1
+    )
+    grid = F.affine_grid(matrix, [len(images), images.shape[1], size, size], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _styled(x: Tensor, style: Tensor, names: tuple[str, ...], stylise: Callable[[Tensor, str], Tensor]) -> Tensor:
+    """Images, in place, each in its own style."""
+    for number, name in enumerate(names):
+        x[style == number] = stylise(x[style == number], name)
+    return x

@@ -9,11 +9,12 @@ from torch.testing import assert_close
 from torchvision.transforms import functional as F
 
 from tasks.prompt import imagenet as module
+from tasks.prompt.captions import WordTokenizer
 from tasks.prompt.data import Digits, ImageSet
 from tasks.prompt.digits import CORRUPTIONS, STYLES, corrupt, digits, style_templates, stylise
 from tasks.prompt.features import STRETCH, ViewFeatures
 from tasks.prompt.imagenet import FAMILY, ImageFolder, ImageNetFamily, classes_of, subset
-from tasks.prompt.tiny import WordTokenizer, digits_clip, tokenizer
+from tasks.prompt.tiny import digits_clip, tokenizer
 from tasks.prompt.views import Views
 
 
