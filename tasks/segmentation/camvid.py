@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -13,13 +12,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from tasks.archives import members
 from tasks.base import Note
 from tasks.cache import cache_folder, file_hash, load_array, short_hash, write_atomically
 from tasks.segmentation.data import Pool, PooledPair
 from tasks.segmentation.labels import CAMVID, CAMVID_PALETTE, CAMVID_VOID, map_ids, table
 
 VERSION = 1  # of what lies in the cache
-LARGEST_FILE = 64 << 20
 SPLITS = ("train", "val", "test")
 DAY, DUSK, REFERENCE = ("0006R0", "0016E5"), ("0001TP",), ("Seq05VD",)
 LAYOUT = (
@@ -121,7 +120,7 @@ def read(source: Path, size: tuple[int, int] | None, cache: Path) -> tuple[dict[
     folder = cache / "camvid" / short_hash(file_hash(source, 32), size, VERSION)
     found = _read_cache(folder)
     if found is None:
-        found = decode(_from_archive(source), size, str(source))
+        found = decode(members(source, _wanted, LAYOUT), size, str(source))
         _write_cache(folder, *found)
     return found
 
@@ -180,27 +179,6 @@ def _from_folder(root: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
         name = PurePosixPath(path.relative_to(root).as_posix())
         if _wanted(name):
             yield name, path.read_bytes()
-
-
-def _from_archive(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Members that are wanted; links, devices and names that lead out of the archive are refused."""
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if name.is_absolute() or ".." in name.parts:
-                    raise ValueError(f"{path}: the member {member.name!r} leads out of the archive")
-                if not (member.isdir() or member.isreg()):
-                    raise ValueError(f"{path}: the member {member.name!r} is no regular file")
-                if member.isdir() or not _wanted(name):
-                    continue
-                if member.size > LARGEST_FILE:
-                    raise ValueError(f"{path}: the member {member.name!r} has {member.size} bytes, no image")
-                file = archive.extractfile(member)
-                if file is not None:
-                    yield name, file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no readable tar archive ({error}); {LAYOUT}") from error
 
 
 def _read_cache(folder: Path) -> tuple[dict[str, Pool], str] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,12 +12,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from tasks.archives import members
 from tasks.cache import file_hash, load_array, write_atomically
 from tasks.class_folders import SUFFIXES
 
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>, or <class>/<image>, in a folder or a .tar(.gz)"
-LARGEST_FILE = 64 << 20
 VERSION = 1  # of what lies in the cache
 
 
@@ -47,7 +46,7 @@ def read_folders(source: Path, size: int | None, cache: Path) -> Folders:
     folder = cache / "folders" / f"{file_hash(source, 32)}-{size}-{VERSION}"
     cached = _read_cache(folder)
     if cached is None:
-        cached = _decode(_from_archive(source), size, str(source))
+        cached = _decode(members(source, _is_image, LAYOUT), size, str(source))
         _write_cache(folder, cached)
     return cached
 
@@ -57,27 +56,6 @@ def _from_folder(root: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
         name = PurePosixPath(path.relative_to(root).as_posix())
         if _is_image(name) and path.is_file():
             yield name, path.read_bytes()
-
-
-def _from_archive(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Members in the order of the archive; links, devices and names that lead out of it are refused."""
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if name.is_absolute() or ".." in name.parts:
-                    raise ValueError(f"{path}: the member {member.name!r} leads out of the archive")
-                if not (member.isdir() or member.isreg()):
-                    raise ValueError(f"{path}: the member {member.name!r} is no regular file")
-                if member.isdir() or not _is_image(name):
-                    continue
-                if member.size > LARGEST_FILE:
-                    raise ValueError(f"{path}: the member {member.name!r} has {member.size} bytes, no image")
-                file = archive.extractfile(member)
-                if file is not None:
-                    yield name, file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no readable tar archive ({error}); {LAYOUT}") from error
 
 
 def _is_image(name: PurePosixPath) -> bool:
