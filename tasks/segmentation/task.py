@@ -215,6 +215,7 @@ def _worker(rank: int, task: Segmentation, method: UDAMethod, port: int, found: 
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
+    method = copy.deepcopy(method)  # what was sent lies in memory that all processes write to
     if task.device == "cuda":
         torch.cuda.set_device(rank)
     else:

@@ -131,7 +131,6 @@ class UDAMethod(nn.Module, ABC):
 
     name: ClassVar[str]
     replaces_entropy: ClassVar[bool] = False  # the loss stands for the method's own entropy, it is no addition
-    uses_target: ClassVar[bool] = True
     adapts_at_test: ClassVar[bool] = False
 
     def __init__(

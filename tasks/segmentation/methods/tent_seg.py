@@ -30,7 +30,6 @@ class TentSeg(SourceOnly):
 
     name = "tent_seg"
     replaces_entropy = True
-    uses_target = False
     adapts_at_test = True
 
     def __init__(

@@ -314,10 +314,10 @@ def test_tent_predicts_before_its_step_and_moves_affine_weights_alone(data: Bloc
     method = TentSeg(EM(), network=network(data), num_classes=C, lr=0.1, optimizer="sgd")
     train(method, data)
     before = weights(method.network)
+    reference = copy.deepcopy(method.network).train()  # where BatchNorm normalises by the image
     method.prepare_test()
     method.eval()
     image = data.target_test[0]["inputs"]
-    reference = copy.deepcopy(method.network).requires_grad_(True)
     with torch.no_grad():
         first, second = method.predict(image), method.predict(image)
     x = (image - MEAN) / STD

@@ -181,9 +181,10 @@ def test_two_processes_with_the_same_images_learn_as_one_does() -> None:
         data = Blocks(1)
         task = Segmentation(data, NET, Schedule(2, batch_size=devices, lr=0.02, eval_every=1, devices=devices))
         method = partial(AdvEnt, loss=AdaDEM(), weight=0.3, adversarial=0.1, discriminator_width=4)
-        ends.append([e.values for e in task.run(method) if isinstance(e, Scalars)])
-    for one, two in zip(*ends, strict=True):
-        assert one == pytest.approx(two, rel=1e-4)
+        events = list(task.run(method))
+        curve = [value for e in events if isinstance(e, Scalars) for name, value in e.values.items() if name != "iou"]
+        ends.append([*curve, rows(events)["mean", "entropy"].value])  # not of IoU, where near ties fall to either side
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
 
 def test_errors_come_before_any_work(tmp_path: Path) -> None:
