@@ -20,7 +20,7 @@ PRETTY = {
     "supervised": "Supervised", "pseudo_label": "Pseudo-Label", "ent_min": "Ent. Min.", "vat": "VAT",
     "mixmatch": "MixMatch", "fixmatch": "FixMatch", "freematch": "FreeMatch",
     "segmentation": "Unsupervised domain adaptation of segmentation", "source_only": "Source only",
-    "source_bn": "Source only, statistics of both",
+    "source_bn": "Source only (statistics of both)",
     "min_ent": "MinEnt", "adv_ent": "AdvEnt", "tent_seg": "Tent, image by image",
 }  # fmt: skip
 TASK_ORDER = ("tta", "prompt", "semi", "longtail", "segmentation", "minigrid")
