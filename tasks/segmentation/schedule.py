@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tasks.milestones import Milestones
+
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Milestones):
     """SGD with momentum, and a polynomial rate ``(1 - i / horizon) ** power`` in iteration i from 0.
 
     Args:
@@ -43,14 +45,12 @@ class Schedule:
     devices: int = 1
 
     def __post_init__(self) -> None:
-        at_least = {
-            1: ("iterations", "batch_size", "eval_every", "devices"),
-            0: ("checkpoint_every", "weight_decay", "power", "horizon", "pictures", "workers"),
-        }
-        for least, names in at_least.items():
-            for name in names:
-                if getattr(self, name) < least:
-                    raise ValueError(f"protocol: expected {name} >= {least}, got {getattr(self, name)!r}")
+        self.check_at_least(
+            {
+                1: ("iterations", "batch_size", "eval_every", "devices"),
+                0: ("checkpoint_every", "weight_decay", "power", "horizon", "pictures", "workers"),
+            }
+        )
         for name in ("lr", "head_multiplier", "backbone_multiplier"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"protocol: expected {name} > 0, got {getattr(self, name)!r}")
@@ -58,20 +58,7 @@ class Schedule:
             raise ValueError(f"protocol: expected momentum in [0, 1), got {self.momentum}")
         if self.horizon and self.horizon < self.iterations:
             raise ValueError(f"protocol: expected horizon >= iterations = {self.iterations}, got {self.horizon}")
-        if self.batch_size % self.devices:
-            raise ValueError(f"protocol: batch_size {self.batch_size} does not divide over {self.devices} devices")
-
-    @property
-    def evaluations(self) -> int:
-        return -(-self.iterations // self.eval_every)
-
-    def evaluates(self, done: int) -> bool:
-        """Whether there is an evaluation after ``done`` iterations."""
-        return done % self.eval_every == 0 or done == self.iterations
-
-    def saves(self, done: int) -> bool:
-        """Whether there is a checkpoint after ``done`` iterations."""
-        return self.evaluates(done) if self.checkpoint_every == 0 else done % self.checkpoint_every == 0
+        self.check_division()
 
     def param_scheduler(self) -> dict[str, object]:
         """mmengine's schedule. Its rate after i steps is (1 - i / (end - 1)) ** power, hence the 1 added here."""

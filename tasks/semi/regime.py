@@ -10,9 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tasks.milestones import Milestones
+
 
 @dataclass(frozen=True)
-class Regime:
+class Regime(Milestones):
     """A training schedule. Nothing in it depends on method, loss or class balance.
 
     Args:
@@ -49,31 +51,16 @@ class Regime:
     devices: int = 1
 
     def __post_init__(self) -> None:
-        at_least = {
-            1: ("iterations", "batch_size", "unlabelled_ratio", "eval_every", "eval_batch_size", "devices"),
-            0: ("warmup", "checkpoint_every", "weight_decay"),
-        }
-        for least, names in at_least.items():
-            for name in names:
-                if getattr(self, name) < least:
-                    raise ValueError(f"protocol: expected {name} >= {least}, got {getattr(self, name)!r}")
+        self.check_at_least(
+            {
+                1: ("iterations", "batch_size", "unlabelled_ratio", "eval_every", "eval_batch_size", "devices"),
+                0: ("warmup", "checkpoint_every", "weight_decay"),
+            }
+        )
         if self.lr <= 0 or not 0 < self.layer_decay <= 1 or not 0 <= self.ema < 1:
             got = f"{self.lr}, {self.layer_decay}, {self.ema}"
             raise ValueError(f"protocol: expected lr > 0, layer_decay in (0, 1] and ema in [0, 1), got {got}")
-        if self.batch_size % self.devices:
-            raise ValueError(f"protocol: batch_size {self.batch_size} does not divide over {self.devices} devices")
-
-    @property
-    def evaluations(self) -> int:
-        return -(-self.iterations // self.eval_every)
-
-    def evaluates(self, done: int) -> bool:
-        """Whether there is an evaluation after ``done`` iterations."""
-        return done % self.eval_every == 0 or done == self.iterations
-
-    def saves(self, done: int) -> bool:
-        """Whether there is a checkpoint after ``done`` iterations."""
-        return self.evaluates(done) if self.checkpoint_every == 0 else done % self.checkpoint_every == 0
+        self.check_division()
 
     def rate(self, step: int) -> float:
         """Factor on the learning rate in iteration ``step``, from 0."""
