@@ -26,9 +26,11 @@ class NetMaker:
         return self._build(num_classes=num_classes)
 
 
-def convnet(width: int = 16) -> NetMaker:
+def convnet(width: int = 16, stem: int = 2) -> NetMaker:
     """``ConvNet``, for CPUs."""
-    return NetMaker(partial(ConvNet, width=width))
+    if width < 1 or stem < 1:
+        raise ValueError(f"convnet: expected width >= 1 and stem >= 1, got {width} and {stem}")
+    return NetMaker(partial(ConvNet, width=width, stem=stem))
 
 
 def wide_resnet(
@@ -122,14 +124,15 @@ def _loaded(build: Callable[..., nn.Module], state: dict[str, Tensor], num_class
 
 
 class ConvNet(nn.Module):
-    """Four convolutions with BatchNorm, two of them of stride 2; logits (N, C)."""
+    """Four convolutions with BatchNorm, the first of stride ``stem``, the third of stride 2; logits (N, C)."""
 
-    def __init__(self, num_classes: int, width: int = 16) -> None:
+    def __init__(self, num_classes: int, width: int = 16, stem: int = 2) -> None:
         super().__init__()
         channels = (3, width, 2 * width, 2 * width, 4 * width)
+        kernels, strides = (stem + 1, 3, 3, 3), (stem, 1, 2, 1)  # a kernel of the stem overlaps its neighbours by 1
         layers: list[nn.Module] = []
-        for inputs, outputs, stride in zip(channels, channels[1:], (2, 1, 2, 1), strict=False):
-            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        for inputs, outputs, kernel, stride in zip(channels, channels[1:], kernels, strides, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.linear = nn.Linear(4 * width, num_classes)
 
