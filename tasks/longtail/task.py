@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasks.base import Event, Row
+from tasks.confusion import Confusion
 from tasks.metrics import StreamMetrics
-from tasks.semi.confusion import Confusion
 from tasks.semi.task import SemiSupervised
 from tasks.semi.trainer import Values
 

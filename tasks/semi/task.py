@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
+from tasks.confusion import Confusion
 from tasks.draws import derived_seed
 from tasks.metrics import StreamMetrics, is_collapsed
 from tasks.names import lookup
 from tasks.parts import DataPart
-from tasks.semi.confusion import Confusion
 from tasks.semi.data import SearchPart, describe
 from tasks.semi.methods.base import SemiMethod
 from tasks.semi.nets import NetMaker

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.confusion import Confusion
 from tasks.draws import Order, derived_seed, generator
 from tasks.metrics import StreamMetrics
 from tasks.runs import write_atomic
 from tasks.semi import augment
-from tasks.semi.confusion import Confusion
 from tasks.semi.methods.base import Batch, SemiMethod
 from tasks.semi.regime import Regime, trainable
 from tasks.semi.sources import Pool

@@ -92,8 +92,8 @@ def test_seeds_differ_and_selection_is_by_validation(tmp_path: Path) -> None:
 def test_selection_takes_the_first_best_of_the_validation() -> None:
     task = SemiSupervised(SemiData(Digits()), NetMaker(nn.Identity), Regime(1))
     history = [{"validation_accuracy": v, "accuracy": a} for v, a in ((0.4, 0.9), (0.6, 0.5), (0.6, 0.8), (0.5, 0.7))]
+    from tasks.confusion import Confusion
     from tasks.metrics import StreamMetrics
-    from tasks.semi.confusion import Confusion
 
     confusion, metrics = Confusion(10), StreamMetrics(10)
     confusion.update(torch.arange(10), torch.arange(10))

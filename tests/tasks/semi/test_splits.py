@@ -8,7 +8,7 @@ import torch
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from tasks.semi.confusion import Confusion
+from tasks.confusion import Confusion
 from tasks.semi.splits import choose, long_tail_counts
 
 
