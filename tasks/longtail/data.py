@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tasks.base import Note
+from tasks.long_tail import long_tail_counts
 from tasks.semi.data import SemiData, as_csv
 from tasks.semi.sources import Images
-from tasks.semi.splits import Split, choose, long_tail_counts
+from tasks.semi.splits import Split, choose
 
 
 class LongTailData(SemiData):

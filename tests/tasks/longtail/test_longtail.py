@@ -10,10 +10,10 @@ import torch
 
 from tasks import experiment
 from tasks.compose import compose
+from tasks.long_tail import long_tail_counts
 from tasks.longtail.data import LongTailData
 from tasks.semi.data import SemiData
 from tasks.semi.sources import Digits
-from tasks.semi.splits import long_tail_counts
 
 TINY = ["model.width=4", "protocol.iterations=4", "protocol.eval_every=2", "protocol.batch_size=4"]
 

@@ -9,7 +9,8 @@ from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from tasks.confusion import Confusion
-from tasks.semi.splits import choose, long_tail_counts
+from tasks.long_tail import long_tail_counts
+from tasks.semi.splits import choose
 
 
 def test_the_profile_of_cifar10_lt_is_the_published_one() -> None:
