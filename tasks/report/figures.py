@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasks.report.captions import FEW
+from tasks.report.classes import class_figure
 from tasks.report.drawing import COLOURS, GREY, LINES, PALETTE, SPARE, STYLE, Figure, canvas
 from tasks.report.forest import forest_figure
 from tasks.report.group import Block
@@ -16,9 +17,9 @@ from tasks.report.verdict import Verdict
 
 
 def block_figures(block: Block, verdicts: list[Verdict]) -> Iterator[Figure]:
-    """Gains, learning curves and sensitivities, then streams and shares: a figure per method where these are few, and
-    one with a panel per method where they are many."""
-    found = [forest_figure(block, verdicts), learning_figure(block)]
+    """Gains, classes, learning curves and sensitivities, then streams and shares: a figure per method where these are
+    few, and one with a panel per method where they are many."""
+    found = [forest_figure(block, verdicts), class_figure(block), learning_figure(block)]
     for method in block.methods:
         found.append(rate_figure(block, method))
         found += [params_figure(block, method, loss) for loss in dict.fromkeys(c[0] for c in block.losses_of(method))]

@@ -31,7 +31,7 @@ METHOD_ORDER = (
     *("supervised", "pseudo_label", "ent_min", "vat", "mixmatch", "fixmatch", "freematch"),
     *("source_only", "source_bn", "tent_seg", "min_ent", "adv_ent"),
 )
-PROTOCOL_ORDER = ("single_domain", "continual", "gradual", "mixed", "label_shift", "dirichlet", "episodic")
+PROTOCOL_ORDER = ("single_domain", "continual", "gradual", "mixed", "long_tail", "label_shift", "dirichlet", "episodic")
 LOSS_FREE = (
     "source",
     "norm",

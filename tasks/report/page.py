@@ -10,6 +10,7 @@ from tasks.report import content, costs, figures, manifest, parallel, plane, pro
 from tasks.report.across import environment_tables
 from tasks.report.captions import describe
 from tasks.report.drawing import Figure
+from tasks.report.further import further_table
 from tasks.report.gallery import Gallery, Picture
 from tasks.report.group import Block, build_blocks
 from tasks.report.headlines import Headline, headlines
@@ -154,7 +155,10 @@ def plan(blocks: list[Block], judged: list[list[Verdict]], most: int) -> list[pa
 
 def make_section(block: Block, judged: list[Verdict], drawn: list[Figure], gallery: Gallery, *, whole: bool) -> Section:
     beside, used = beside_table(block)
-    tables = [beside, content.detail_table(block), costs.cost_table(block), content.settings_table(block)]
+    tables = [
+        *(beside, further_table(block), content.detail_table(block)),
+        *(costs.cost_table(block), content.settings_table(block)),
+    ]
     notes = provenance.notes_of(block)
     if mixed := provenance.commits(block.runs):
         notes.insert(0, provenance.Remark("code", mixed, "this comparison", quiet=False))

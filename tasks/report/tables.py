@@ -181,7 +181,7 @@ TEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", MINUS: "$-$", "±": r"$\pm$", "Δ": r"$\Delta$", "τ": r"$\tau$", "α": r"$\alpha$",
     "·": r"$\cdot$", "†": r"$\dagger$", "‡": r"$\ddagger$", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$",
-    "–": "--", "“": "``", "”": "''", "…": r"\dots{}",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "“": "``", "”": "''", "…": r"\dots{}",
 }  # fmt: skip
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_runs import EM, make_run, only_block
+from report_runs import EM, interval, make_run, only_block
 
+from tasks.report.classes import class_figure
 from tasks.report.content import detail_table
+from tasks.report.group import build_blocks
 from tasks.report.load import load
 from tasks.report.rewards import curves
 from tasks.report.sensitivity import rate_figure
@@ -86,3 +88,40 @@ def test_the_table_of_classes_shows_what_classes_have(tmp_path: Path):
     assert table.title.endswith("per class")
     assert [column.title for column in table.columns] == ["Method", "Loss", "cat", "dog", "mean"]
     assert [entry.text for entry in table.rows[0][2:4]] == ["25.0", "75.0"]
+
+
+def classes_run(root: Path, f1: dict[str, float], **settings: object) -> None:
+    """A run of the long-tailed task with an F1 per class, the mean last."""
+    rows = [{"slice": "mean", "metric": "accuracy", "value": 0.6, "unit": "fraction", "n": 10}]
+    rows += [{"slice": part, "metric": "f1", "value": value, "unit": "fraction", "n": 5} for part, value in f1.items()]
+    make_run(root, task="longtail", rows=rows, method="ent_min", **settings)
+
+
+def test_bars_are_the_f1_of_each_class_and_their_mean(tmp_path: Path):
+    found = {"em": [(0.9, 0.2, 0.55), (0.7, 0.4, 0.55)], "adadem": [(0.5, 0.5, 0.5), (0.7, 0.9, 0.8)]}
+    for loss, seeds in found.items():
+        for seed, values in enumerate(seeds):
+            classes_run(tmp_path, dict(zip(("cat", "dog", "mean"), values, strict=True)), loss=loss, seed=seed)
+    figure = class_figure(only_block(tmp_path))
+    (axes,) = figure.canvas.axes
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    np.testing.assert_allclose(heights, [(80, 30, 55), (60, 70, 65)])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cat", "dog", "mean"]
+    assert axes.get_legend_handles_labels()[1] == ["EM (55.0)", "AdaDEM (65.0)"]
+    lines = [path.vertices[:, 1] for group in axes.collections for path in group.get_paths()]
+    low, high = interval(np.array([90.0, 70.0]))
+    np.testing.assert_allclose(lines[0], [max(low, 0), min(high, 100)])
+    assert "fewest" in figure.caption
+
+
+def test_many_classes_are_lines(tmp_path: Path):
+    values = {f"c{i}": i / 30 for i in range(30)}
+    classes_run(tmp_path, {**values, "mean": 0.4})
+    (axes,) = class_figure(only_block(tmp_path)).canvas.axes
+    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [100 * i / 30 for i in range(30)])
+    assert not axes.containers
+
+
+def test_runs_without_f1_get_no_figure_of_classes(golden: tuple[Path, Path]):
+    (block,) = build_blocks(load([golden[0]]).runs)
+    assert class_figure(block) is None

@@ -63,7 +63,7 @@ def test_markdown_csv_latex_and_page_hold_the_same_numbers(golden: tuple[Path, P
     """Per row and table: every number of the Markdown is in the CSV, and the LaTeX and the page have the same ones."""
     page = Page((golden[1] / "index.html").read_text())
     tables = sorted(path.stem for path in (golden[1] / "tables").glob("*.md"))
-    assert len(tables) == 6
+    assert len(tables) == 7
     for name in tables:
         lines = (golden[1] / "tables" / f"{name}.md").read_text().split("\n\n")[1].splitlines()[2:]
         table = list(csv.reader(io.StringIO((golden[1] / "tables" / f"{name}.csv").read_text())))[1:]
@@ -139,7 +139,7 @@ def test_one_seed_claims_no_deviation_and_no_interval(tmp_path: Path):
     page = write_report([tmp_path], tmp_path / "out", with_figures=False).read_text()
     assert "no deviation and no interval is claimed" in page
     measured = {name: rows for name, rows in Page(page).tables.items() if not name.startswith("reference-")}
-    assert len(measured) == 6
+    assert len(measured) == 7
     assert "±" not in " ".join(text for rows in measured.values() for row in rows for text in row)
 
 
