@@ -62,7 +62,7 @@ def class_panel(ax: Axes, block: Block, classes: list[str], cells: Cells) -> Non
         low, high = np.array(bounds).reshape(-1, 2).clip(0, 100).T
         setting = block.setting_label(cell)
         name = f"{block.loss_label(cell)}{f', {setting}' if setting else ''} ({number(mean[-1], 1)})"
-        colour = colour_of(column, block) if column[0] != "none" else INK
+        colour = colour_of(column, block)
         if len(classes) <= BARS:
             at = x + (place - (len(cells) - 1) / 2) * width
             ax.bar(at, mean, width * 0.92, color=colour, label=name)

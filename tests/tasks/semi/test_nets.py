@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tasks.semi import nets
 
@@ -59,3 +61,26 @@ def test_usbs_transformers_have_the_published_sizes() -> None:
         with torch.device("meta"):
             net = nets.vit(name, None)(num_classes=10)
         assert nets.count_parameters(net) / 1e6 == pytest.approx(millions, abs=0.15)
+
+
+@pytest.mark.parametrize(("stem", "side"), [(2, 16), (4, 8)])
+def test_the_stem_of_the_small_network_divides_the_image(stem: int, side: int) -> None:
+    net = nets.convnet(8, stem)(5)
+    maps = [maps for maps in _outputs(net.features, torch.randn(2, 3, 32, 32)) if isinstance(maps[0], nn.Conv2d)]
+    assert [tuple(x.shape[1:]) for _, x in maps] == [
+        (8, side, side), (16, side, side), (16, side // 2, side // 2), (32, side // 2, side // 2),
+    ]  # fmt: skip
+    weights = 3 * 8 * (stem + 1) ** 2 + 9 * (8 * 16 + 16 * 16 + 16 * 32)
+    assert nets.count_parameters(net) == weights + 2 * (8 + 16 + 16 + 32) + 5 * 33
+
+
+def _outputs(layers: nn.Sequential, x: torch.Tensor) -> Iterator[tuple[nn.Module, torch.Tensor]]:
+    for layer in layers:
+        x = layer(x)
+        yield layer, x
+
+
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"stem": 0}])
+def test_a_small_network_of_nothing_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected width >= 1 and stem >= 1, got"):
+        nets.convnet(**wrong)
