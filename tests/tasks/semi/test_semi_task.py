@@ -129,6 +129,18 @@ def test_presets_are_the_published_ones() -> None:
     assert (classic.lr, classic.weight_decay, classic.ema) == (0.03, 5e-4, 0.999)
 
 
+@pytest.mark.parametrize(("name", "changes"), [
+    ("usb_eurosat", {"lr": 5e-5, "layer_decay": 1.0}),
+    ("usb_tissuemnist", {"lr": 5e-5, "layer_decay": 0.95}),
+    ("usb_stl10", {"lr": 1e-4, "layer_decay": 0.65}),
+    ("usb_semi_aves", {"lr": 1e-3, "layer_decay": 0.65}),
+    ("classic_cifar100", {"weight_decay": 1e-3}),
+])  # fmt: skip
+def test_presets_of_a_dataset_change_its_rates_alone(name: str, changes: dict[str, float]) -> None:
+    own, base = (compose(["task=semi", f"protocol={p}"]).protocol for p in (name, name.split("_")[0]))
+    assert {key: own[key] for key in own if own[key] != base[key]} == changes
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     words = ["task=semi", "method=freematch", "loss=adadem", "model.width=4", "protocol.batch_size=4",
