@@ -7,6 +7,7 @@ seeds before each step.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,6 +101,13 @@ class SemiMethod(nn.Module, ABC):
         self.forward_passes = self.backward_passes = self.updated = 0
         self.seen: dict[str, Tensor] = {}  # what the latest batch showed, for the learning curve
 
+    def check_range(self, low: float, high: float, **values: float) -> None:
+        """Raises ValueError for the first of the named settings outside ``low`` to ``high``."""
+        for name, value in values.items():
+            if not low <= value <= high:
+                upper = "" if high == math.inf else f" and at most {high:g}"
+                raise ValueError(f"{self.name}: expected {name} of at least {low:g}{upper}, got {value}")
+
     @property
     def needed_views(self) -> tuple[str, ...]:
         """Views of the unlabelled samples that ``terms`` reads, in a fixed order."""
@@ -155,16 +163,15 @@ def _one_pass(model: nn.Module, views: Mapping[str, Tensor]) -> dict[str, Tensor
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch, its running statistics stay."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    before = [module.momentum for module in norms]
+    """BatchNorm normalises by the batch, its running statistics stay, even where the batch holds a NaN."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     for module in norms:
-        module.momentum = 0.0
+        module.track_running_stats = False
     try:
         yield
     finally:
-        for module, momentum in zip(norms, before, strict=True):
-            module.momentum = momentum
+        for module in norms:
+            module.track_running_stats = True
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """FixMatch (Sohn et al. 2020): confident predictions on the weak view are targets for the strong view."""
 
+import math
 from typing import Any, ClassVar
 
 from torch import nn
@@ -15,6 +16,7 @@ class FixMatch(SemiMethod):
     Args:
         threshold: of the largest probability on the weak view.
         unlabelled_weight: of the term.
+    Raises: ValueError for a threshold outside 0..1 or a negative weight.
     """
 
     name = "fixmatch"
@@ -25,6 +27,8 @@ class FixMatch(SemiMethod):
         self, loss: Any = None, *, threshold: float = 0.95, unlabelled_weight: float = 1.0, **slot: Any
     ) -> None:
         super().__init__(loss, **slot)
+        self.check_range(0, 1, threshold=threshold)
+        self.check_range(0, math.inf, unlabelled_weight=unlabelled_weight)
         self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
 
     def terms(self, model: nn.Module, batch: Batch) -> Terms:

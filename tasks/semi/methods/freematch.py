@@ -5,6 +5,7 @@ prediction on confident samples away from the running one where both are scaled 
 smaller than the number of classes most of its entries are the constant log(1e-12): its value then says little.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,7 @@ class FreeMatch(SemiMethod):
         momentum: share that the running means keep.
         unlabelled_weight: of the consistency term.
         fairness_weight: of the fairness term.
+    Raises: ValueError for fewer than two classes, a momentum outside 0..1 or a negative weight.
     """
 
     name = "freematch"
@@ -51,6 +53,8 @@ class FreeMatch(SemiMethod):
         super().__init__(loss, num_classes=num_classes, **slot)
         if num_classes < 2:
             raise ValueError(f"freematch: expected num_classes >= 2, got {num_classes}")
+        self.check_range(0, 1, momentum=momentum)
+        self.check_range(0, math.inf, unlabelled_weight=unlabelled_weight, fairness_weight=fairness_weight)
         self.momentum, self.unlabelled_weight, self.fairness_weight = momentum, unlabelled_weight, fairness_weight
         self.register_buffer("confidence", torch.tensor(1 / num_classes))
         self.register_buffer("marginal", torch.full((num_classes,), 1 / num_classes))

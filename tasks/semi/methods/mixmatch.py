@@ -4,6 +4,7 @@ As in USB: one mixing factor per batch, a squared error that is the mean over sa
 running statistics only from the rows that start with a labelled sample.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -39,12 +40,13 @@ class MixMatch(SemiMethod):
         super().__init__(loss, **slot)
         if temperature <= 0 or mix <= 0:
             raise ValueError(f"mixmatch: expected temperature > 0 and mix > 0, got {temperature} and {mix}")
+        self.check_range(0, 1, ramp=ramp)
+        self.check_range(0, math.inf, unlabelled_weight=unlabelled_weight)
         self.temperature, self.mix, self.unlabelled_weight, self.ramp = temperature, mix, unlabelled_weight, ramp
 
     def terms(self, model: nn.Module, batch: Batch) -> Terms:
         first, second = batch.views["weak"], batch.views["weak2"]
-        with frozen_statistics(model), torch.set_grad_enabled(self.slot.wants("weak")):
-            weak = passes(model, {"weak": first, "weak2": second}, frozen=("weak2",))
+        weak = self._weak_logits(model, first, second)
         guess = sharpen((weak["weak"].softmax(1) + weak["weak2"].softmax(1)).detach() / 2, self.temperature)
         known = F.one_hot(batch.labels, guess.shape[1]).to(guess.dtype)
 
@@ -64,6 +66,14 @@ class MixMatch(SemiMethod):
             "consistency": self.unlabelled_weight * rise(batch.progress, self.ramp) * error,
             **self.slot.terms({**weak, "mixed": logits[b:]}, batch.progress),
         }
+
+    def _weak_logits(self, model: nn.Module, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        """Each view normalised by its own batch, where there is BatchNorm; with a graph where the slot wants one."""
+        with frozen_statistics(model):
+            with torch.set_grad_enabled(self.slot.wants("weak")):
+                logits = passes(model, {"weak": first})
+            with torch.no_grad():
+                return logits | passes(model, {"weak2": second})
 
     @staticmethod
     def _mixed_logits(model: nn.Module, mixed: Tensor, labelled: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Pseudo-Label (Lee 2013) as in USB: confident predictions on the weak view are its own targets."""
 
+import math
 from typing import Any, ClassVar
 
 from torch import nn
@@ -24,6 +25,7 @@ class PseudoLabel(SemiMethod):
     Args:
         threshold: of the largest probability.
         unlabelled_weight: of the term, reached linearly over ``ramp`` of the training.
+    Raises: ValueError for a threshold or ramp outside 0..1 or a negative weight.
     """
 
     name = "pseudo_label"
@@ -39,6 +41,8 @@ class PseudoLabel(SemiMethod):
         **slot: Any,
     ) -> None:
         super().__init__(loss, **slot)
+        self.check_range(0, 1, threshold=threshold, ramp=ramp)
+        self.check_range(0, math.inf, unlabelled_weight=unlabelled_weight)
         self.threshold, self.unlabelled_weight, self.ramp = threshold, unlabelled_weight, ramp
 
     def terms(self, model: nn.Module, batch: Batch) -> Terms:

@@ -5,6 +5,7 @@ in float32; give xi=1e-6 for parity), in float32 and by gradients to the input a
 same noise in every pass, so that only the perturbation differs.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -49,6 +50,8 @@ class VAT(SemiMethod):
             raise ValueError(
                 f"vat: expected eps, xi > 0 and power_iterations >= 1, got {eps}, {xi}, {power_iterations}"
             )
+        self.check_range(0, 1, ramp=ramp)
+        self.check_range(0, math.inf, unlabelled_weight=unlabelled_weight)
         self.eps, self.xi, self.power_iterations = eps, xi, power_iterations
         self.unlabelled_weight, self.ramp = unlabelled_weight, ramp
 
@@ -71,9 +74,18 @@ class VAT(SemiMethod):
         }
 
     def direction(self, model: nn.Module, x: Tensor, p: Tensor, seed: int) -> Tensor:
-        """Unit vectors (N, 3, H, W) along which the KL from ``p`` grows fastest, by power iteration."""
+        """Unit vectors (N, 3, H, W) along which the KL from the prediction ``p`` on ``x`` grows fastest, by power
+        iteration; in float32.
+
+        Under autocast the prediction is made anew in float32: beside one of half precision, what the probe changes
+        would drown in rounding.
+        """
+        half = torch.is_autocast_enabled(x.device.type)
         with torch.autocast(x.device.type, enabled=False):
             d = unit(torch.randn_like(x, dtype=torch.float32))
+            if half:
+                with torch.no_grad(), same_noise(seed, x):
+                    p = model(x.float()).float().softmax(1)
             for _ in range(self.power_iterations):
                 probe = (self.xi * d).requires_grad_()
                 with same_noise(seed, x):
@@ -88,8 +100,11 @@ def kl(p: Tensor, logits: Tensor) -> Tensor:
 
 
 def unit(d: Tensor) -> Tensor:
-    """Each sample at length 1 over all its pixels; zero stays zero."""
-    return F.normalize(d.flatten(1), dim=1, eps=1e-30).view_as(d)
+    """Each sample at length 1 over all its pixels, however small it was; zero stays zero."""
+    flat = d.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)
+    flat = flat / torch.where(largest > 0, largest, 1)  # the squares of small numbers would underflow
+    return F.normalize(flat, dim=1, eps=1e-30).view_as(d)
 
 
 @contextmanager

@@ -161,6 +161,22 @@ def test_mixmatch(monkeypatch: pytest.MonkeyPatch) -> None:
     close(terms["entropy_term"], 0.3 * float(entropy(softmax(z[5:], axis=1), axis=1).mean()))
 
 
+def test_mixmatch_guesses_by_the_statistics_of_each_view() -> None:
+    """Two views of different contrast: each normalised by its own batch, as if it had passed alone."""
+    model, data = with_batchnorm(), batch()
+    data.views["weak2"].mul_(3).add_(1)
+    with torch.no_grad():
+        apart = [model(data.views[name]).softmax(1) for name in ("weak", "weak2")]
+        together = model(torch.cat([data.views["weak"], data.views["weak2"]])).softmax(1).split(12)
+    views = data.views["weak"], data.views["weak2"]
+    found = MixMatch(None)._weak_logits(model, *views)
+    for mine, own, mixed in zip(found.values(), apart, together, strict=True):
+        torch.testing.assert_close(mine.softmax(1), own)
+        assert not torch.allclose(mine.softmax(1), mixed, atol=1e-3)
+    assert not found["weak"].requires_grad
+    assert MixMatch(EM())._weak_logits(model, *views)["weak"].requires_grad
+
+
 def test_sharpen() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2]])
     torch.testing.assert_close(sharpen(p, 0.5), torch.tensor([[0.25, 0.09, 0.04]]) / 0.38)
@@ -209,6 +225,29 @@ def test_vat_finds_the_direction_that_float64_finds() -> None:
 
     assert cosine(1e-2) > 0.99
     assert cosine(1e-6) < 0.9
+
+
+def test_vat_finds_the_same_direction_under_autocast() -> None:
+    """The prediction at hand is one of bfloat16 then, next to which the probe would be lost."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, C))
+    x = torch.randn(16, 3, 4, 4)
+    found = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.no_grad():
+                p = net(x).float().softmax(1)
+            torch.manual_seed(3)
+            found.append(VAT(None).direction(net, x, p, seed=0))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e-26, 1e-37])
+def test_a_direction_has_length_one_however_flat_the_loss_is(scale: float) -> None:
+    d = torch.randn(3, 3, 4, 4)
+    torch.testing.assert_close(unit(d * scale), unit(d), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(unit(d).flatten(1).norm(dim=1), torch.ones(3))
+    assert not unit(torch.zeros(2, 3, 4, 4)).any()
 
 
 def test_vat_shares_dropout_between_its_passes() -> None:
@@ -303,6 +342,14 @@ def test_unlabelled_passes_leave_running_statistics_alone(kind: type[base.SemiMe
     assert net[1].momentum == 0.1
 
 
+def test_running_statistics_survive_an_unlabelled_nan() -> None:
+    net, data = with_batchnorm(), batch()
+    data.views["weak"][0] = math.nan
+    PseudoLabel(None).terms(net, data)
+    assert torch.isfinite(net[1].running_mean).all()
+    assert net[1].track_running_stats
+
+
 def test_ent_min_without_a_loss_is_supervised() -> None:
     net, data = with_batchnorm(), batch()
     assert EntMin(None).needed_views == ()
@@ -346,3 +393,14 @@ def test_wrong_settings_are_refused() -> None:
         FreeMatch(EM())
     with pytest.raises(ValueError, match="xi"):
         VAT(EM(), xi=0)
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), [
+    (FixMatch, "threshold", 1.5), (FixMatch, "unlabelled_weight", -1.0), (PseudoLabel, "threshold", -0.1),
+    (PseudoLabel, "ramp", -3.0), (PseudoLabel, "unlabelled_weight", -1.0), (FreeMatch, "momentum", 2.0),
+    (FreeMatch, "fairness_weight", -1.0), (FreeMatch, "unlabelled_weight", math.nan), (MixMatch, "ramp", 2.0),
+    (MixMatch, "unlabelled_weight", -1.0), (VAT, "ramp", -1.0), (VAT, "unlabelled_weight", -1.0),
+])  # fmt: skip
+def test_settings_out_of_range_are_refused(kind: type[base.SemiMethod], name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{kind.name}: expected {name} of at least 0.*, got {value}"):
+        kind(None, num_classes=C, **{name: value})
