@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return fail(f"dembench run: {error}")
     except KeyboardInterrupt:
-        return fail("dembench run: stopped; started again, this run begins anew", status=130)
+        text = "stopped; started again, this run goes on from its last checkpoint, where its task writes such, or anew"
+        return fail(f"dembench run: {text}", status=130)
     except runs.RunBusy as error:
         return fail(f"dembench run: {error}", status=1)
     if not outcome.ran:

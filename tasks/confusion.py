@@ -43,7 +43,7 @@ class Confusion:
 
     def accuracy(self) -> float:
         """Share of correct predictions, which on a balanced set is the macro recall."""
-        return float(self.counts.diagonal().sum() / self.counts.sum().clamp(min=1))
+        return float(self.counts.diagonal().sum().double() / self.counts.sum().clamp(min=1))
 
     def macro(self) -> dict[str, float]:
         """Means over classes; macro F1 is the mean of the F1s, not the F1 of the means."""
@@ -56,12 +56,14 @@ class Confusion:
     def thirds(self, training_counts: Tensor) -> dict[str, float]:
         """Mean recall of the classes with most, medium and fewest training samples: "head", "medium", "tail".
 
-        Classes are sorted by ``training_counts`` (C,), ties by their number; a remainder goes to the middle.
+        Classes are sorted by ``training_counts`` (C,), ties by their number; a remainder goes to the middle, which two
+        classes do not have.
         """
         order = torch.argsort(training_counts, descending=True, stable=True).to(self.counts.device)
-        recall, third = self.per_class()["recall"][order], self.num_classes // 3
+        recall, third = self.per_class()["recall"][order], max(self.num_classes // 3, 1)
         parts = (recall[:third], recall[third : self.num_classes - third], recall[self.num_classes - third :])
-        return {name: float(part.mean()) for name, part in zip(("head", "medium", "tail"), parts, strict=True)}
+        named = zip(("head", "medium", "tail"), parts, strict=True)
+        return {name: float(part.mean()) for name, part in named if len(part)}
 
     def bias(self) -> dict[str, float]:
         """How far the shares of predictions are from the shares of labels: how much easy classes take.

@@ -162,6 +162,8 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
     if (found := _finished(directory, config["force"])) is not None:
         return Outcome(directory / "result.json", False, found)
     with user_errors():
+        if hasattr(prepared.task, "check_method"):
+            prepared.task.check_method(prepared.make_method)
         directory.mkdir(parents=True, exist_ok=True)
     with runs.lock(directory):
         if (found := _finished(directory, config["force"])) is not None:  # another process was faster

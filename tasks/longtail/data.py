@@ -78,16 +78,22 @@ class LongTailData(SemiData):
             none if self.unlabelled_from == "test" else unlabelled,
             validation=self.validation_per_class,
             seed=self.split_seed,
+            names=self.class_names,
         )
 
     @cached_property
     def _stream(self) -> Tensor:
         """Positions in the test images of an unlabelled stream from there."""
-        return choose(self.images.test.labels, self._profiles[1][0], seed=self.split_seed).labelled
+        counts = self._profiles[1][0]
+        return choose(self.images.test.labels, counts, seed=self.split_seed, names=self.class_names).labelled
 
     @property
     def unlabelled(self) -> Tensor:
         return self.test.images[self._stream] if self.unlabelled_from == "test" else super().unlabelled
+
+    @property
+    def num_unlabelled(self) -> int:
+        return len(self._stream) if self.unlabelled_from == "test" else super().num_unlabelled
 
     @property
     def training_counts(self) -> Tensor:

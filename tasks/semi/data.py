@@ -47,7 +47,12 @@ class SemiData:
 
     def check(self) -> None:
         """Reads the images and chooses the samples."""
-        _ = self.split
+        if reserved := {"mean", "training"} & set(self.class_names):
+            raise ValueError(f"{self.name}: a class cannot be named {min(reserved)!r}, as a slice of the results is")
+        _ = self.split, self.validation, self.test
+        height, width = self.test.images.shape[2:]
+        if self.recipe.pad >= min(height, width):
+            raise ValueError(f"{self.name}: {height} x {width} pixels are too few to pad by {self.recipe.pad}")
 
     @property
     def name(self) -> str:
@@ -86,7 +91,18 @@ class SemiData:
             validation=self.validation_per_class,
             include_labelled=self.include_labelled,
             seed=self.split_seed,
+            names=self.class_names,
         )
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of what a network is shown."""
+        height, width = self.test.images.shape[2:]
+        return (height, width) if self.recipe.size is None else (self.recipe.size, self.recipe.size)
+
+    @property
+    def num_unlabelled(self) -> int:
+        return len(self.split.unlabelled)
 
     @property
     def labelled(self) -> Pool:
@@ -152,5 +168,5 @@ def as_csv(index: Tensor, labels: Tensor) -> str:
 
 def describe(data: Any) -> str:
     """Sizes in a line, for messages."""
-    parts = (len(data.labelled.labels), len(data.unlabelled), len(data.validation.labels), len(data.test.labels))
+    parts = (len(data.labelled.labels), data.num_unlabelled, len(data.validation.labels), len(data.test.labels))
     return "{} labelled, {} unlabelled, {} validation, {} test".format(*parts)

@@ -26,6 +26,7 @@ def choose(
     validation: int = 0,
     include_labelled: bool = False,
     seed: int = 0,
+    names: Sequence[str] = (),
 ) -> Split:
     """Chooses by a permutation of each class: first the validation samples, then the labelled, then the unlabelled.
 
@@ -38,6 +39,7 @@ def choose(
         validation: samples per class held out.
         include_labelled: the labelled samples are among the unlabelled ones, too.
         seed: of the permutations.
+        names: of the classes, for the error.
     Raises: ValueError where a class has too few.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -49,7 +51,8 @@ def choose(
         more = max(rest, 0) if unlabelled is None else unlabelled[c]
         if rest < more or rest < 0:
             need = f"{validation} validation + {count} labelled + {more} unlabelled"
-            raise ValueError(f"class {c} has {len(own)} samples, {need} were asked for")
+            name = f"{c} ({names[c]})" if names and names[c] != str(c) else c
+            raise ValueError(f"class {name} has {len(own)} samples, {need} were asked for")
         kept, chosen, free = own[:validation], own[validation : validation + count], own[validation + count :][:more]
         for part, found in zip(parts, (chosen, free, kept), strict=True):
             part.append(found)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
 from tasks.confusion import Confusion
@@ -66,8 +68,16 @@ class SemiSupervised:
         return self.protocol.evaluations
 
     def check_method(self, make_method: Callable[..., SemiMethod]) -> None:
-        """Builds a method and lets it go: what it refuses, it refuses here."""
-        make_method(num_classes=self.data.num_classes)
+        """Builds method, network and optimiser and lets them go: what they refuse, they refuse here.
+
+        Raises: ValueError also where the method needs unlabelled samples and there are none, where the images are too
+        small, or where there are too few devices; ModuleNotFoundError where lightning is not installed.
+        """
+        method = make_method(num_classes=self.data.num_classes)
+        if method.needed_views and not self.data.num_unlabelled:
+            raise ValueError(f"{method.name} needs unlabelled samples, {self.data.name} has none")
+        check_devices(self.device, self.protocol.devices)
+        self.protocol.make_optimizer(probe(self.model, self.data.num_classes, self.data.view_size))
 
     def run(self, make_method: Callable[..., SemiMethod]) -> Iterator[Event]:
         """Yields notes, the chosen samples as files, Scalars at each evaluation, and rows at the end."""
@@ -82,7 +92,10 @@ class SemiSupervised:
     def notes(self, method: SemiMethod) -> Iterator[Note]:
         yield from self.data.notes
         yield Note("samples", describe(self.data))
-        yield Note("selection", "accuracy is of the last iterate; accuracy_test_best is chosen on the test, for parity")
+        text = "accuracy is of the last iterate; accuracy_test_best is chosen on the test, for parity"
+        if not len(self.data.validation.labels):
+            text += "; there are no validation images to select by (data.validation_per_class=N holds some out)"
+        yield Note("selection", text)
         if method.name == "supervised":
             yield Note("loss", "supervised has no unlabelled samples and no use for the loss")
         elif method.slot.loss is None:
@@ -120,7 +133,8 @@ class SemiSupervised:
         for name, value in confusion.macro().items():
             yield Row("mean", name, value, "fraction", n)
         for name, unit in (("kl", "nats"), ("tv", "fraction")):
-            yield Row("mean", f"bias_{name}", confusion.bias()[name], unit, n)
+            if math.isfinite(value := confusion.bias()[name]):  # not where a class without test images is predicted
+                yield Row("mean", f"bias_{name}", value, unit, n)
         yield from (row for row in metrics.rows("mean") if row.metric != "error")
         counts = confusion.label_counts.tolist()
         per_class = {name: values.tolist() for name, values in confusion.per_class().items()}
@@ -136,19 +150,34 @@ class SemiSupervised:
             yield Flag("collapse", "mean", f"one class takes {max(predicted) / n:.0%} of the predictions")
 
 
-def make_fabric(device: str, precision: str, devices: int) -> Any:
-    """A Fabric for one device, or for several that share each batch.
-
-    Raises: ModuleNotFoundError where lightning is not installed; ValueError where there are fewer GPUs.
-    """
-    try:
-        from lightning.fabric import Fabric
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "semi-supervised training needs the package lightning: pip install dembench[semi]"
-        ) from error
+def check_devices(device: str, devices: int) -> None:
+    """Raises: ModuleNotFoundError where lightning is not installed; ValueError where there are fewer GPUs."""
+    if find_spec("lightning") is None:
+        raise ModuleNotFoundError("semi-supervised training needs the package lightning: pip install dembench[semi]")
     if device == "cuda" and torch.cuda.device_count() < devices:
         raise ValueError(f"protocol: devices={devices}, but PyTorch finds {torch.cuda.device_count()} GPUs")
+
+
+def probe(model: NetMaker, num_classes: int, size: tuple[int, int]) -> nn.Module:
+    """The network without its memory, after it was shown images (1, 3, *size).
+
+    Raises: ValueError where it does not take them.
+    """
+    with torch.device("meta"), torch.no_grad():
+        net = model(num_classes=num_classes).eval()
+        try:
+            net(torch.empty(1, 3, *size))
+        except (AssertionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"model: no network for images of {size[0]} x {size[1]} ({reason})") from error
+    return net
+
+
+def make_fabric(device: str, precision: str, devices: int) -> Any:
+    """A Fabric for one device, or for several that share each batch; raises what ``check_devices`` raises."""
+    check_devices(device, devices)
+    from lightning.fabric import Fabric
+
     strategy = "auto" if devices == 1 else "ddp_spawn"
     return Fabric(accelerator=device, devices=devices, strategy=strategy, precision=PRECISIONS[precision])
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from core import EM, AdaDEM
@@ -25,7 +26,7 @@ from tasks.semi.methods.freematch import FreeMatch
 from tasks.semi.methods.mixmatch import MixMatch
 from tasks.semi.nets import NetMaker
 from tasks.semi.regime import Regime
-from tasks.semi.sources import Digits
+from tasks.semi.sources import Digits, ImageFolders
 from tasks.semi.task import SemiSupervised
 
 METHODS = ("ent_min", "fixmatch", "freematch", "mixmatch", "pseudo_label", "supervised", "vat")
@@ -119,6 +120,46 @@ def test_missing_images_are_named_before_any_work(tmp_path: Path) -> None:
         compose(["task=semi", "data=cifar10"])
     with pytest.raises(ConfigError, match="unpack cifar-10-python.tar.gz"):
         experiment.prepare(compose(["task=semi", "data=cifar10", f"data.images.root={tmp_path}"]))
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["protocol=usb"], "layer_decay=0.5: ConvNet has no blocks"),
+    (["model=vit_tiny_patch2_32", "model.weights=null"], "model: no network for images of 16 x 16 .*32"),
+    (["data.labels_per_class=null", "data.include_labelled=false"], "ent_min needs unlabelled samples"),
+    (["method.loss_weight=-1"], "loss_weight >= 0"),
+])  # fmt: skip
+def test_what_cannot_run_is_refused_before_there_is_a_run(words: list[str], message: str, tmp_path: Path) -> None:
+    if "vit" in words[0]:  # of timm
+        pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=message):
+        experiment.run(experiment.prepare(compose(["task=semi", *words, f"out={tmp_path / 'runs'}"])))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    def folder(name: str, side: int, *parts: str) -> Path:
+        for part in parts:
+            for kind in ("cat", "mean" if name == "named" else "dog"):
+                (tmp_path / name / part / kind).mkdir(parents=True)
+                for i in range(4):
+                    Image.new("RGB", (side, side), (40 * i, 0, 0)).save(tmp_path / name / part / kind / f"{i}.png")
+        return tmp_path / name
+
+    for name, side, parts, message in (
+        ("small", 4, ("train", "test"), "small: 4 x 4 pixels are too few to pad by 4"),
+        ("untested", 8, ("train", "val"), "has train and validation but no test images"),
+        ("named", 8, ("train", "test"), "a class cannot be named 'mean'"),
+    ):
+        images = ImageFolders(folder(name, side, *parts), name)
+        with pytest.raises(ValueError, match=message):
+            SemiData(images, 1).check()
+
+
+def test_runs_without_validation_images_say_so(tmp_path: Path) -> None:
+    result = run(["task=semi", "data.validation_per_class=0"], tmp_path)
+    notes = {note["key"]: note["text"] for note in result["notes"]}
+    assert "no validation images to select by (data.validation_per_class=N" in notes["selection"]
+    assert "accuracy_validation_selected" not in {row["metric"] for row in result["rows"]}
 
 
 def test_presets_are_the_published_ones() -> None:

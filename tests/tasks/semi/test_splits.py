@@ -80,8 +80,8 @@ def test_seeds_choose_differently_and_more_labels_contain_fewer() -> None:
 def test_too_few_samples_are_an_error() -> None:
     with pytest.raises(ValueError, match="class 0 has 10 samples, 2 validation \\+ 9 labelled"):
         choose(torch.arange(40) % 4, [9] * 4, validation=2)
-    with pytest.raises(ValueError, match="class 1 has 10 samples"):
-        choose(torch.arange(40) % 4, [5] * 4, [5, 6, 5, 5])
+    with pytest.raises(ValueError, match="class 1 \\(dog\\) has 10 samples"):
+        choose(torch.arange(40) % 4, [5] * 4, [5, 6, 5, 5], names=("cat", "dog", "cow", "pig"))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -125,3 +125,9 @@ def test_geometric_mean_and_thirds() -> None:
     assert filled([[5, 0], [5, 0]]).geometric_mean() == 0
     thirds = confusion.thirds(torch.tensor([1, 50, 10, 100]))  # from most to least: 3, 1, 2, 0
     assert thirds == pytest.approx({"head": 0.5, "medium": (0.5 + 0.2) / 2, "tail": 0.8})
+    two = filled([[3, 1], [4, 4]]).thirds(torch.tensor([2, 9]))
+    assert two == {"head": 0.5, "tail": 0.75}  # nothing lies between two classes
+
+
+def test_accuracy_is_exact() -> None:
+    assert filled([[89, 400], [407, 0]]).accuracy() == 89 / 896
