@@ -1,8 +1,9 @@
 """RandAugment's 14 operations on batches of uint8 images (N, 3, H, W), a magnitude for each sample.
 
 They give what Pillow gives, to the last grey level (rotations, shears and translations by its fixed-point arithmetic,
-nearest neighbour, black beyond the edge), on any device. The geometric ones are named by their matrices, so that a
-batch of different ones is a single look-up.
+nearest neighbour, black beyond the edge), on any device. They are of three families: a table of grey levels to look
+up, a second image to blend with, or a matrix that says where each pixel comes from. So a batch of all of them takes
+one look-up, one blend and one move; only tables, second images and matrices are made for each operation by itself.
 """
 
 from __future__ import annotations
@@ -13,60 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["GEOMETRIC", "OPERATIONS", "POINTWISE", "RANGES", "affine", "apply"]
+__all__ = ["FAMILIES", "OPERATIONS", "POINTWISE", "RANGES", "apply", "apply_each"]
 
 _FIXED = 16  # bits behind the point
-
-
-def gray(images: Tensor) -> Tensor:
-    """ITU-R 601 luma, int32 (N, 1, H, W), rounded as Pillow's mode L."""
-    red, green, blue = images.to(torch.int32).unbind(1)
-    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)[:, None]
-
-
-def blend(low: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """``low`` at factor 0, ``images`` at 1, truncated; factors (N,) from 0 to 1."""
-    start = low.float()
-    return (start + factor.float().view(-1, 1, 1, 1) * (images.float() - start)).to(torch.uint8)
-
-
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Towards black."""
-    return blend(torch.zeros_like(images), images, factor)
-
-
-def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Towards grey."""
-    return blend(gray(images), images, factor)
-
-
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Towards the mean grey level of the whole image."""
-    luma = gray(images).flatten(1)
-    mean = (2 * luma.sum(1, dtype=torch.int64) + luma.shape[1]).div(2 * luma.shape[1], rounding_mode="floor")
-    return blend(mean.view(-1, 1, 1, 1), images, factor)
-
-
-def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Towards a smoothed image: weights 1 around 5, the outermost pixels as they are."""
-    wide = images.to(torch.int32)
-    smooth = wide.clone()
-    if min(images.shape[2:]) > 2:
-        rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
-        total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
-        smooth[:, :, 1:-1, 1:-1] = (2 * total + 13).div(26, rounding_mode="floor")  # nearest of total / 13
-    return blend(smooth, images, factor)
-
-
-def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keeps the uppermost bits, the whole number below ``bits`` but at least 1."""
-    dropped = 8 - bits.to(torch.int32).clamp(min=1).view(-1, 1, 1, 1)
-    return (images.to(torch.int32) >> dropped << dropped).to(torch.uint8)
-
-
-def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Inverts grey levels that are not below the threshold."""
-    return torch.where(images < threshold.view(-1, 1, 1, 1), images, 255 - images)
 
 
 def autocontrast(images: Tensor, _: Tensor) -> Tensor:
@@ -74,32 +24,65 @@ def autocontrast(images: Tensor, _: Tensor) -> Tensor:
     flat = images.flatten(2)
     low, high = flat.amin(2).double(), flat.amax(2).double()
     scale = torch.full_like(high, 255) / (high - low).clamp(min=1)  # 255 / tensor would multiply by a reciprocal
-    levels = torch.arange(256, dtype=torch.float64, device=images.device)
-    table = (levels * scale[..., None] + (-low * scale)[..., None]).trunc().clamp(0, 255)
-    return _look_up(images, torch.where((high > low)[..., None], table, levels).to(torch.uint8))
+    several = high > low  # a channel of one level stays as it is
+    scale, start = torch.where(several, scale, 1.0), torch.where(several, -low * scale, 0.0)
+    every = torch.arange(256, dtype=torch.float64, device=images.device)
+    return (every * scale[..., None] + start[..., None]).clamp(0, 255)
 
 
 def equalize(images: Tensor, _: Tensor) -> Tensor:
     """Flattens the histogram of each channel."""
     n, channels = images.shape[:2]
-    flat = images.flatten(2).to(torch.int64)
+    flat = images.flatten(2)
     offsets = 256 * torch.arange(n * channels, device=images.device).view(n, channels, 1)
     counts = torch.bincount((flat + offsets).flatten(), minlength=256 * n * channels).view(n, channels, 256)
-    last = counts.gather(2, flat.amax(2, keepdim=True))
+    last = counts.gather(2, flat.amax(2, keepdim=True).to(torch.int64))
     step = (flat.shape[2] - last).div(255, rounding_mode="floor")
     before = counts.cumsum(2) - counts + step.div(2, rounding_mode="floor")
     table = before.div(step.clamp(min=1), rounding_mode="floor").clamp(max=255)
-    levels = torch.arange(256, device=images.device)
-    return _look_up(images, torch.where(step > 0, table, levels).to(torch.uint8))
+    return torch.where(step > 0, table, torch.arange(256, device=images.device))
 
 
-def identity(images: Tensor, _: Tensor) -> Tensor:
-    return images
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Keeps the uppermost bits, the whole number below ``bits`` but at least 1."""
+    dropped = 8 - bits.to(torch.int32).clamp(min=1).view(-1, 1, 1)
+    every = torch.arange(256, dtype=torch.int32, device=images.device)
+    return (every >> dropped << dropped).expand(-1, images.shape[1], -1)
 
 
-def _look_up(images: Tensor, table: Tensor) -> Tensor:
-    """The entry of ``table`` (N, 3, 256) for each grey level."""
-    return table.gather(2, images.flatten(2).to(torch.int64)).view_as(images)
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Inverts grey levels that are not below the threshold."""
+    every = torch.arange(256, device=images.device)
+    return torch.where(every < threshold.view(-1, 1, 1), every, 255 - every).expand(-1, images.shape[1], -1)
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Black."""
+    return torch.zeros_like(images)
+
+
+def color(images: Tensor) -> Tensor:
+    """Grey: ITU-R 601 luma, rounded as Pillow's mode L; float32 holds 24 bits, so every sum is exact."""
+    red, green, blue = images.unbind(1)
+    luma = (19595 * red + 38470 * green + 7471 * blue + 2**15).mul_(2**-16).floor_()
+    return luma[:, None].expand_as(images)
+
+
+def contrast(images: Tensor) -> Tensor:
+    """The mean grey level of the whole image."""
+    luma = color(images)[:, 0].flatten(1)
+    mean = (2 * luma.sum(1, dtype=torch.int64) + luma.shape[1]).div(2 * luma.shape[1], rounding_mode="floor")
+    return mean.float().view(-1, 1, 1, 1).expand_as(images)
+
+
+def sharpness(images: Tensor) -> Tensor:
+    """A smoothed image: weights 1 around 5, the outermost pixels as they are."""
+    smooth = images.clone()
+    if min(images.shape[2:]) > 2:
+        rows = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
+        total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * images[:, :, 1:-1, 1:-1]
+        smooth[:, :, 1:-1, 1:-1] = total.div_(13).round_()  # of whole numbers: never near a half
+    return smooth
 
 
 def rotation(degrees: Tensor, height: int, width: int) -> Tensor:
@@ -129,41 +112,27 @@ def translate_y(share: Tensor, height: int, width: int) -> Tensor:
 
 
 def _matrix(values: Tensor, place: int) -> Tensor:
-    matrix = torch.tensor([1.0, 0, 0, 0, 1, 0], dtype=torch.float64, device=values.device).repeat(len(values), 1)
+    matrix = values.new_zeros(len(values), 6)
+    matrix[:, ::4] = 1
     matrix[:, place] = values
     return matrix
 
 
-def affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Each output pixel (x, y) from (a x + b y + c, d x + e y + f), nearest neighbour, black beyond the edge.
-
-    ``matrix`` is (N, 6) float64: a, b, c, d, e, f. In fixed point of 16 bits, as Pillow.
-    """
-    height, width = images.shape[2:]
-    a, b, c, d, e, f = matrix.unbind(1)
-    fixed = (torch.stack([a, b, c + (a + b) / 2, d, e, f + (d + e) / 2]) * 2**_FIXED + 0.5).floor()
-    a, b, c, d, e, f = fixed.to(torch.int64)[..., None, None].unbind(0)
-    x = torch.arange(width, device=images.device)
-    y = torch.arange(height, device=images.device)[:, None]
-    from_x, from_y = (a * x + (b * y + c)) >> _FIXED, (d * x + (e * y + f)) >> _FIXED
-    inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
-    place = (from_y * width + from_x).masked_fill_(~inside, 0).flatten(1)[:, None]
-    found = images.flatten(2).gather(2, place.expand(-1, images.shape[1], -1)).view_as(images)
-    return found * inside[:, None]
-
-
-Operation = Callable[[Tensor, Tensor], Tensor]
-POINTWISE: dict[str, Operation] = {
+# Images (N, 3, H, W) uint8 and magnitudes (N,) float64 to tables (N, 3, 256) of numbers from 0 to 255, then truncated.
+TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "autocontrast": autocontrast,
+    "equalize": equalize,
+    "posterize": posterize,
+    "solarize": solarize,
+}
+# Images (N, 3, H, W) to what they become at factor 0, both float32 of whole numbers from 0 to 255.
+LOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "brightness": brightness,
     "color": color,
     "contrast": contrast,
-    "equalize": equalize,
-    "identity": identity,
-    "posterize": posterize,
     "sharpness": sharpness,
-    "solarize": solarize,
 }
+# Magnitudes (N,) float64, height and width to matrices (N, 6): see ``_move``.
 GEOMETRIC: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "rotate": rotation,
     "shear_x": shear_x,
@@ -171,7 +140,9 @@ GEOMETRIC: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "translate_x": translate_x,
     "translate_y": translate_y,
 }
-OPERATIONS = tuple(sorted((*POINTWISE, *GEOMETRIC)))
+POINTWISE = ("identity", *TABLES, *LOWS)
+FAMILIES = (*POINTWISE, *GEOMETRIC)  # those of a family side by side
+OPERATIONS = tuple(sorted(FAMILIES))
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), (0.05, 0.95)),
     "posterize": (4, 8),
@@ -183,7 +154,54 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def apply(name: str, images: Tensor, magnitude: Tensor) -> Tensor:
-    """The operation ``name`` with magnitudes (N,) float64 in the unit of ``RANGES``."""
-    if name in GEOMETRIC:
-        return affine(images, GEOMETRIC[name](magnitude, *images.shape[2:]))
-    return POINTWISE[name](images, magnitude)
+    """The operation ``name`` with magnitudes (N,) float64 in the unit of ``RANGES``, on the CPU."""
+    return apply_each(torch.full((len(images),), FAMILIES.index(name)), images, magnitude)
+
+
+def apply_each(number: Tensor, images: Tensor, magnitude: Tensor) -> Tensor:
+    """On image i the operation ``FAMILIES[number[i]]`` with ``magnitude[i]``; numbers and magnitudes are on the CPU."""
+    order = number.argsort()
+    counts = dict(zip(FAMILIES, number.bincount(minlength=len(FAMILIES)).tolist(), strict=True))
+    images, magnitude = images.index_select(0, order.to(images.device)), magnitude[order]
+    start = counts["identity"]
+    for family, work in ((TABLES, _look_up), (LOWS, _blend), (GEOMETRIC, _move)):
+        present = {name: counts[name] for name in family if counts[name]}
+        rows = slice(start, start := start + sum(present.values()))
+        if present:
+            images[rows] = work(images[rows], magnitude[rows], present)
+    return images.index_select(0, order.argsort().to(images.device))
+
+
+def _look_up(images: Tensor, magnitude: Tensor, counts: dict[str, int]) -> Tensor:
+    """``counts``, here and below: how many of the images, one after the other, each operation has."""
+    sizes = [*counts.values()]
+    parts = zip(counts, images.split(sizes), magnitude.to(images.device).split(sizes), strict=True)
+    table = torch.cat([TABLES[name](part, value).to(torch.uint8) for name, part, value in parts])
+    return table.gather(2, images.flatten(2).to(torch.int64)).view_as(images)
+
+
+def _blend(images: Tensor, magnitude: Tensor, counts: dict[str, int]) -> Tensor:
+    """From the second image at factor 0 to the image itself at 1, truncated."""
+    wide, factor = images.float(), magnitude.to(images.device).float().view(-1, 1, 1, 1)
+    low = torch.cat([LOWS[name](part) for name, part in zip(counts, wide.split([*counts.values()]), strict=True)])
+    return wide.sub_(low).mul_(factor).add_(low).to(torch.uint8)
+
+
+def _move(images: Tensor, magnitude: Tensor, counts: dict[str, int]) -> Tensor:
+    """Each output pixel (x, y) from (a x + b y + c, d x + e y + f), nearest neighbour, black beyond the edge.
+
+    A matrix is a, b, c, d, e, f. In fixed point of 16 bits, as Pillow; 32 bits hold it for sides of some thousand.
+    """
+    height, width = images.shape[2:]
+    parts = zip(counts, magnitude.split([*counts.values()]), strict=True)
+    a, b, c, d, e, f = torch.cat([GEOMETRIC[name](value, height, width) for name, value in parts]).unbind(1)
+    fixed = (torch.stack([a, b, c + (a + b) / 2, d, e, f + (d + e) / 2]) * 2**_FIXED + 0.5).floor()
+    a, b, c, d, e, f = fixed.to(images.device, torch.int32)[..., None, None].unbind(0)
+    x = torch.arange(width, dtype=torch.int32, device=images.device)
+    y = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
+    from_x, from_y = (a * x + (b * y + c)) >> _FIXED, (d * x + (e * y + f)) >> _FIXED
+    near_x, near_y = from_x.clamp(0, width - 1), from_y.clamp(0, height - 1)
+    inside = (from_x == near_x) & (from_y == near_y)
+    place = (near_y * width + near_x).to(torch.int64).flatten(1)[:, None]
+    found = images.flatten(2).gather(2, place.expand(-1, images.shape[1], -1)).view_as(images)
+    return found * inside[:, None]

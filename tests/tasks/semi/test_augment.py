@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tasks.semi import augment, operators
+from tasks.semi.sources import MedMNIST
 
 PILLOW = {
     "autocontrast": lambda image, v: ImageOps.autocontrast(image),
@@ -121,17 +122,32 @@ def test_a_sample_is_the_same_alone_and_in_a_batch() -> None:
         assert torch.equal(augment.strong(few, recipe, strong_draw.take(rows)), together[rows])
 
 
-def test_strong_is_its_operations_one_after_the_other() -> None:
-    images = pictures(32, 32)
-    recipe = augment.Recipe(cutout=0.0)
+@pytest.mark.parametrize("size", [(32, 32), (17, 24)])
+@pytest.mark.parametrize(
+    "operations",
+    [
+        operators.OPERATIONS,
+        MedMNIST.recipe.operations,
+        ("solarize", "autocontrast", "equalize"),
+        ("sharpness", "brightness"),
+        ("translate_y", "rotate", "translate_y"),
+        ("identity",),
+    ],
+    ids=lambda names: f"{len(names)}_{names[0]}",
+)
+def test_strong_is_its_operations_one_after_the_other(operations: tuple[str, ...], size: tuple[int, int]) -> None:
+    images = pictures(*size)
+    recipe = augment.Recipe(operations=operations, cutout=0.0)
     draw = augment.draw_strong(recipe, len(images), torch.Generator().manual_seed(3))
+    before = images.clone()
     found = augment.strong(images, recipe, draw)
+    assert torch.equal(images, before)
     for i, mine in enumerate(found):
         picture = to_pillow(images[i])
         for number, value in zip(draw.operation[:, i].tolist(), draw.magnitude[:, i].tolist(), strict=True):
-            picture = PILLOW[recipe.operations[number]](picture, value)
+            picture = PILLOW[operations[number]](picture, value)
         assert torch.equal(mine, from_pillow(picture))
-    assert draw.operation.unique().numel() == 14
+    assert draw.operation.unique().numel() == len(operations)
 
 
 def test_magnitudes_fill_their_ranges_and_differ_between_samples() -> None:
@@ -148,10 +164,14 @@ def test_magnitudes_fill_their_ranges_and_differ_between_samples() -> None:
 
 
 def test_to_float_normalises() -> None:
-    images = pictures(8, 8)
+    images = pictures(8, 6)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.25, 1.0])
     expected = (images.double() / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-    torch.testing.assert_close(augment.to_float(images, mean, std).double(), expected, rtol=1e-6, atol=1e-6)
+    found = augment.to_float(images, mean, std)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected.contiguous(), rtol=1e-6, atol=1e-6)
+    scale, shift = (v.view(1, 3, 1, 1) for v in (1 / (255 * std), mean / std))
+    assert torch.equal(found, images.float() * scale - shift)
 
 
 def test_wrong_recipes_are_refused() -> None:
