@@ -48,7 +48,8 @@ def score(result: dict[str, Any], metric: str, slice: str = "mean") -> float:
 
 
 def test_the_methods_are_these() -> None:
-    assert options("method", "semi") == sorted([*METHODS, "vat_usb"]) == options("method", "longtail")
+    known = sorted([*METHODS, "mixmatch_classic", "vat_usb"])
+    assert options("method", "semi") == options("method", "longtail") == known
     ours, parity = (compose(["task=semi", f"method={name}"]).method for name in ("vat", "vat_usb"))
     assert {key for key in ours if ours[key] != parity[key]} == {"xi"}
 
@@ -176,6 +177,7 @@ def test_presets_are_the_published_ones() -> None:
     ("usb_stl10", {"lr": 1e-4, "layer_decay": 0.65}),
     ("usb_semi_aves", {"lr": 1e-3, "layer_decay": 0.65}),
     ("classic_cifar100", {"weight_decay": 1e-3}),
+    ("classic_equal", {"unlabelled_ratio": 1}),
 ])  # fmt: skip
 def test_presets_of_a_dataset_change_its_rates_alone(name: str, changes: dict[str, float]) -> None:
     own, base = (compose(["task=semi", f"protocol={p}"]).protocol for p in (name, name.split("_")[0]))
@@ -239,7 +241,7 @@ def test_two_processes_train_as_one() -> None:
             assert one.value == pytest.approx(two.value, rel=1e-3, abs=3e-3), one.metric
         else:
             assert one.values["accuracy"] == pytest.approx(two.values["accuracy"], abs=3e-3)
-            assert one.values["entropy_term"] == pytest.approx(two.values["entropy_term"], rel=0.5)
+            assert one.values["entropy_term"] == pytest.approx(two.values["entropy_term"], rel=1e-3)
 
 
 @pytest.mark.gpu
