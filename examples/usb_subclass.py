@@ -3,8 +3,9 @@
 USB's ``train_step`` returns the loss that its hooks step on; a subclass adds to it. The table of AdaDEM goes into USB's
 checkpoint, because a resumed run has to find it again.
 
-Run: python examples/usb_subclass.py   (registers ``fixmatch_adadem``; needs semilearn, then: python train.py --c ...
-with ``algorithm: fixmatch_adadem`` after importing this module)
+Run: python examples/usb_subclass.py   (registers ``fixmatch_adadem``; needs semilearn). For a training, import this
+module at the top of the train.py of USB's repository, which the package does not bring, and give it a file with
+``algorithm: fixmatch_adadem``.
 """
 
 from typing import Any

@@ -181,7 +181,7 @@ class WideResNet(nn.Module):
         if rest or blocks < 1:
             raise ValueError(f"wide_resnet: depth {depth} is no whole number of blocks in {stages} stages")
         channels = [16, *(16 * width * 2**stage for stage in range(stages))]
-        self.conv = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False)
+        self.conv = nn.Conv2d(3, channels[0], 3, 1, 1)  # with a bias, as in USB's code, though a norm follows
         parts = []
         for stage, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False)):
             first = WideBlock(inputs, outputs, stride if stage == 0 else 2, bn_momentum, stage == 0)

@@ -7,6 +7,7 @@ continues from its checkpoint as if nothing had happened, and the same seed give
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tasks.draws import Order, derived_seed, generator
 from tasks.metrics import StreamMetrics
 from tasks.runs import write_atomic
 from tasks.semi import augment
-from tasks.semi.methods.base import Batch, SemiMethod
+from tasks.semi.methods.base import Batch, SemiMethod, mean_over_ranks
 from tasks.semi.regime import Regime, trainable
 from tasks.semi.sources import Pool
 
@@ -160,7 +161,7 @@ class Trainer:
         self._average_statistics()
         steps = self.done - (int(self.history[-1]["iteration"]) if self.history else 0)
         values = {"iteration": float(self.done)}
-        values |= {name: float(value) / steps for name, value in self._sums.items()}
+        values |= {name: float(mean_over_ranks(value)) / steps for name, value in self._sums.items()}
         self._sums = {}
         self._final = confusion, _ = self.evaluate("test")
         values["accuracy"] = confusion.accuracy()
@@ -235,7 +236,7 @@ class Trainer:
             return
         try:
             self.load_state(torch.load(self.checkpoint, map_location="cpu", weights_only=True))
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, LookupError, ValueError, EOFError, pickle.UnpicklingError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.checkpoint} does not fit ({reason}); remove it or say force=true") from error
         self.method.to(self.device)

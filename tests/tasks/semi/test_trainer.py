@@ -171,6 +171,13 @@ def test_a_checkpoint_of_something_else_is_refused(data: SemiData, tmp_path: Pat
         list(other.run())
 
 
+@pytest.mark.parametrize("content", [b"", b"abc", b"\x80\x04K\x01."])
+def test_a_damaged_checkpoint_is_named(data: SemiData, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="c.pt does not fit .*force=true"):
+        list(trainer(data, EntMin(EM()), checkpoint=tmp_path / "c.pt").run())
+
+
 def test_the_average_is_the_recurrence(data: SemiData) -> None:
     run = trainer(data, Supervised())
     average = [p.detach().clone() for p in run.parameters]
