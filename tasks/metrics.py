@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import Histogram, Row
+from tasks.confusion import Confusion
 
 BINS = 15  # calibration bins, as in Guo et al. 2017
 COLLAPSE_PREDICTED = 0.9
@@ -94,6 +95,37 @@ class StreamMetrics:
         """How often each class was predicted and was true, over all batches so far."""
         predicted, label = self._counts.tolist()
         return Histogram(slice, tuple(predicted), tuple(label))
+
+
+class ClassMetrics(StreamMetrics):
+    """Also numbers in which each class counts alike, for streams whose classes are out of balance."""
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(num_classes, device)
+        self.confusion = Confusion(num_classes, self.device)
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # counting them waits for a GPU: once per slice
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        super().update(logits, labels)
+        self._waiting.append((logits.argmax(1).to(self.device), labels.to(self.device, torch.int64, non_blocking=True)))
+
+    def rows(self, slice: str) -> list[Row]:
+        """Those of ``StreamMetrics``, and four more: ``f1`` and ``recall`` are means over classes, ``bias_kl`` and
+        ``bias_tv`` say how far the shares of predictions are from those of labels, see ``Confusion.bias``.
+        """
+        found = super().rows(slice)
+        if self._waiting:
+            self.confusion.update(*(torch.cat(column) for column in zip(*self._waiting, strict=True)))
+            self._waiting = []
+        macro, bias = self.confusion.macro(), self.confusion.bias()
+        return [
+            *found,
+            Row(slice, "f1", macro["f1"], "fraction", self.n),
+            Row(slice, "recall", macro["recall"], "fraction", self.n),
+            Row(slice, "bias_kl", bias["kl"], "nats", self.n),
+            Row(slice, "bias_tv", bias["tv"], "fraction", self.n),
+        ]
 
 
 def is_collapsed(predicted_counts: Sequence[int], label_counts: Sequence[int]) -> bool:
