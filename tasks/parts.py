@@ -86,16 +86,24 @@ class DataPart:
         return Note("part", text)
 
 
-class PartOf:
-    """A data set of which only a part is shown; what a subclass does not change is the data set's own."""
+class Around:
+    """A data set that is shown otherwise than it is; what a subclass does not change is the data set's own."""
 
-    def __init__(self, data: Any, part: DataPart) -> None:
-        self.data, self.part = data, part
+    def __init__(self, data: Any) -> None:
+        self.data = data
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("data", "part") or name.startswith("__"):  # not there yet, while an object is unpickled
+        if name == "data" or name.startswith("__"):  # not there yet, while an object is unpickled
             raise AttributeError(name)
         return getattr(self.data, name)
+
+
+class PartOf(Around):
+    """A data set of which only a part is shown."""
+
+    def __init__(self, data: Any, part: DataPart) -> None:
+        super().__init__(data)
+        self.part = part
 
 
 def without_default(config: Mapping[str, Any]) -> dict[str, Any]:

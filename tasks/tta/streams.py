@@ -44,6 +44,10 @@ class Protocol:
         delta: of "dirichlet", > 0; the smaller, the longer the runs of one label. None for the other orders.
         window: each image is predicted in one batch with the ``window`` - 1 images before it, and the method learns
             from that batch once in ``window`` images; needs batch_size 1. None: plain batches.
+        rho: >= 1; the class sizes of each domain fall exponentially from head to tail, rho to 1, as
+            ``tasks.long_tail`` says; the head has as many images as the smallest class of the domain. Which images of
+            a class stay follows from ``order_seed``. None keeps all images.
+        reverse: of ``rho``: the last class is the head, not the first.
     Raises: ValueError for values outside these, and for settings that contradict each other.
     """
 
@@ -58,6 +62,8 @@ class Protocol:
     label_order: LabelOrder = "shuffled"
     delta: float | None = None
     window: int | None = None
+    rho: float | None = None
+    reverse: bool = False
 
     def __post_init__(self) -> None:
         self._check_severities()
@@ -66,7 +72,7 @@ class Protocol:
             raise ValueError(f"protocol: expected a whole batch_size >= 1, got {self.batch_size!r}")
         if self.order_seed is not None and not _is_whole(self.order_seed):
             raise ValueError(f"protocol: expected order_seed to be a whole number or null, got {self.order_seed!r}")
-        for name in ("reset", "episodic", "gradual", "mixed"):
+        for name in ("reset", "episodic", "gradual", "mixed", "reverse"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"protocol: expected {name} to be true or false, got {getattr(self, name)!r}")
         if self.gradual and self.mixed:
@@ -76,6 +82,7 @@ class Protocol:
         if self.mixed and self.order_seed is None:
             raise ValueError("protocol: a mixed stream is a shuffled one; give an order_seed")
         self._check_labels()
+        self._check_tail()
         if self.window is not None:
             if not _is_whole(self.window) or self.window < 2:
                 raise ValueError(f"protocol: expected a whole window >= 2 or null, got {self.window!r}")
@@ -113,9 +120,18 @@ class Protocol:
             return
         if self.order_seed is None:
             raise ValueError("protocol: label_order=dirichlet draws its chunks; give an order_seed")
-        number = isinstance(self.delta, int | float) and not isinstance(self.delta, bool)
-        if not number or not 0 < self.delta < math.inf:
+        if not _is_number(self.delta) or not 0 < self.delta < math.inf:
             raise ValueError(f"protocol: label_order=dirichlet needs delta > 0, got {self.delta!r}")
+
+    def _check_tail(self) -> None:
+        if self.rho is None:
+            if self.reverse:
+                raise ValueError("protocol: reverse belongs to a long tail; give rho, too")
+            return
+        if not _is_number(self.rho) or not 1 <= self.rho < math.inf:
+            raise ValueError(f"protocol: expected rho >= 1 or null, got {self.rho!r}")
+        if self.order_seed is None:
+            raise ValueError("protocol: rho draws the images that stay; give an order_seed")
 
 
 @dataclass(frozen=True)
@@ -202,3 +218,7 @@ def dirichlet_chunks(labels: np.ndarray, delta: float, seed: int) -> list[np.nda
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import PRECISIONS, Event, Flag, Method, Note, Point, Row
-from tasks.metrics import StreamMetrics, is_collapsed
+from tasks.metrics import ClassMetrics, StreamMetrics, is_collapsed
 from tasks.names import lookup
 from tasks.parts import DataPart
 from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
-from tasks.tta.data import DomainsPart
+from tasks.tta.data import DomainsPart, LongTailedDomains, size_of
 from tasks.tta.nets import keep_classes
 from tasks.tta.remarks import refusal, remarks
 from tasks.tta.streams import Domain, Part, Protocol, image_order, parts
@@ -31,6 +31,8 @@ _GATHERED = 4096  # samples of a mixed stream that are sorted into their domains
 
 class CorruptionTTA:
     """Error per domain and their mean, online: each image is predicted once, before or while it is learned from.
+
+    Where the protocol shifts the labels, also numbers in which each class counts alike, see ``ClassMetrics``.
 
     Every ``run`` starts from a copy of the model, so that one method leaves nothing behind for the next.
 
@@ -61,6 +63,8 @@ class CorruptionTTA:
     ):
         lookup(precision, PRECISIONS, "precision")
         data = data if part is None else DomainsPart(data, part)
+        if protocol.rho is not None:
+            data = LongTailedDomains(data, protocol.rho, protocol.reverse, protocol.order_seed)
         self.data, self.protocol, self.seed = data, protocol, seed
         self.device, self.precision = torch.device(device), precision
         for name in protocol.corruptions or ():
@@ -91,8 +95,7 @@ class CorruptionTTA:
         return -(-self._images(part) // self.protocol.batch_size)
 
     def _images(self, part: Part) -> int:
-        size = getattr(self.data, "size", lambda corruption, severity: self.data.num_images)
-        return sum(size(domain.corruption, domain.severity) for domain in part.domains)
+        return sum(size_of(self.data, domain.corruption, domain.severity) for domain in part.domains)
 
     def check_method(self, make_method: Callable[..., Method]) -> None:
         """Builds a method and lets it go: what it refuses, it refuses here."""
@@ -118,7 +121,7 @@ class CorruptionTTA:
             if self.protocol.reset:
                 method.reset()
                 window = None if size is None else Window(size)
-            scores = Scores(part.domains, self.data.num_classes, self.device)
+            scores = Scores(part.domains, self.data.num_classes, self.device, self.protocol.rho is not None)
             waiting: list[tuple[int, bool, Tensor]] = []
             left = self.batches(part)
             for x, y, owners in self._batches(part):
@@ -193,9 +196,12 @@ class CorruptionTTA:
 class Scores:
     """Metrics of each domain of a part. The batches of a mixed stream are sorted into domains many at a time."""
 
-    def __init__(self, domains: Sequence[Domain], num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, domains: Sequence[Domain], num_classes: int, device: torch.device, by_class: bool = False
+    ) -> None:
         self.domains = domains
-        self.metrics = [StreamMetrics(num_classes, device) for _ in domains]
+        kind = ClassMetrics if by_class else StreamMetrics
+        self.metrics: Sequence[StreamMetrics] = [kind(num_classes, device) for _ in domains]
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def update(self, logits: Tensor, labels: Tensor, owners: Tensor) -> None:
