@@ -97,7 +97,7 @@ def _like(config: Mapping[str, Any]) -> str:
 
 SIZES = (
     *("data.num_images", "data.steps", "data.rho", "protocol.batch_size", "protocol.iterations"),
-    *("protocol.corruptions", "model.arch", "part"),
+    *("protocol.corruptions", "protocol.rho", "model.arch", "part"),
 )
 
 
