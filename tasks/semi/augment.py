@@ -6,6 +6,7 @@ that they are the same on every device and can be divided over several.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -16,6 +17,8 @@ from tasks.names import lookup
 from tasks.semi.operators import FAMILIES, OPERATIONS, RANGES, apply_each
 
 CUTOUT_COLOR = (125, 123, 114)
+_TRIES = 10
+_FIXED = 22
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Recipe:
         hflip, vflip: mirror half of the samples.
         operations: of the strong view, of which ``slots`` are drawn with replacement; the magnitude is uniform.
         cutout: largest side of the square that is cut out of the strong view, as a share of the width.
+        strong_scale: the strong view begins with a crop of so much of the image's area, least and most, resized to
+            ``size``; None begins it with the weak view.
     Raises: ValueError for an unknown operation or a number out of range.
     """
 
@@ -38,12 +43,15 @@ class Recipe:
     operations: Sequence[str] = OPERATIONS
     slots: int = 3
     cutout: float = 0.5
+    strong_scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in self.operations:
             lookup(name, OPERATIONS, "augmentation")
         if self.pad < 0 or self.slots < 0 or not 0 <= self.cutout <= 1 or (self.slots and not self.operations):
             raise ValueError(f"augmentation: expected pad, slots >= 0 and cutout from 0 to 1, got {self}")
+        if self.strong_scale is not None and not 0 < self.strong_scale[0] <= self.strong_scale[1] <= 1:
+            raise ValueError(f"augmentation: expected 0 < least <= most <= 1 of strong_scale, got {self.strong_scale}")
 
 
 class _Draw:
@@ -58,6 +66,18 @@ class WeakDraw(_Draw):
 
     top: Tensor
     left: Tensor
+    hflip: Tensor
+    vflip: Tensor
+
+
+@dataclass(frozen=True)
+class ResizedDraw(_Draw):
+    """Crops of the image in pixels, and which samples are mirrored; (N,) each."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
     hflip: Tensor
     vflip: Tensor
 
@@ -82,8 +102,30 @@ def draw_weak(recipe: Recipe, n: int, height: int, width: int, generator: torch.
     return WeakDraw(top, left, flips[0] & recipe.hflip, flips[1] & recipe.vflip)
 
 
+def draw_resized(recipe: Recipe, n: int, height: int, width: int, generator: torch.Generator) -> ResizedDraw:
+    """Random numbers of ``n`` crops that will be resized: area by ``strong_scale``, sides as 3 : 4 to 4 : 3.
+
+    As torchvision's RandomResizedCrop: the first of ten tries that fits into the image, else the largest middle part.
+    """
+    low, high = recipe.strong_scale
+    area = height * width * torch.empty(_TRIES, n, dtype=torch.float64).uniform_(low, high, generator=generator)
+    ratio = torch.empty(_TRIES, n, dtype=torch.float64).uniform_(-1, 1, generator=generator)
+    ratio = (ratio * math.log(4 / 3)).exp()
+    tries = torch.stack([area / ratio, area * ratio]).sqrt().round().to(torch.int64)  # heights and widths
+    limits = torch.tensor([[height], [width]])
+    fits = ((tries > 0) & (tries <= limits[..., None])).all(0)
+    first, found = fits.to(torch.uint8).argmax(0), fits.any(0)
+    largest = torch.tensor([[min(height, round(width * 4 / 3))], [min(width, round(height * 4 / 3))]])
+    sides = torch.where(found, tries.gather(1, first.expand(2, 1, -1))[:, 0], largest)
+    free = limits - sides
+    start = (torch.rand(2, n, dtype=torch.float64, generator=generator) * (free + 1)).to(torch.int64)
+    start = torch.where(found, start, free // 2)
+    flips = torch.rand(2, n, generator=generator) < 0.5
+    return ResizedDraw(*start, *sides, flips[0] & recipe.hflip, flips[1] & recipe.vflip)
+
+
 def draw_strong(recipe: Recipe, n: int, generator: torch.Generator) -> StrongDraw:
-    """Random numbers of what makes ``n`` weak views strong."""
+    """Random numbers of what makes ``n`` crops strong views."""
     operation = torch.randint(max(len(recipe.operations), 1), (recipe.slots, n), generator=generator)
     share = torch.rand(recipe.slots, n, dtype=torch.float64, generator=generator)
     ranges = torch.tensor([RANGES[name] for name in recipe.operations] or [(0, 0)], dtype=torch.float64)
@@ -111,8 +153,46 @@ def _source(start: Tensor, flip: Tensor, recipe: Recipe, side: int) -> Tensor:
     return (side - 1) - ((side - 1) - place.abs()).abs()
 
 
+def resized(images: Tensor, recipe: Recipe, draw: ResizedDraw) -> Tensor:
+    """Crops resized as by Pillow's bilinear filter, and mirrored; uint8 (N, 3, size, size).
+
+    Across, rounded, and then down, as Pillow to the last grey level; from version 13 it resizes tall crops down first,
+    and of their grey levels some differ by 1.
+    """
+    height, width = images.shape[2:]
+    across = _weigh(images.transpose(2, 3), *_triangles(draw.left, draw.width, draw.hflip, recipe.size or width))
+    return _weigh(across.transpose(2, 3), *_triangles(draw.top, draw.height, draw.vflip, recipe.size or height))
+
+
+def _triangles(start: Tensor, side: Tensor, flip: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Rows or columns that make each of ``size``, and their weights as whole numbers; (how many, N, size) each."""
+    scale = side.double()[:, None] / size
+    reach = scale.clamp(min=1)  # half the foot of the triangle: a pixel of the larger one of both images
+    place = torch.arange(size, dtype=torch.float64).expand(len(side), -1)
+    middle = scale * (torch.where(flip[:, None], size - 1 - place, place) + 0.5)
+    first = (middle - reach + 0.5).to(torch.int64).clamp(min=0)
+    number = int(2 * reach.max()) + 1 if len(side) else 1
+    pixel = first + torch.arange(number)[:, None, None]
+    weight = (1 - ((pixel - middle + 0.5) / reach).abs()).clamp(min=0) * (pixel < side[:, None])
+    fixed = (weight / weight.sum(0) * 2**_FIXED + 0.5).to(torch.int32)
+    return pixel.minimum(side[:, None] - 1) + start[:, None], fixed
+
+
+def _weigh(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of the rows of each image, rounded; in 32-bit whole numbers, as Pillow."""
+    n, channels, height, width = images.shape
+    every = images.flatten(0, 2)
+    begin = height * torch.arange(n * channels, device=images.device).view(n, channels, 1)
+    shape = n, channels, rows.shape[2], width
+    total = torch.full(shape, 2 ** (_FIXED - 1), dtype=torch.int32, device=images.device)
+    for row, weight in zip(rows.to(images.device), weights.to(images.device), strict=True):
+        taken = every.index_select(0, (begin + row[:, None]).flatten()).view(shape)
+        total += taken.to(torch.int32).mul_(weight[:, None, :, None])
+    return (total >> _FIXED).to(torch.uint8)
+
+
 def strong(images: Tensor, recipe: Recipe, draw: StrongDraw) -> Tensor:
-    """RandAugment and cutout on weak views; uint8 (N, 3, H, W)."""
+    """RandAugment and cutout on crops; uint8 (N, 3, H, W)."""
     numbers = torch.tensor([FAMILIES.index(name) for name in recipe.operations], dtype=torch.int64)
     for operation, magnitude in zip(draw.operation, draw.magnitude, strict=True):
         images = apply_each(numbers[operation], images, magnitude)

@@ -336,20 +336,21 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 
 class SemiAves(Images):
-    """Semi-Aves, 200 species of birds, after its split files; images are kept at 256x256, views are crops of 224.
+    """Semi-Aves, 200 species of birds, after its split files; images are kept at 256x256.
 
+    A weak view is a crop of 224; a strong one begins with a crop of 8 to 100 % of the area, resized to 224.
     As USB's code, though not its documentation: labelled are the 5,959 images of l_train_val, unlabelled the 26,640 of
     u_train_in, and the test has 8,000.
     """
 
     name = "semi_aves"
     class_names = tuple(map(str, range(200)))
-    recipe = Recipe(size=224, pad=0)
+    recipe = Recipe(size=224, pad=0, strong_scale=(0.08, 1.0))
     notes = (
         Note("semi_aves", "labelled are the 5,959 images of l_train_val and the test has 8,000, as in USB's code; "
              "its documentation and arXiv 2511.03256 speak of 3,959 and 4,000"),
-        Note("semi_aves_views", "the strong view begins with the same random crop as the weak one, not with a random "
-             "resized crop as in USB; the test crops the middle of 256x256"),
+        Note("semi_aves_views", "the test crops the middle of images squashed to 256x256; USB resizes their shorter "
+             "side to 256 instead"),
     )  # fmt: skip
 
     def __init__(self, root: str | Path) -> None:

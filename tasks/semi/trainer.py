@@ -136,8 +136,11 @@ class Trainer:
         draws = generator(self.seed, step, name)
         shard = slice(self.fabric.global_rank, None, self.fabric.world_size)
         mine = rows[shard].to(self.device)
-        weak = augment.draw_weak(self.recipe, len(rows), *images.shape[2:], draws)
-        x = augment.weak(images[mine], self.recipe, weak.take(shard))
+        sizes = len(rows), *images.shape[2:]
+        if name == "strong" and self.recipe.strong_scale:
+            x = augment.resized(images[mine], self.recipe, augment.draw_resized(self.recipe, *sizes, draws).take(shard))
+        else:
+            x = augment.weak(images[mine], self.recipe, augment.draw_weak(self.recipe, *sizes, draws).take(shard))
         if name == "strong":
             x = augment.strong(x, self.recipe, augment.draw_strong(self.recipe, len(rows), draws).take(shard))
         return augment.to_float(x, self.mean, self.std), mine

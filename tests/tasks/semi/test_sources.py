@@ -212,6 +212,8 @@ def test_semi_aves_after_its_lists(tmp_path: Path) -> None:
     assert images.train.labels.tolist() == [3, 3, -1, -1]
     assert images.test.labels.tolist() == [7, 7]
     assert any("5,959" in note.text for note in images.notes)
+    assert any("squashed to 256x256" in note.text for note in images.notes)
+    assert images.recipe.strong_scale == (0.08, 1.0)
     (root / "test" / "0.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 images are missing"):
         _ = SemiAves(tmp_path).test

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from core import DEM, EM, AdaDEM
+from tasks.draws import generator
+from tasks.semi import augment
 from tasks.semi.data import SemiData
 from tasks.semi.methods.base import SemiMethod
 from tasks.semi.methods.ent_min import EntMin
@@ -83,6 +85,20 @@ def test_views_are_of_the_same_samples(data: SemiData) -> None:
     expected = (data.unlabelled[index].double() / 255 - 0.35) / 0.2
     torch.testing.assert_close(batch.views["weak"].double(), expected, rtol=1e-5, atol=1e-5)
     assert batch.progress == pytest.approx(2 / 6)
+
+
+def test_the_strong_view_begins_with_the_weak_or_with_the_image(data: SemiData) -> None:
+    """A crop of the whole area is the whole image, as other shapes of that area do not fit into it."""
+    run = trainer(data, FixMatch(None))
+    options = {"pad": 2, "hflip": False, "cutout": 0.3}
+    index = Order(len(data.unlabelled), 0, "unlabelled").rows(16, 8)
+    for scale in (None, (1.0, 1.0)):
+        run.recipe = recipe = augment.Recipe(**options, strong_scale=scale)
+        draws = generator(0, 2, "strong")
+        draw = (augment.draw_resized if scale else augment.draw_weak)(recipe, 8, 16, 16, draws)
+        start = data.unlabelled[index] if scale else augment.weak(data.unlabelled[index], recipe, draw)
+        x = augment.strong(start, recipe, augment.draw_strong(recipe, 8, draws))
+        assert torch.equal(run.batch(2).views["strong"], augment.to_float(x, run.mean, run.std))
 
 
 @pytest.mark.parametrize("kind", METHODS)
