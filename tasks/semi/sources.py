@@ -186,7 +186,14 @@ class EuroSAT(ImageFolders):
     """EuroSAT RGB: folders of class folders (2750/<Class>/<Class>_<n>.jpg), no official split.
 
     As in USB, the first 80 % of each class by file name train (21,600) and the rest is the test (5,400), at 32x32.
+    Raises, from all that reads: FileNotFoundError without images, ValueError for other classes.
     """
+
+    classes = (
+        *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
+        *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
+    )
+    complete = 27_000
 
     def __init__(self, root: str | Path, size: int = 32, cache: str | Path | None = None) -> None:
         root = Path(root).expanduser()
@@ -195,7 +202,27 @@ class EuroSAT(ImageFolders):
         half = (0.5,) * 3
         super().__init__(root, "eurosat", size, 0.8, Recipe(vflip=True), half, half, cache)
 
-    notes = (Note("split", "no official split: the first 80 % of each class by file name train, the rest is the test"),)
+    @cached_property
+    def _read(self) -> Folders:
+        get = "unpack EuroSAT.zip of huggingface.co/datasets/torchgeo/eurosat; give the folder that has 2750/<Class>/"
+        try:
+            found = read_folders(self._root, self._size, self._cache)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"eurosat: no images at {self._root}; {get}") from error
+        except ValueError as error:
+            raise ValueError(f"eurosat: {error}; {get}") from error
+        if found.class_names != self.classes:
+            other = sorted(set(found.class_names) ^ set(self.classes))
+            raise ValueError(f"eurosat: {self._root} has other classes than EuroSAT ({', '.join(other[:3])}); {get}")
+        return found
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        text = "no official split: the first 80 % of each class by file name train, the rest is the test"
+        images = sum(len(labels) for _, labels in self._read.parts.values())
+        if images != self.complete:
+            text += f"; {images} images are here, {self.complete} are all"
+        return (Note("split", text),)
 
 
 class CIFAR(Images):

@@ -111,12 +111,23 @@ def test_archives_that_lead_elsewhere_are_refused(tmp_path: Path, kind: str) -> 
 
 
 def test_eurosat_is_divided_as_in_usb(tmp_path: Path) -> None:
-    class_folders(tmp_path / "2750", {"Forest": 10, "River": 5}, size=64, suffix=".jpg")
+    counts = {name: 10 if name == "Forest" else 5 for name in EuroSAT.classes}
+    class_folders(tmp_path / "2750", counts, size=64, suffix=".jpg")
     images = EuroSAT(tmp_path)
-    assert images.train.images.shape == (12, 3, 32, 32)
-    assert torch.bincount(images.test.labels).tolist() == [2, 1]
+    assert images.train.images.shape == (8 + 9 * 4, 3, 32, 32)
+    assert torch.bincount(images.test.labels).tolist() == [1, 2, *[1] * 8]
     assert images.recipe.vflip
-    assert any(note.key == "split" for note in images.notes)
+    (note,) = images.notes
+    assert note.key == "split"
+    assert note.text.endswith("55 images are here, 27000 are all")
+
+
+def test_eurosat_says_where_it_comes_from(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="eurosat: no images at .*EuroSAT.zip of .*2750/<Class>/"):
+        EuroSAT(tmp_path / "absent").train  # noqa: B018
+    class_folders(tmp_path, {"Forest": 2, "Lake": 2})
+    with pytest.raises(ValueError, match=r"has other classes than EuroSAT \(AnnualCrop, .*EuroSAT.zip"):
+        EuroSAT(tmp_path).train  # noqa: B018
 
 
 def test_medmnist_reads_its_file(tmp_path: Path) -> None:
