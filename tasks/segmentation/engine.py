@@ -215,7 +215,8 @@ class QuietRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
         model = model.to(self.device)
-        model.network.to(memory_format=torch.channels_last)
+        if self.device.type != "cpu" or not thin_shortcuts(model.network):
+            model.network.to(memory_format=torch.channels_last)
         if not self.distributed:
             return model
         ids = [int(os.environ["LOCAL_RANK"])] if self.device.type == "cuda" else None
@@ -245,3 +246,15 @@ class QuietRunner(Runner):
     def close(self) -> None:
         """Removes the folder."""
         self.folder.cleanup()
+
+
+def thin_shortcuts(network: nn.Module) -> bool:
+    """Whether there is a strided 1x1 convolution of fewer than 8 channels.
+
+    In channels-last format its backward pass writes beyond its memory on CPUs without AVX-512 (oneDNN in PyTorch 2.15),
+    and the process dies.
+    """
+    return any(
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 8
+        for m in network.modules()
+    )

@@ -13,7 +13,8 @@ from made_domains import Blocks
 from torch import Tensor
 
 from core import EM, AdaDEM
-from tasks.segmentation.engine import Draws, Share, collate
+from tasks.segmentation.data import NORMALISATIONS
+from tasks.segmentation.engine import Draws, Share, collate, thin_shortcuts
 from tasks.segmentation.methods.adv_ent import AdvEnt
 from tasks.segmentation.methods.base import UDAMethod
 from tasks.segmentation.methods.min_ent import MinEnt
@@ -223,3 +224,10 @@ def test_global_pooling_needs_two_images(data: Blocks) -> None:
 def test_a_schedule_out_of_range_is_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Schedule(**{"iterations": 4, **settings})
+
+
+@pytest.mark.parametrize(("width", "thin"), [(4, True), (8, False)])
+def test_thin_shortcuts_keep_the_plain_format(width: int, thin: bool) -> None:
+    """Channels last, their backward pass breaks the process on some CPUs."""
+    net = deeplab_v2(depth=18, width=width, stages=3, dilations=(1, 2), style="pytorch", freeze_norm=False)
+    assert thin_shortcuts(net(5, dict(NORMALISATIONS["imagenet"]))) == thin
