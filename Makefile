@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEMO ?= report/demo
+DEMO ?= reports/demo
 PYTEST_ARGS ?= -n 2
 SHELL := /bin/bash
 
@@ -31,7 +31,7 @@ demo: $(VENV)/.installed  ## EM, DEM, DEM* and AdaDEM on embedded data of all ta
 	$(BIN)/dembench suite quick --out $(DEMO)
 
 report: $(VENV)/.installed  ## report of all runs under runs/
-	$(BIN)/dembench report runs --out report
+	$(BIN)/dembench report runs --out reports
 
 lint: $(VENV)/.installed-test  ## ruff, rules and format
 	$(BIN)/ruff check .

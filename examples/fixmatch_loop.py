@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core import AdaDEM
+from dembench import AdaDEM
 
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))

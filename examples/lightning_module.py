@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from core import AdaDEM
+from dembench import AdaDEM
 
 
 class Semi(L.LightningModule):

@@ -6,7 +6,7 @@ Run: python examples/own_loop.py
 import torch
 from torch import nn
 
-from core import AdaDEM
+from dembench import AdaDEM
 
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 5))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from core import AdaDEM
+from dembench import AdaDEM
 
 SEED, ENVS, STEPS, EPOCHS, MINIBATCHES = 1, 4, 128, 4, 4
 LEARNING_RATE, GAMMA, LAMBDA, CLIP, BONUS, VALUE, MOST_GRADIENT = 2.5e-4, 0.99, 0.95, 0.2, 0.01, 0.5, 0.5

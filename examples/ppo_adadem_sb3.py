@@ -10,8 +10,8 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from core import AdaDEM  # 1
-from tasks.minigrid import BonusLog, EntropyBonusPolicy  # 2
+from dembench import AdaDEM  # 1
+from dembench.tasks.minigrid import BonusLog, EntropyBonusPolicy  # 2
 
 torch.set_num_threads(1)
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import AdaDEM
+from dembench import AdaDEM
 
 torch.manual_seed(0)
 centres = torch.randn(4, 16)

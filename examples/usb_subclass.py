@@ -13,7 +13,7 @@ from typing import Any
 from semilearn.algorithms.fixmatch.fixmatch import FixMatch
 from semilearn.core.utils import ALGORITHMS
 
-from core import AdaDEM
+from dembench import AdaDEM
 
 WEIGHT = 0.3
 

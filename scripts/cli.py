@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except PackageNotFoundError:
             print("dembench, not installed")
         return 0
-    from tasks.names import lookup
+    from dembench.lookup import lookup
 
     try:
         name = lookup(argv[0], COMMANDS, "command")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench: {error}")
     sys.path.append(os.getcwd())  # so that a configuration can name a class of the user's own; what is installed wins
     try:
-        return importlib.import_module(f"scripts.{name}").main(argv[1:])
+        return importlib.import_module(f"dembench.scripts.{name}").main(argv[1:])
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         sys.stderr.close()
         return 1

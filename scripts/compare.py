@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.cli import Parser, fail
+from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
-    from tasks.report.compare import Compared, Pairs
-    from tasks.report.stats import Estimate, Pooled
+    from dembench.report.judge.compare import Compared, Pairs
+    from dembench.report.judge.stats import Estimate, Pooled
 
 OVER = {"seeds": "seeds", "cells": "rows"}
 LISTED = 20  # lines on runs without a pair that the terminal shows on each side
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.more:
         words = " ".join([args.a, args.b, *args.more])
         return fail(f"dembench compare: expected two sides, got {words!r}; quote each side, as in 'runs loss=em'")
-    from tasks.report.compare import compare
-    from tasks.report.sides import read, side
+    from dembench.report.judge.compare import compare
+    from dembench.report.read.selection import read, side
 
     try:
         found = compare(*(read(side(text, args.runs)) for text in (args.a, args.b)), args.metric)
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def what(row: Pairs) -> str:
-    from tasks.report.compare import described
-    from tasks.report.names import pretty
+    from dembench.report.judge.compare import described
+    from dembench.report.read.names import pretty
 
     return described(row.labels) or pretty(row.task)
 
@@ -78,9 +78,9 @@ def write_tables(found: Compared, a: str, b: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from tasks.report.compare import described
-    from tasks.report.names import pretty
-    from tasks.report.tables import number
+    from dembench.report.judge.compare import described
+    from dembench.report.read.names import pretty
+    from dembench.report.tables.table import number
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(Text(f"A  {a}: {count(len(found.a), 'run')}\nB  {b}: {count(len(found.b), 'run')}"))
@@ -138,14 +138,14 @@ def style(verdict: int) -> str:
 
 
 def spread_text(score: Estimate, digits: int) -> str:
-    from tasks.report.tables import number
+    from dembench.report.tables.table import number
 
     return number(score.mean, digits) + (f" ± {number(score.sd, digits)}" if score.sd is not None else "")
 
 
 def interval_text(found: Estimate | Pooled, digits: int) -> str:
     """An interval, or why there is none."""
-    from tasks.report.tables import number
+    from dembench.report.tables.table import number
 
     if found.low is not None and found.high is not None:
         return f"[{number(found.low, digits, sign=True)}, {number(found.high, digits, sign=True)}]"
@@ -154,7 +154,7 @@ def interval_text(found: Estimate | Pooled, digits: int) -> str:
 
 def lines_of(found: Compared) -> list[dict[str, Any]]:
     """A flat line for each row, unrounded."""
-    from tasks.report.compare import described
+    from dembench.report.judge.compare import described
 
     lines = []
     for row in found.pairs:

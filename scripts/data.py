@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, fail
+from dembench.scripts.cli import Parser, fail
 
 EPILOG = """fetched: cifar10c, cifar100c (2.9 GB each), cifar10, cifar100 (0.2 GB each). Others are found by hand:
 `dembench list data` and `dembench data fetch NAME` say where, and how to lay them out."""
@@ -26,9 +26,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
-    from tasks.compose import header, options, read_option
-    from tasks.names import lookup
-    from tasks.tta.download import ARCHIVES, fetch
+    from dembench.harness.compose import header, options, read_option
+    from dembench.lookup import lookup
+    from dembench.tasks.tta.download import ARCHIVES, fetch
 
     listed = options("data", "tta")
     try:

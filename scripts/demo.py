@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from scripts.suite import main as suite
+from dembench.scripts.suite import main as suite
 
 
 def main(argv: Sequence[str] | None = None) -> int:

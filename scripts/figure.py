@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, fail
+from dembench.scripts.cli import Parser, fail
 
 EXAMPLE = """examples:
   dembench figure ttc_figure1
@@ -19,7 +19,7 @@ names:
 
 
 def parser() -> argparse.ArgumentParser:
-    from tasks.studies import STUDIES
+    from dembench.harness.figures import STUDIES
 
     names = "\n".join(f"  {name:<13}{study.about}" for name, study in STUDIES.items())
     p = Parser("dembench figure", description="Draw one figure; print the paths of its files.", epilog=EXAMPLE + names)
@@ -32,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
-    from tasks.names import lookup
-    from tasks.studies import STUDIES
+    from dembench.harness.figures import STUDIES
+    from dembench.lookup import lookup
 
     try:
         study = STUDIES[lookup(args.name, STUDIES, "figure")]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, fail
+from dembench.scripts.cli import Parser, fail
 
 ORDER = ("task", "method", "loss", "model", "data", "protocol", "sweep", "study", "figure", "suite")
 FOR_ALL = ("task", "loss", "sweep", "study", "figure", "suite")  # groups whose names serve every task
@@ -23,13 +23,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
-    from tasks.names import lookup
+    from dembench.lookup import lookup
 
     groups = ORDER
     try:
         if args.group is not None:
             groups = (lookup(args.group, ORDER, "group"),)
-        from tasks.compose import options
+        from dembench.harness.compose import options
 
         tasks = options("task", config_dir=args.config_dir)
         if args.task is not None:
@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def rows(group: str, task: str, config_dir: Path | None) -> list[tuple[str, str, str, str]]:
     """One line per name of a group: name, state (see ``state_of``), what it is, how to get what is missing."""
-    from tasks.compose import header, options, read_option
+    from dembench.harness.compose import header, options, read_option
 
     if group == "figure":
-        from tasks.studies import STUDIES
+        from dembench.harness.figures import STUDIES
 
         return [(name, "", study.about, "") for name, study in STUDIES.items()]
     found = []
@@ -73,8 +73,8 @@ def state_of(group: str, name: str, task: str, config_dir: Path | None) -> tuple
 
     Returns: "here", "library" (its weights are downloaded on first use), "missing" or, for other groups, ""; and why.
     """
-    from tasks.compose import ConfigError, compose
-    from tasks.suite.available import data_state, model_state
+    from dembench.harness.compose import ConfigError, compose
+    from dembench.harness.suite.available import data_state, model_state
 
     if group not in ("data", "model"):
         return "", ""

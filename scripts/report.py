@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, fail
+from dembench.scripts.cli import Parser, fail
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench report", description="Write a report of finished runs; print the path of its page last.")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders that hold run directories")
     p.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="DIR", help="where to write it (default: report)"
+        "--out", type=Path, default=Path("reports"), metavar="DIR", help="where to write it (default: reports)"
     )
     p.add_argument(
         "--figures",
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in args.runs:
         if not folder.is_dir():
             return fail(f"dembench report: no folder {folder}; `dembench run` and `dembench sweep` make runs")
-    from tasks.report import write_report
+    from dembench.report import write_report
 
     try:
         page = write_report(args.runs, args.out, with_figures=args.figures != 0, most_figures=args.figures)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, fail
+from dembench.scripts.cli import Parser, fail
 
 EXAMPLE = """examples:
   dembench run method=tent loss=adadem protocol=continual
@@ -31,15 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     from omegaconf import OmegaConf
 
-    from tasks import runs
-    from tasks.compose import ConfigError, compose
+    from dembench.harness import runs
+    from dembench.harness.compose import ConfigError, compose
 
     try:
         cfg = compose(args.overrides, args.config_dir)
         if args.show:
             print(OmegaConf.to_yaml(cfg, resolve=True), end="")
             return 0
-        from tasks import experiment, progress
+        from dembench.harness import experiment, progress
 
         prepared = experiment.prepare(cfg)
         with progress.shown(cfg.progress, title(prepared.config)) as watch:

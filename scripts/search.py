@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.cli import Parser, fail
+from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
-    from tasks.search.study import Done
+    from dembench.harness.search.trials import Done
 
 EXAMPLE = """examples:
   dembench search method=tent protocol=continual out=runs/digits
@@ -45,11 +45,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_intermixed_args(argv)
-    from tasks.compose import ConfigError
+    from dembench.harness.compose import ConfigError
 
     try:
-        from tasks.search.find import search
-        from tasks.search.study import Settings
+        from dembench.harness.search.find import search
+        from dembench.harness.search.trials import Settings
     except ModuleNotFoundError as error:
         return fail(f"dembench search needs the package {error.name}: pip install 'dembench[search]'")
     try:

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.cli import Parser, fail
+from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
-    from tasks.suite.costs import Cost, Costs
-    from tasks.suite.papers import Item
-    from tasks.suite.suites import Group, Suite
+    from dembench.harness.suite.costs import Cost, Costs
+    from dembench.harness.suite.papers import Item
+    from dembench.harness.suite.suites import Group, Suite
 
 STOPPED = 130  # the exit status after Ctrl-C
 EXAMPLE = """examples:
@@ -35,7 +35,7 @@ def parser(prog: str = "dembench suite") -> argparse.ArgumentParser:
     p.add_argument("words", nargs="*", metavar="NAME|key=value", help="tables and figures; values, as in a sweep")
     p.add_argument("--only", metavar="TASK,...", default="", help="only runs of these tasks")
     p.add_argument("--data", metavar="DATA,...", default="", help="only runs on these datasets")
-    p.add_argument("--out", type=Path, metavar="DIR", help="for report and runs (report/demo, report/full, ...)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="for report and runs (reports/demo, reports/full, ...)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs or GPUs allow); 0: none")
     p.add_argument("--dry-run", action="store_true", help="show what would run and what is missing, and stop")
     p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
@@ -44,7 +44,7 @@ def parser(prog: str = "dembench suite") -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "dembench suite") -> int:
     args = parser(prog).parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
-    from tasks.compose import ConfigError
+    from dembench.harness.compose import ConfigError
 
     try:
         return run(args)
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "dembench suite") -> int
 
 def run(args: argparse.Namespace) -> int:
     """Plans, then searches, runs and reports; returns the exit status. Raises: ConfigError before any of it."""
-    from tasks.compose import ConfigError, options
-    from tasks.suite import papers, suites
-    from tasks.suite.costs import Costs
+    from dembench.harness.compose import ConfigError, options
+    from dembench.harness.suite import papers, suites
+    from dembench.harness.suite.costs import Costs
 
     if args.workers is not None and args.workers < 0:
         raise ConfigError(f"--workers: expected at least 0, got {args.workers}")
@@ -108,8 +108,8 @@ def results(folder: Path) -> Iterable[Mapping[str, Any]]:
 def carry_out(
     suite: Suite, groups: Sequence[Group], drawn: Sequence[str], costs: Costs, out: Path, args: argparse.Namespace
 ) -> int:
-    from tasks.report import write_report
-    from tasks.suite import searches
+    from dembench.harness.suite import searches
+    from dembench.report import write_report
 
     runs = out / "runs"
     many = [{**words, "out": str(runs)} for group in groups if group.here for words in group.runs]
@@ -143,9 +143,9 @@ def carry_out(
 
 def run_sweep(many: Sequence[Mapping[str, Any]], out: Path, about: str, args: argparse.Namespace) -> int:
     """Runs what is missing; where some runs cannot be planned, the others, and returns 1 then, else the exit status."""
-    from scripts.sweep import sweep
-    from tasks.compose import ConfigError
-    from tasks.suite.sweepfile import write_sweep
+    from dembench.harness.compose import ConfigError
+    from dembench.harness.suite.sweepfile import write_sweep
+    from dembench.scripts.sweep import sweep
 
     try:
         return sweep(str(write_sweep(out / "sweep.yaml", many, about)), (), args.workers, args.config_dir)
@@ -160,8 +160,8 @@ def run_sweep(many: Sequence[Mapping[str, Any]], out: Path, about: str, args: ar
 
 def plannable(many: Sequence[Mapping[str, Any]], config_dir: Path | None) -> list[dict[str, Any]]:
     """Runs without those of methods that cannot be planned, which are named; a method is planned by its first run."""
-    from tasks import sweeps
-    from tasks.compose import ConfigError
+    from dembench.harness import sweeps
+    from dembench.harness.compose import ConfigError
 
     reasons: dict[str, str] = {}
     kept = []
@@ -181,7 +181,7 @@ def plannable(many: Sequence[Mapping[str, Any]], config_dir: Path | None) -> lis
 
 def draw(names: Sequence[str], runs: Path, out: Path) -> int:
     """Draws figures that are no grid of runs, from the runs where they show some."""
-    from tasks.studies import STUDIES
+    from dembench.harness.figures import STUDIES
 
     status = 0
     for name in names:
@@ -207,7 +207,7 @@ def default_workers() -> int:
 
 def searches_cost(todo: Sequence[Any], suite: Suite, costs: Costs) -> Cost:
     """Of the searches: each trial is a run on the searched part."""
-    from tasks.suite.costs import NOTHING
+    from dembench.harness.suite.costs import NOTHING
 
     total = NOTHING
     for search in todo:
@@ -304,7 +304,7 @@ def _figure_cells(item: Item, figures: Mapping[str, Any]) -> tuple[str, str, str
 
 
 def _sum(costs: Iterable[Cost]) -> Cost:
-    from tasks.suite.costs import NOTHING
+    from dembench.harness.suite.costs import NOTHING
 
     return sum(costs, NOTHING)
 

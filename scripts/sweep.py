@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.cli import Parser, fail
+from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
-    from tasks.engines.choose import Settings
-    from tasks.engines.execute import Summary
-    from tasks.sweeps import Planned
-    from tasks.times import Times
+    from dembench.harness.engines.choose import Settings
+    from dembench.harness.engines.execute import Summary
+    from dembench.harness.sweeps import Planned
+    from dembench.harness.times import Times
 
 EXAMPLE = """examples:
   dembench sweep demo --dry-run
@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
-    from tasks.compose import ConfigError
-    from tasks.engines.choose import Settings
+    from dembench.harness.compose import ConfigError
+    from dembench.harness.engines.choose import Settings
 
     try:
         settings = Settings(args.engine, args.workers, args.gpus, args.cpus_per_run, args.gpus_per_run, args.address)
@@ -86,10 +86,10 @@ def sweep(
     ``settings`` say where runs run; a number is that of worker processes.
     Raises: ConfigError before the first run starts, for whatever is wrong with any of them.
     """
-    from tasks import sweeps
-    from tasks.engines.choose import Settings, choose
-    from tasks.engines.execute import execute
-    from tasks.engines.view import State, shown
+    from dembench.harness import sweeps
+    from dembench.harness.engines.choose import Settings, choose
+    from dembench.harness.engines.execute import execute
+    from dembench.harness.engines.view import State, shown
 
     if not isinstance(settings, Settings):
         settings = Settings(workers=settings)
@@ -123,8 +123,8 @@ def sweep(
 
 def plan_line(planned: Sequence[Planned], settings: Settings, slots: int, times: Times) -> str:
     """ "54 runs: 10 done, 44 to run (1 failed before) in 2 processes, about 12 min by past runs"."""
-    from tasks.engines.view import duration
-    from tasks.sweeps import estimate, failure_note
+    from dembench.harness.engines.view import duration
+    from dembench.harness.sweeps import estimate, failure_note
 
     missing = [run for run in planned if not run.done]
     text = f"{len(planned)} runs: {len(planned) - len(missing)} done, {len(missing)} to run"
@@ -145,8 +145,8 @@ def plan_line(planned: Sequence[Planned], settings: Settings, slots: int, times:
 
 def dry_line(run: Planned, label: str, times: Times) -> str:
     """The id, whether it is done, how long it took or will take, and what tells it from the others."""
-    from tasks.engines.view import duration
-    from tasks.sweeps import failure_note
+    from dembench.harness.engines.view import duration
+    from dembench.harness.sweeps import failure_note
 
     if run.result is not None and run.done:
         state, seconds = "done", run.result["cost"]["wall_seconds"]

@@ -22,8 +22,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, fail
-from tasks.names import lookup
+from dembench.lookup import lookup
+from dembench.scripts.cli import Parser, fail
 
 _HELPERS = ("counting", "textbook_forward", "textbook_tta", "timing")
 _QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # the profiler counts bytes, and need not say so

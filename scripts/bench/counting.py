@@ -60,7 +60,7 @@ def count(call: Callable[[], object], host: Iterable[Tensor] = ()) -> Operations
 
 @contextmanager
 def _as_on_a_device() -> Iterator[None]:
-    with patch("core._kernels.eager_cpu", _never), patch("core._calibrator.eager_cpu", _never):
+    with patch("dembench.core._kernels.eager_cpu", _never), patch("dembench.core._calibrator.eager_cpu", _never):
         yield
 
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from core import DEM, EM, AdaDEM
-from core.functional import uniform_table
-from scripts.bench.timing import best_times, peak_bytes, size_text, time_text
+from dembench.core import DEM, EM, AdaDEM
+from dembench.core.functional import uniform_table
+from dembench.scripts.bench.timing import best_times, peak_bytes, size_text, time_text
 
 HELP = "the losses of core, forward and backward"
 SHAPES = [(64, 10), (64, 1000), (4096, 1000), (8, 19, 128, 256), (2, 19, 512, 1024)]

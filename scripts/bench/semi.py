@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scripts.bench.timing import best_times, time_text
+from dembench.scripts.bench.timing import best_times, time_text
 
 HELP = "FixMatch on a wide residual network against a textbook loop with Pillow in 2 workers"
 CLASSES = 10
@@ -50,7 +50,7 @@ def run(options: Namespace, console: Any) -> dict[str, Any]:
 
 def augmentation(images: np.ndarray, seconds: float) -> dict[str, dict[str, float]]:
     """CPU seconds per image of a normalised weak or strong view; the best of several batches."""
-    from tasks.semi import augment
+    from dembench.tasks.semi import augment
 
     pixels, recipe = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), augment.Recipe()
     mean, std, generator = torch.tensor(MEAN), torch.tensor(STD), torch.Generator().manual_seed(0)
@@ -98,13 +98,13 @@ def step(images: np.ndarray, device: str, options: Namespace) -> dict[str, float
 
 def our_step(images: np.ndarray, device: str, options: Namespace) -> tuple[Callable[[], None], Callable[[], None]]:
     """One iteration of the trainer; and a forward and backward pass of the same network on as many images."""
-    from tasks.semi.augment import Recipe
-    from tasks.semi.methods.fixmatch import FixMatch
-    from tasks.semi.nets import wide_resnet
-    from tasks.semi.regime import Regime
-    from tasks.semi.sources import Pool
-    from tasks.semi.task import make_fabric
-    from tasks.semi.trainer import Trainer
+    from dembench.tasks.semi.augment import Recipe
+    from dembench.tasks.semi.methods.fixmatch import FixMatch
+    from dembench.tasks.semi.nets import wide_resnet
+    from dembench.tasks.semi.regime import Regime
+    from dembench.tasks.semi.sources import Pool
+    from dembench.tasks.semi.task import make_fabric
+    from dembench.tasks.semi.trainer import Trainer
 
     torch.manual_seed(0)
     labels = torch.arange(len(images)) % CLASSES
@@ -137,7 +137,7 @@ def textbook_loop(images: np.ndarray, device: str, options: Namespace) -> float:
     """Seconds a step of FixMatch as it is commonly written, workers included, after a first step that starts them."""
     from torch.utils.data import DataLoader
 
-    from tasks.semi.nets import wide_resnet
+    from dembench.tasks.semi.nets import wide_resnet
 
     torch.manual_seed(0)
     weak, strong = pillow_views()

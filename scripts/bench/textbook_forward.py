@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from scripts.bench.textbook_tta import entropy
+from dembench.scripts.bench.textbook_tta import entropy
 
 
 class Source:

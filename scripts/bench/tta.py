@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from core import EM, AdaDEM
-from scripts.bench import textbook_forward, textbook_tta
-from scripts.bench.counting import count, host_counters
-from scripts.bench.loss import LiteralAdaDEM
-from scripts.bench.timing import best_times, peak_bytes, size_text, time_of, time_text
-from tasks.names import lookup
+from dembench.core import EM, AdaDEM
+from dembench.lookup import lookup
+from dembench.scripts.bench import textbook_forward, textbook_tta
+from dembench.scripts.bench.counting import count, host_counters
+from dembench.scripts.bench.loss import LiteralAdaDEM
+from dembench.scripts.bench.timing import best_times, peak_bytes, size_text, time_of, time_text
 
 HELP = "the methods of corruption TTA, a step and a reset; the corruptions"
 LOSSES = ("em", "adadem")
@@ -122,7 +122,7 @@ def build_model(name: str) -> tuple[nn.Module, int]:
         name: "cifar_resnet20", "wrn_28_10" and the like of other depths and widths, or a name of torchvision's.
     Raises: ValueError for a name that is none.
     """
-    from tasks.tta import models
+    from dembench.tasks.tta import models
 
     cifar = re.fullmatch(r"cifar_resnet(\d+)", name)
     if cifar:
@@ -137,7 +137,7 @@ def both_sides(name: str, model: nn.Module, x: Tensor, loss: str) -> tuple[Any, 
     """Our method and the textbook loop, each on a copy of the model; EATA takes x for source images."""
     module, options = OURS[name]
     classes = [module for module in model.modules() if isinstance(module, nn.Linear)][-1].out_features
-    make = getattr(importlib.import_module(f"tasks.tta.methods.{module}"), name)
+    make = getattr(importlib.import_module(f"dembench.tasks.tta.methods.{module}"), name)
     ours = make(deepcopy(model), EM() if loss == "em" else AdaDEM(classes).to(x.device), **options)
     if getattr(ours, "source_images", 0):
         ours.see_source(x)
@@ -229,7 +229,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 def time_corruptions(count: int, device: str) -> dict[str, float]:
     """Seconds for each of the 15 corruptions of ``count`` random images 32 x 32 at severity 5."""
-    from tasks.tta.corruptions import CORRUPTIONS, corrupt
+    from dembench.tasks.common.corruptions import CORRUPTIONS, corrupt
 
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images, index = images.to(device), torch.arange(count)

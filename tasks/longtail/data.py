@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tasks.base import Note
-from tasks.long_tail import long_tail_counts
-from tasks.semi.data import SemiData, as_csv
-from tasks.semi.sources import Images
-from tasks.semi.splits import Split, choose
+from dembench.tasks.base import Note
+from dembench.tasks.common.long_tail import long_tail_counts
+from dembench.tasks.semi.data import SemiData, as_csv
+from dembench.tasks.semi.sources import Images
+from dembench.tasks.semi.splits import Split, choose
 
 
 class LongTailData(SemiData):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tasks.base import Event, Row
-from tasks.confusion import Confusion
-from tasks.metrics import StreamMetrics
-from tasks.semi.task import SemiSupervised
-from tasks.semi.trainer import Values
+from dembench.tasks.base import Event, Row
+from dembench.tasks.common.confusion import Confusion
+from dembench.tasks.common.metrics import StreamMetrics
+from dembench.tasks.semi.task import SemiSupervised
+from dembench.tasks.semi.trainer import Values
 
 
 class LongTail(SemiSupervised):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from tasks.minigrid.policy import Masked
+from dembench.tasks.minigrid.policy import Masked
 
 MOST_RATIO_ERROR = 1e-3  # rounding gives 1e-6
 

@@ -12,8 +12,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from tasks.minigrid.live import LiveObs, LiveVecEnv, Views
-from tasks.names import lookup
+from dembench.lookup import lookup
+from dembench.tasks.minigrid.live import LiveObs, LiveVecEnv, Views
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from stable_baselines3.common.policies import BasePolicy
 
-from tasks.base import Row
+from dembench.tasks.base import Row
 
 TILE, FRAMES, MILLISECONDS = 20, 100, 120  # of the picture: pixels per cell, most frames, time per frame
 

@@ -16,8 +16,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import EM
-from tasks.minigrid.policy import Bonus, check_discrete, own_copy
+from dembench.core import EM
+from dembench.tasks.minigrid.policy import Bonus, check_discrete, own_copy
 
 HIDDEN = 64
 

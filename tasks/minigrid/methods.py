@@ -11,8 +11,8 @@ from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from tasks.minigrid.callbacks import BonusLog, BonusWeight
-from tasks.minigrid.policy import Bonus
+from dembench.tasks.minigrid.callbacks import BonusLog, BonusWeight
+from dembench.tasks.minigrid.policy import Bonus
 
 MakeEnvs = Callable[[int, float], VecNormalize]  # copies of the environment and the discount, to environments
 

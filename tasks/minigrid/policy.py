@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
 
-from core import EM
+from dembench.core import EM
 
 Bonus = Callable[[Tensor], Tensor]  # logits (N, C) to a bonus per sample (N,)
 _MASKED = -1e7  # a finite logit below this is a mask (sb3-contrib writes -1e8)

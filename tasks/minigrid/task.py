@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from minigrid.wrappers import FlatObsWrapper
 
-from tasks.base import Artifact, Event, Flag, Note, Row, Scalars
-from tasks.minigrid.envs import Environment, live_envs, stock_envs
-from tasks.minigrid.evaluation import Episodes, gif, play
-from tasks.minigrid.fast import FastPolicy
-from tasks.minigrid.live import LiveObs, Views
-from tasks.minigrid.methods import OnPolicy
-from tasks.minigrid.policy import EntropyBonusPolicy
-from tasks.parts import DataPart
+from dembench.tasks.base import Artifact, Event, Flag, Note, Row, Scalars
+from dembench.tasks.common.parts import DataPart
+from dembench.tasks.minigrid.envs import Environment, live_envs, stock_envs
+from dembench.tasks.minigrid.evaluation import Episodes, gif, play
+from dembench.tasks.minigrid.fast import FastPolicy
+from dembench.tasks.minigrid.live import LiveObs, Views
+from dembench.tasks.minigrid.methods import OnPolicy
+from dembench.tasks.minigrid.policy import EntropyBonusPolicy
 
 PAPER_EPISODES = 10  # over which arXiv 2511.03256 takes its mean
 LOGGED = {

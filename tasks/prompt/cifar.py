@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tasks.base import Note
-from tasks.cache import cache_folder, short_hash
-from tasks.names import lookup
-from tasks.prompt.captions import style_templates
-from tasks.prompt.data import ImageSet, few_of_each
-from tasks.tta.choice import balanced_subset, check_severity
-from tasks.tta.corruptions import CORRUPTIONS
-from tasks.tta.data import GeneratedCIFAR10C
-from tasks.tta.sources import CIFAR10_CLASSES, Originals, Split, read_originals
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import cache_folder, short_hash
+from dembench.tasks.common.choice import balanced_subset, check_severity
+from dembench.tasks.common.corruptions import CORRUPTIONS
+from dembench.tasks.common.originals import CIFAR10_CLASSES, Originals, Split, read_originals
+from dembench.tasks.prompt.captions import style_templates
+from dembench.tasks.prompt.data import ImageSet, few_of_each
+from dembench.tasks.tta.data import GeneratedCIFAR10C
 
 WORDS = CIFAR10_CLASSES
 STYLES = ("plain", "grey", "negative", "dark", "sepia", "posterized")
@@ -40,8 +40,8 @@ class Cifar10:
     Args:
         source: torchvision's CIFAR-10 folder, a folder of train/<class>/<image> and test/<class>/<image>, or a .tar.gz
             of one.
-        num_images: of each set, class-balanced, see ``tasks.tta.choice.balanced_subset``; None takes all.
-        corruptions: some of ``tasks.tta.corruptions.CORRUPTIONS``; None takes all 15.
+        num_images: of each set, class-balanced, see ``tasks.common.choice.balanced_subset``; None takes all.
+        corruptions: some of ``tasks.common.corruptions.CORRUPTIONS``; None takes all 15.
         severity: 1 to 5. seed: of the corruptions. frost: folder of the original's frost photos; None uses a made
             texture, of which a note tells.
         cache: folder of decoded and corrupted images; None is $DEMBENCH_CACHE or the user's cache folder.
@@ -125,7 +125,7 @@ class Cifar10:
 
 
 def originals(source: str | Path, split: Split, cache: str | Path | None = None) -> Originals:
-    """All images of a split, see ``tasks.tta.sources.read_originals``."""
+    """All images of a split, see ``tasks.common.originals.read_originals``."""
     return read_originals(Path(source).expanduser(), cache_folder(cache), split=split)
 
 

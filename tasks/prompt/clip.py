@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import Note
+from dembench.tasks.base import Note
 
 Tokenizer = Callable[..., Tensor]  # (texts, context_length=L) to token ids (N, L)
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.base import Artifact
-from tasks.cache import short_hash
-from tasks.prompt.methods.base import Shots
-from tasks.prompt.text import Prompts
+from dembench.tasks.base import Artifact
+from dembench.tasks.common.cache import short_hash
+from dembench.tasks.prompt.methods.base import Shots
+from dembench.tasks.prompt.text import Prompts
 
 
 class CoOp:

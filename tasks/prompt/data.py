@@ -14,11 +14,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tasks.base import Note
-from tasks.cache import short_hash
-from tasks.names import lookup
-from tasks.parts import DataPart, PartOf
-from tasks.prompt.digits import CORRUPTIONS, RENDERING, TEMPLATE, WORDS, as_rgb, corrupt, digits, style_templates
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import short_hash
+from dembench.tasks.common.parts import DataPart, PartOf
+from dembench.tasks.prompt.digits import (
+    CORRUPTIONS,
+    RENDERING,
+    TEMPLATE,
+    WORDS,
+    as_rgb,
+    corrupt,
+    digits,
+    style_templates,
+)
 
 
 @dataclass(frozen=True)

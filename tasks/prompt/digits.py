@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.prompt import captions
+from dembench.tasks.prompt import captions
 
 SIZE = 32
 RENDERING = {"version": 1, "size": SIZE}

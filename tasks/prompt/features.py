@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.cache import cache_folder, check_writable, load_array, short_hash, write_atomically
-from tasks.prompt.clip import Clip
-from tasks.prompt.data import ImageSet
-from tasks.prompt.views import Views
+from dembench.tasks.common.cache import cache_folder, check_writable, load_array, short_hash, write_atomically
+from dembench.tasks.prompt.clip import Clip
+from dembench.tasks.prompt.data import ImageSet
+from dembench.tasks.prompt.views import Views
 
 STRETCH = 128  # images in a file
 AT_ONCE = 512  # views through the image tower

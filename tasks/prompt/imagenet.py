@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from tasks.base import Note
-from tasks.cache import short_hash
-from tasks.class_folders import class_folders, image_files, imagenet_wnids
-from tasks.names import lookup
-from tasks.prompt.clip import require_open_clip
-from tasks.prompt.data import ImageSet, few_of_each
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import short_hash
+from dembench.tasks.common.class_folders import class_folders, image_files, imagenet_wnids
+from dembench.tasks.prompt.clip import require_open_clip
+from dembench.tasks.prompt.data import ImageSet, few_of_each
 
 TEMPLATE = "a photo of a {}."
 PROBED = 50  # files of a set whose bytes go into its fingerprint; all names and sizes do

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.base import Histogram, Row
-from tasks.metrics import StreamMetrics
+from dembench.tasks.base import Histogram, Row
+from dembench.tasks.common.metrics import StreamMetrics
 
 AVERAGED = ("accuracy", "top5", "ece", "entropy", "agreement", "gained", "lost")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from tasks.cache import file_hash
-from tasks.names import lookup
-from tasks.prompt.clip import Clip, require_open_clip
-from tasks.prompt.tiny import cifar_clip, digits_clip
+from dembench.lookup import lookup
+from dembench.tasks.common.cache import file_hash
+from dembench.tasks.prompt.clip import Clip, require_open_clip
+from dembench.tasks.prompt.tiny import cifar_clip, digits_clip
 
 __all__ = ["cifar_clip", "digits_clip", "open_clip_model"]
 

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.base import PRECISIONS, Artifact, Event, Flag, Note, Point
-from tasks.metrics import is_collapsed
-from tasks.names import lookup
-from tasks.parts import DataPart
-from tasks.prompt.clip import Clip
-from tasks.prompt.data import ImageSet, SetsPart
-from tasks.prompt.features import STRETCH, ViewFeatures
-from tasks.prompt.methods.base import PromptMethod
-from tasks.prompt.metrics import PromptMetrics, mean_rows
-from tasks.prompt.text import ENCODINGS, Encoding, Prompts
-from tasks.prompt.views import Views
+from dembench.lookup import lookup
+from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Note, Point
+from dembench.tasks.common.metrics import is_collapsed
+from dembench.tasks.common.parts import DataPart
+from dembench.tasks.prompt.clip import Clip
+from dembench.tasks.prompt.data import ImageSet, SetsPart
+from dembench.tasks.prompt.features import STRETCH, ViewFeatures
+from dembench.tasks.prompt.methods.base import PromptMethod
+from dembench.tasks.prompt.metrics import PromptMetrics, mean_rows
+from dembench.tasks.prompt.text import ENCODINGS, Encoding, Prompts
+from dembench.tasks.prompt.views import Views
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.prompt.clip import Clip
+from dembench.tasks.prompt.clip import Clip
 
 Encoding = Literal["packed", "truncated", "full"]
 ENCODINGS = ("packed", "truncated", "full")

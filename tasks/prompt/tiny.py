@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import Note
-from tasks.prompt import cifar
-from tasks.prompt.captions import WordTokenizer
-from tasks.prompt.clip import Clip
-from tasks.prompt.digits import CAPTIONS, RENDERING, SIZE, STYLES, WORDS, affine, as_rgb, digits, stylise
-from tasks.prompt.training import Batch, SmallClip
-from tasks.tta.sources import Originals
+from dembench.tasks.base import Note
+from dembench.tasks.common.originals import Originals
+from dembench.tasks.prompt import cifar
+from dembench.tasks.prompt.captions import WordTokenizer
+from dembench.tasks.prompt.clip import Clip
+from dembench.tasks.prompt.digits import CAPTIONS, RENDERING, SIZE, STYLES, WORDS, affine, as_rgb, digits, stylise
+from dembench.tasks.prompt.training import Batch, SmallClip
 
 POSITIONS = 12
 TEXT = {"context_length": POSITIONS, "width": 64, "heads": 4, "layers": 3}
@@ -86,7 +86,7 @@ def cifar_clip(
         cache: folder of trained weights; None is $DEMBENCH_CACHE or the user's cache folder.
     The same seed, images, torch version and kind of processor give the same weights, on a CPU bit for bit.
     Raises: ValueError for a wrong number, for a CPU that would train for hours, for cuda where there is none, and with
-        FileNotFoundError what ``tasks.tta.sources.read_originals`` raises.
+        FileNotFoundError what ``tasks.common.originals.read_originals`` raises.
     """
     there = torch.cuda.is_available()
     where = ("cuda" if there else "cpu") if device == "auto" else device

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import Note
-from tasks.cache import cache_folder, short_hash, write_atomically
-from tasks.prompt.captions import WordTokenizer, caption, style_templates
-from tasks.prompt.clip import Clip, require_open_clip
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import cache_folder, short_hash, write_atomically
+from dembench.tasks.prompt.captions import WordTokenizer, caption, style_templates
+from dembench.tasks.prompt.clip import Clip, require_open_clip
 
 Batch = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """(size, generator) to normalised images (size, 3, H, W) and the number of the caption of each, style first."""

@@ -1,5 +1,5 @@
 """Semantic segmentation across domains on mmsegmentation: labelled source images, unlabelled target images."""
 
-from tasks.segmentation.ops import install
+from dembench.tasks.segmentation.ops import install
 
 install()

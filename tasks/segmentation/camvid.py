@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tasks.archives import members
-from tasks.base import Note
-from tasks.cache import cache_folder, file_hash, load_array, short_hash, write_atomically
-from tasks.segmentation.data import Pool, PooledPair
-from tasks.segmentation.labels import CAMVID, CAMVID_PALETTE, CAMVID_VOID, map_ids, table
+from dembench.tasks.base import Note
+from dembench.tasks.common.archives import members
+from dembench.tasks.common.cache import cache_folder, file_hash, load_array, short_hash, write_atomically
+from dembench.tasks.segmentation.data import Pool, PooledPair
+from dembench.tasks.segmentation.labels import CAMVID, CAMVID_PALETTE, CAMVID_VOID, map_ids, table
 
 VERSION = 1  # of what lies in the cache
 SPLITS = ("train", "val", "test")

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
-from tasks.base import Note
-from tasks.parts import PartOf
+from dembench.tasks.base import Note
+from dembench.tasks.common.parts import PartOf
 
 IGNORE = 255
 NORMALISATIONS: dict[str, dict[str, Any]] = {

@@ -20,11 +20,11 @@ from mmseg.datasets.transforms import PackSegInputs, Resize
 from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
-from tasks.base import Note
-from tasks.cache import short_hash
-from tasks.names import lookup
-from tasks.segmentation.data import NORMALISATIONS, DomainPair
-from tasks.segmentation.labels import (
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import short_hash
+from dembench.tasks.segmentation.data import NORMALISATIONS, DomainPair
+from dembench.tasks.segmentation.labels import (
     CITYSCAPES,
     CITYSCAPES_PALETTE,
     SYNTHIA_13,

@@ -22,8 +22,8 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tasks.draws import Order, derived_seed
-from tasks.segmentation.schedule import Schedule
+from dembench.tasks.common.draws import Order, derived_seed
+from dembench.tasks.segmentation.schedule import Schedule
 
 HEADS = ("decode_head", "auxiliary_head")
 NUMBERS = itertools.count()  # mmengine keeps what it makes by the name of an experiment

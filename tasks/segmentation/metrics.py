@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.functional import em
-from tasks.base import Row
+from dembench.core.functional import em
+from dembench.tasks.base import Row
 
 
 class SegMetrics:

@@ -21,9 +21,9 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from tasks.cache import file_hash, short_hash
-from tasks.names import lookup
-from tasks.segmentation.weights import load_weights
+from dembench.lookup import lookup
+from dembench.tasks.common.cache import file_hash, short_hash
+from dembench.tasks.segmentation.weights import load_weights
 
 Build = Callable[[int], dict[str, Any]]  # number of classes to the configuration of an EncoderDecoder
 STAGES = {  # strides and dilations of the four stages of a ResNet, by output stride; its stem has a stride of 4

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from core.functional import em
+from dembench.core.functional import em
 
 IGNORED = (0, 0, 0)
 COLUMNS = ("image", "label", "prediction", "entropy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.milestones import Milestones
+from dembench.tasks.common.milestones import Milestones
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from tasks.base import Note
-from tasks.cache import short_hash
-from tasks.segmentation import scenes
-from tasks.segmentation.data import Pool, PooledPair
-from tasks.segmentation.scenes import Style
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import short_hash
+from dembench.tasks.segmentation import scenes
+from dembench.tasks.segmentation.data import Pool, PooledPair
+from dembench.tasks.segmentation.scenes import Style
 
 VERSION = 1
 PARTS = ("source_train", "target_train", "test", "validation")  # each has layouts of its own

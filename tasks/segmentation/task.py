@@ -14,16 +14,16 @@ from typing import Any, Literal
 
 import torch
 
-from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
-from tasks.draws import derived_seed
-from tasks.metrics import is_collapsed
-from tasks.parts import DataPart
-from tasks.segmentation.data import TestPart
-from tasks.segmentation.methods.base import UDAMethod
-from tasks.segmentation.metrics import SegMetrics
-from tasks.segmentation.nets import NetMaker, count_parameters
-from tasks.segmentation.schedule import Schedule
-from tasks.segmentation.trainer import COUNTERS, Trainer
+from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
+from dembench.tasks.common.draws import derived_seed
+from dembench.tasks.common.metrics import is_collapsed
+from dembench.tasks.common.parts import DataPart
+from dembench.tasks.segmentation.data import TestPart
+from dembench.tasks.segmentation.methods.base import UDAMethod
+from dembench.tasks.segmentation.metrics import SegMetrics
+from dembench.tasks.segmentation.nets import NetMaker, count_parameters
+from dembench.tasks.segmentation.schedule import Schedule
+from dembench.tasks.segmentation.trainer import COUNTERS, Trainer
 
 FEW = 0.5  # share of the labels' effective number of classes below which predictions have collapsed
 
@@ -178,7 +178,7 @@ class Gallery:
 
     def artifacts(self) -> Iterator[Artifact]:
         if self.kept:
-            from tasks.segmentation.pictures import picture
+            from dembench.tasks.segmentation.pictures import picture
 
             images, labels, logits = map(list, zip(*self.kept, strict=True))
             drawn = picture(images, labels, logits, palette=self.data.palette, classes=self.data.classes)

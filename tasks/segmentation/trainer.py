@@ -19,11 +19,11 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.nn import functional as F
 
-from tasks.runs import write_atomic
-from tasks.segmentation.engine import Draws, QuietRunner
-from tasks.segmentation.methods.base import UDAMethod, bare
-from tasks.segmentation.metrics import SegMetrics
-from tasks.segmentation.schedule import Schedule
+from dembench.harness.runs import write_atomic
+from dembench.tasks.segmentation.engine import Draws, QuietRunner
+from dembench.tasks.segmentation.methods.base import UDAMethod, bare
+from dembench.tasks.segmentation.metrics import SegMetrics
+from dembench.tasks.segmentation.schedule import Schedule
 
 Values = dict[str, float]
 

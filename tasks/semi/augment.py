@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from tasks.names import lookup
-from tasks.semi.operators import FAMILIES, OPERATIONS, RANGES, apply_each
+from dembench.lookup import lookup
+from dembench.tasks.semi.operators import FAMILIES, OPERATIONS, RANGES, apply_each
 
 CUTOUT_COLOR = (125, 123, 114)
 _TRIES = 10

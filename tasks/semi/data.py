@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.base import Note
-from tasks.cache import short_hash
-from tasks.parts import PartOf
-from tasks.semi.sources import Images, Pool
-from tasks.semi.splits import Split, choose
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import short_hash
+from dembench.tasks.common.parts import PartOf
+from dembench.tasks.semi.sources import Images, Pool
+from dembench.tasks.semi.splits import Split, choose
 
 
 class SemiData:

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tasks.archives import members
-from tasks.cache import file_hash, load_array, write_atomically
-from tasks.class_folders import SUFFIXES
+from dembench.tasks.common.archives import members
+from dembench.tasks.common.cache import file_hash, load_array, write_atomically
+from dembench.tasks.common.class_folders import SUFFIXES
 
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>, or <class>/<image>, in a folder or a .tar(.gz)"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.cache import file_hash
-from tasks.names import lookup
+from dembench.lookup import lookup
+from dembench.tasks.common.cache import file_hash
 
 
 class NetMaker:

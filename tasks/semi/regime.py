@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tasks.milestones import Milestones
+from dembench.tasks.common.milestones import Milestones
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.base import Note
-from tasks.cache import cache_folder, short_hash
-from tasks.digits import RENDERING, digits
-from tasks.semi.augment import Recipe
-from tasks.semi.folders import LAYOUT, Folders, read_folders
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import cache_folder, short_hash
+from dembench.tasks.common.digits import RENDERING, digits
+from dembench.tasks.semi.augment import Recipe
+from dembench.tasks.semi.folders import LAYOUT, Folders, read_folders
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -395,7 +395,7 @@ class SemiAves(Images):
         return [(self._root / path, int(label)) for path, label in rows]
 
     def _pool(self, *names: str) -> Pool:
-        from tasks.semi.folders import decode
+        from dembench.tasks.semi.folders import decode
 
         rows = [(path, -1 if name.startswith("u_") else c) for name in names for path, c in self._list(name)]
         if absent := [path for path, _ in rows if not path.is_file()]:

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
-from tasks.confusion import Confusion
-from tasks.draws import derived_seed
-from tasks.metrics import StreamMetrics, is_collapsed
-from tasks.names import lookup
-from tasks.parts import DataPart
-from tasks.semi.data import SearchPart, describe
-from tasks.semi.methods.base import SemiMethod
-from tasks.semi.nets import NetMaker
-from tasks.semi.regime import Regime
-from tasks.semi.trainer import Trainer, Values
+from dembench.lookup import lookup
+from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
+from dembench.tasks.common.confusion import Confusion
+from dembench.tasks.common.draws import derived_seed
+from dembench.tasks.common.metrics import StreamMetrics, is_collapsed
+from dembench.tasks.common.parts import DataPart
+from dembench.tasks.semi.data import SearchPart, describe
+from dembench.tasks.semi.methods.base import SemiMethod
+from dembench.tasks.semi.nets import NetMaker
+from dembench.tasks.semi.regime import Regime
+from dembench.tasks.semi.trainer import Trainer, Values
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.confusion import Confusion
-from tasks.draws import Order, derived_seed, generator
-from tasks.metrics import StreamMetrics
-from tasks.runs import write_atomic
-from tasks.semi import augment
-from tasks.semi.methods.base import Batch, SemiMethod, mean_over_ranks
-from tasks.semi.regime import Regime, trainable
-from tasks.semi.sources import Pool
+from dembench.harness.runs import write_atomic
+from dembench.tasks.common.confusion import Confusion
+from dembench.tasks.common.draws import Order, derived_seed, generator
+from dembench.tasks.common.metrics import StreamMetrics
+from dembench.tasks.semi import augment
+from dembench.tasks.semi.methods.base import Batch, SemiMethod, mean_over_ranks
+from dembench.tasks.semi.regime import Regime, trainable
+from dembench.tasks.semi.sources import Pool
 
 Values = dict[str, float]
 

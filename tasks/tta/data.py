@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.base import Note
-from tasks.cache import cache_folder, check_writable, load_array, short_hash, write_atomically
-from tasks.digits import RENDERING, digits
-from tasks.long_tail import long_tail_counts
-from tasks.names import lookup
-from tasks.parts import Around, PartOf
-from tasks.tta.choice import balanced_subset, check_numbers, check_severity, draw
-from tasks.tta.corruptions import CORRUPTIONS, GENERATOR_VERSION, SEVERITIES, corrupt
-from tasks.tta.corruptions.draws import Draws
-from tasks.tta.corruptions.ice import load_photos
-from tasks.tta.sources import CIFAR10, CIFAR100, Kind, Originals, read_originals
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import cache_folder, check_writable, load_array, short_hash, write_atomically
+from dembench.tasks.common.choice import balanced_subset, check_numbers, check_severity, draw
+from dembench.tasks.common.corruptions import CORRUPTIONS, GENERATOR_VERSION, SEVERITIES, corrupt
+from dembench.tasks.common.corruptions.draws import Draws
+from dembench.tasks.common.corruptions.ice import load_photos
+from dembench.tasks.common.digits import RENDERING, digits
+from dembench.tasks.common.long_tail import long_tail_counts
+from dembench.tasks.common.originals import CIFAR10, CIFAR100, Kind, Originals, read_originals
+from dembench.tasks.common.parts import Around, PartOf
 
 FROST_NOTE = Note(
     "frost",
@@ -239,7 +239,7 @@ class LongTailedDomains(Around):
 
     Args:
         data: the domains.
-        rho: largest class over smallest, >= 1, see ``tasks.long_tail``.
+        rho: largest class over smallest, >= 1, see ``tasks.common.long_tail``.
         reverse: the last class is the head, not the first.
         seed: of the choice.
     Raises: ValueError, in ``check`` and wherever a domain is asked for, where a class would have no image.

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.base import Note
-from tasks.class_folders import IMAGENET, class_folders, image_files, imagenet_wnids, is_wnid
-from tasks.names import lookup
-from tasks.tta.choice import balanced_subset, check_numbers, check_severity, draw
-from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
-from tasks.tta.images import ImageFiles, Preprocess
-from tasks.tta.released import EXTRA
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.common.choice import balanced_subset, check_numbers, check_severity, draw
+from dembench.tasks.common.class_folders import IMAGENET, class_folders, image_files, imagenet_wnids, is_wnid
+from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
+from dembench.tasks.tta.images import ImageFiles, Preprocess
+from dembench.tasks.tta.released import EXTRA
 
 PROBED = 50  # files of a domain whose sizes go into its fingerprint
 FOUND_AT = {

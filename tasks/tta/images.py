@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tasks.names import lookup
+from dembench.lookup import lookup
 
 AHEAD = 3  # batches that are being decoded while one is in use
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.cache import file_hash
-from tasks.digits import digits_convnet, digits_transformer
-from tasks.names import lookup
-from tasks.tta.cifar_nets import CIFARResNeXt, WideResNet
-from tasks.tta.images import Preprocess, of_timm, of_torchvision
-from tasks.tta.nets import CIFARResNet, Normalized
+from dembench.lookup import lookup
+from dembench.tasks.common.cache import file_hash
+from dembench.tasks.common.cifar_nets import CIFARResNeXt, WideResNet
+from dembench.tasks.common.digits import digits_convnet, digits_transformer
+from dembench.tasks.common.digits_nets import CIFARResNet, Normalized
+from dembench.tasks.tta.images import Preprocess, of_timm, of_torchvision
 
 __all__ = [
     "cifar_resnet",

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.base import Note
-from tasks.cache import cache_folder
-from tasks.names import lookup
-from tasks.tta.choice import check_numbers, check_severity, draw
-from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
-from tasks.tta.sources import CIFAR10, CIFAR100, Kind, read_originals
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.common.cache import cache_folder
+from dembench.tasks.common.choice import check_numbers, check_severity, draw
+from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
+from dembench.tasks.common.originals import CIFAR10, CIFAR100, Kind, read_originals
 
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # held out, for choosing settings
 
@@ -30,8 +30,8 @@ class CIFAR10C:
     Args:
         root: that folder, or the one that contains it as CIFAR-10-C.
         num_images: the first so many of each severity, as RobustBench does; None takes all.
-        source: clean CIFAR-10 images, see ``tasks.tta.sources``, for methods that look at some first.
-        cache: see ``tasks.cache``; for a ``source`` that is an archive.
+        source: clean CIFAR-10 images, see ``tasks.common.originals``, for methods that look at some first.
+        cache: see ``tasks.common.cache``; for a ``source`` that is an archive.
     Raises: ValueError for a wrong number; ``check``, ``domain``, ``num_images`` and ``fingerprint`` also for files
         that are something else, and FileNotFoundError where they are missing.
     Source: Hendrycks and Dietterich, ICLR 2019; zenodo.org/records/2535967.

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Note
-from tasks.tta.methods.norm import Norm
+from dembench.tasks.base import Note
+from dembench.tasks.tta.methods.norm import Norm
 
 ALONE = "more than 1 value per channel"  # what torch says of a BatchNorm that is shown a single value
 
 
 def refusal(message: str) -> ValueError:
     """An error that the command shows as one line, although it arises after the run has begun."""
-    from tasks.compose import ConfigError
+    from dembench.harness.compose import ConfigError
 
     return ConfigError(message)
 

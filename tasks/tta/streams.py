@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.names import lookup
-from tasks.tta.corruptions import SEVERITIES
-from tasks.tta.corruptions.draws import Draws
+from dembench.lookup import lookup
+from dembench.tasks.common.corruptions import SEVERITIES
+from dembench.tasks.common.corruptions.draws import Draws
 
 LabelOrder = Literal["shuffled", "sorted", "dirichlet"]
 
@@ -45,8 +45,8 @@ class Protocol:
         window: each image is predicted in one batch with the ``window`` - 1 images before it, and the method learns
             from that batch once in ``window`` images; needs batch_size 1. None: plain batches.
         rho: >= 1; the class sizes of each domain fall exponentially from head to tail, rho to 1, as
-            ``tasks.long_tail`` says; the head has as many images as the smallest class of the domain. Which images of
-            a class stay follows from ``order_seed``. None keeps all images.
+            ``tasks.common.long_tail`` says; the head has as many images as the smallest class of the domain. Which
+            images of a class stay follows from ``order_seed``. None keeps all images.
         reverse: of ``rho``: the last class is the head, not the first.
     Raises: ValueError for values outside these, and for settings that contradict each other.
     """

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.base import PRECISIONS, Event, Flag, Method, Note, Point, Row
-from tasks.metrics import ClassMetrics, StreamMetrics, is_collapsed
-from tasks.names import lookup
-from tasks.parts import DataPart
-from tasks.tta.corruptions import CORRUPTIONS, SEVERITIES
-from tasks.tta.data import DomainsPart, LongTailedDomains, size_of
-from tasks.tta.nets import keep_classes
-from tasks.tta.remarks import refusal, remarks
-from tasks.tta.streams import Domain, Part, Protocol, image_order, parts
-from tasks.tta.window import Window
+from dembench.lookup import lookup
+from dembench.tasks.base import PRECISIONS, Event, Flag, Method, Note, Point, Row
+from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
+from dembench.tasks.common.digits_nets import keep_classes
+from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics, is_collapsed
+from dembench.tasks.common.parts import DataPart
+from dembench.tasks.tta.data import DomainsPart, LongTailedDomains, size_of
+from dembench.tasks.tta.remarks import refusal, remarks
+from dembench.tasks.tta.streams import Domain, Part, Protocol, image_order, parts
+from dembench.tasks.tta.window import Window
 
 __all__ = ["CorruptionTTA", "Protocol", "mean_rows"]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import core
-from core import _kernels
-from core import functional as F
+from dembench import core
+from dembench.core import _kernels
+from dembench.core import functional as F
 
 ABLATIONS = [
     {},

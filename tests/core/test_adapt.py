@@ -8,8 +8,8 @@ from small_models import Mixed, SmallNet, image_batches
 from torch import nn
 from torch.testing import assert_close
 
-import core
-from core.adapt import Learner, norm_affine, require_grad_only, use_batch_statistics
+from dembench import core
+from dembench.core.adapt import Learner, norm_affine, require_grad_only, use_batch_statistics
 
 ADAPTED = ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"]
 

@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.testing import assert_close
 
-import core
-from core import functional as F
+from dembench import core
+from dembench.core import functional as F
 
 
 def _rank(rank, world, file, shape):

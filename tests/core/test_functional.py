@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.testing import assert_close
 
-from core import functional as F
+from dembench.core import functional as F
 
 LOSSES = {
     "em": F.em,

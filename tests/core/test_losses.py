@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import core
-from core import functional as F
+from dembench import core
+from dembench.core import functional as F
 
 
 def test_a_first_batch_in_inference_mode_leaves_a_working_module():

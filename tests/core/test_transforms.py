@@ -5,8 +5,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
-import core
-from core import functional as F
+from dembench import core
+from dembench.core import functional as F
 
 
 def textbook_entropy(z):

@@ -3,13 +3,13 @@ import importlib
 
 import pytest
 
-from scripts import bench
-from scripts.bench import timing
+from dembench.scripts import bench
+from dembench.scripts.bench import timing
 
 
 @pytest.mark.parametrize("name", bench.BENCHES)
 def test_every_bench_keeps_the_contract(name):
-    module = importlib.import_module(f"scripts.bench.{name}")
+    module = importlib.import_module(f"dembench.scripts.bench.{name}")
     assert module.HELP
     assert "\n" not in module.HELP
     module.add_arguments(argparse.ArgumentParser())

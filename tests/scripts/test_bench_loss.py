@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import core
-from core import functional as F
-from scripts import bench
-from scripts.bench import loss
+from dembench import core
+from dembench.core import functional as F
+from dembench.scripts import bench
+from dembench.scripts.bench import loss
 
 
 def test_the_baselines_compute_what_they_stand_for():

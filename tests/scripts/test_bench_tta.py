@@ -5,9 +5,9 @@ from small_models import image_batches
 from torch.testing import assert_close
 from tta_models import FeatureNet
 
-from scripts import bench
-from scripts.bench import textbook_forward, tta
-from scripts.bench.counting import count
+from dembench.scripts import bench
+from dembench.scripts.bench import textbook_forward, tta
+from dembench.scripts.bench.counting import count
 
 
 def test_bench_prints_and_writes_every_method(tmp_path, capsys, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.cli import COMMANDS, main
+from dembench.scripts.cli import COMMANDS, main
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +164,7 @@ def test_nothing_to_do_is_wrong_usage(capsys: pytest.CaptureFixture) -> None:
 
 LIGHT = """
 import sys
-from scripts.cli import main
+from dembench.scripts.cli import main
 for argv in (["--help"], ["--version"], ["run", "--help"], ["sweep", "--help"], ["list", "--help"], ["nonsense"]):
     try:
         main(argv)
@@ -184,7 +184,7 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("module", ["run", "sweep", "list", "report", "demo"])
 def test_each_command_is_a_module_too_from_any_folder(module: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", f"scripts.{module}", "--help"]
+    command = [sys.executable, "-m", f"dembench.scripts.{module}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
     assert f"usage: dembench {module}" in done.stdout

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tasks.tta.corruptions import CORRUPTIONS
-from tasks.tta.sources import CIFAR10_CLASSES
+from dembench.tasks.common.corruptions import CORRUPTIONS
+from dembench.tasks.common.originals import CIFAR10_CLASSES
 
 PER_CLASS = 4
 

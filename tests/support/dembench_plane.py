@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.base import Event, Flag, Row
-from tasks.parts import DataPart
-from tasks.search.study import Outcome, Search, Settings
+from dembench.harness.search.trials import Outcome, Search, Settings
+from dembench.tasks.base import Event, Flag, Row
+from dembench.tasks.common.parts import DataPart
 
 BEST = (1.3, 0.4)
 

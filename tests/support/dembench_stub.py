@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from tasks.base import Event, Flag, Histogram, Note, Point, Row
+from dembench.tasks.base import Event, Flag, Histogram, Note, Point, Row
 
 
 class Loss(torch.nn.Module):

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tasks.segmentation.data import Pool, PooledPair
+from dembench.tasks.segmentation.data import Pool, PooledPair
 
 
 class Blocks(PooledPair):

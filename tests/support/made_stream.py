@@ -8,8 +8,8 @@ import torch
 from small_models import CLASSES, SmallNet
 from torch import Tensor, nn
 
-from tasks.base import Note
-from tasks.tta.corruptions import CORRUPTIONS
+from dembench.tasks.base import Note
+from dembench.tasks.common.corruptions import CORRUPTIONS
 
 
 class MadeData:

@@ -7,9 +7,9 @@ from typing import Any
 from stable_baselines3 import PPO
 from torch import Tensor
 
-from tasks.minigrid.envs import live_envs, stock_envs
-from tasks.minigrid.fast import FastPolicy
-from tasks.minigrid.live import Views
+from dembench.tasks.minigrid.envs import live_envs, stock_envs
+from dembench.tasks.minigrid.fast import FastPolicy
+from dembench.tasks.minigrid.live import Views
 
 DOOR_KEY = "MiniGrid-DoorKey-5x5-v0"
 NINE = (

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from tasks.report.group import Block, build_blocks
-from tasks.report.load import load
+from dembench.report.judge.group import Block, build_blocks
+from dembench.report.read.load import load
 
 SLICES = ("gaussian_noise/5", "fog/5", "jpeg_compression/5")
 CLASSES = 4
@@ -44,8 +44,8 @@ def make_run(
     node = {"optimizer": "adam", "lr": lr, "steps": 1, "episodic": False} if learns else {}
     config = {
         "seed": seed, "device": "cpu", "precision": "fp32", "threads": 1, "out": str(root), "force": False,
-        "method": {"_target_": f"tasks.{method}", "_partial_": True, **node},
-        "loss": {"_target_": f"core.{loss}", **(params or {})},
+        "method": {"_target_": f"dembench.tasks.{method}", "_partial_": True, **node},
+        "loss": {"_target_": f"dembench.core.{loss}", **(params or {})},
         "model": {"_target_": "m", "weights": f"/somewhere/{root.name}/w.th"},
         "data": {"_target_": "d", "seed": 0},
         "protocol": {"_target_": "p", "reset": protocol == "single_domain", "severity": 5, "corruptions": None,

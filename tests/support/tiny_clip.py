@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.prompt.clip import Clip
+from dembench.tasks.prompt.clip import Clip
 
 NAMES = ("cat", "polar bear", "dog", "red kite", "extraordinarily long-winded animal", "ox")
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}

@@ -14,8 +14,8 @@ from small_models import CLASSES
 from torch import Tensor, nn
 from tta_models import FeatureNet, Watched
 
-import core
-from scripts.bench import textbook_forward, textbook_tta
+from dembench import core
+from dembench.scripts.bench import textbook_forward, textbook_tta
 
 LN_C = math.log(CLASSES)
 LOSSES: dict[str, Callable[[], Any]] = {"em": core.EM, "dem": lambda: core.DEM(1.2, 0.9), "adadem": core.AdaDEM}
@@ -43,7 +43,7 @@ def published_loss(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def method_class(name: str) -> type:
-    return getattr(importlib.import_module(f"tasks.tta.methods.{MODULES.get(name, name.lower())}"), name)
+    return getattr(importlib.import_module(f"dembench.tasks.tta.methods.{MODULES.get(name, name.lower())}"), name)
 
 
 def drifting_batches(count: int = 12, *, size: int = 16, last: int = 5) -> list[Tensor]:

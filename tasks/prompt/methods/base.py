@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from core.functional import em
-from tasks.base import Artifact, Note
-from tasks.prompt.text import Prompts
+from dembench.core.functional import em
+from dembench.tasks.base import Artifact, Note
+from dembench.tasks.prompt.text import Prompts
 
 Shots = Callable[[int], tuple[Prompts, Tensor, Tensor]]  # k of each class: prompts, features (N, V, E), labels (N,)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tasks.prompt.methods.base import Shots
-from tasks.prompt.methods.zero_shot import ZeroShot
-from tasks.prompt.text import Prompts
+from dembench.tasks.prompt.methods.base import Shots
+from dembench.tasks.prompt.methods.zero_shot import ZeroShot
+from dembench.tasks.prompt.text import Prompts
 
 
 class Ensemble(ZeroShot):

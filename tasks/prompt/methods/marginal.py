@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.prompt.methods.base import Context, Shots, check_share, confident, pick
-from tasks.prompt.methods.zero_shot import ZeroShot
-from tasks.prompt.text import Prompts
+from dembench.tasks.prompt.methods.base import Context, Shots, check_share, confident, pick
+from dembench.tasks.prompt.methods.zero_shot import ZeroShot
+from dembench.tasks.prompt.text import Prompts
 
 
 class Marginal(ZeroShot):

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tasks.base import Note
-from tasks.names import lookup
-from tasks.prompt.episodes import Episodes, depends_on_offset
-from tasks.prompt.methods.base import Context, PromptMethod, Shots, check_share, confident, pick
-from tasks.prompt.methods.marginal import log_marginal
-from tasks.prompt.text import Prompts
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.prompt.episodes import Episodes, depends_on_offset
+from dembench.tasks.prompt.methods.base import Context, PromptMethod, Shots, check_share, confident, pick
+from dembench.tasks.prompt.methods.marginal import log_marginal
+from dembench.tasks.prompt.text import Prompts
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 AGGREGATES = ("marginal", "mean_logits", "per_view")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.prompt.methods.base import confident, pick
-from tasks.prompt.methods.marginal import Marginal, log_marginal
+from dembench.tasks.prompt.methods.base import confident, pick
+from dembench.tasks.prompt.methods.marginal import Marginal, log_marginal
 
 _LEAST = 1e-6  # of a vote: orders classes without a vote by the marginal and keeps logarithms finite
 

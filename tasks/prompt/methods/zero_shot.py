@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.prompt.methods.base import Context, PromptMethod, Shots
-from tasks.prompt.text import Prompts
+from dembench.tasks.prompt.methods.base import Context, PromptMethod, Shots
+from dembench.tasks.prompt.text import Prompts
 
 
 class ZeroShot(PromptMethod):

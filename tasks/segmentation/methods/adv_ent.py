@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.segmentation.methods.base import Data, EntropyTerm, Logits, UDAMethod, Values, bare, pixel_entropy
+from dembench.tasks.segmentation.methods.base import Data, EntropyTerm, Logits, UDAMethod, Values, bare, pixel_entropy
 
 SOURCE, TARGET = 0.0, 1.0  # labels of the domains
 

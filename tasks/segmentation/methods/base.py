@@ -19,8 +19,8 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import functional
-from tasks.names import lookup
+from dembench.core import functional
+from dembench.lookup import lookup
 
 IGNORED = 255  # label of pixels that are in no loss
 RESOLUTIONS = ("full", "logit")

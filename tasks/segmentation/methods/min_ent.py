@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from tasks.segmentation.methods.base import Data, EntropyTerm, UDAMethod, Values, pixel_entropy
+from dembench.tasks.segmentation.methods.base import Data, EntropyTerm, UDAMethod, Values, pixel_entropy
 
 
 class MinEnt(UDAMethod):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tasks.segmentation.methods.base import Data, UDAMethod, Values
+from dembench.tasks.segmentation.methods.base import Data, UDAMethod, Values
 
 
 class SourceOnly(UDAMethod):

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from core.adapt import Learner, norm_affine, require_grad_only, use_batch_statistics
-from tasks.segmentation.methods.base import EntropyTerm, bare
-from tasks.segmentation.methods.source_only import SourceOnly
+from dembench.core.adapt import Learner, norm_affine, require_grad_only, use_batch_statistics
+from dembench.tasks.segmentation.methods.base import EntropyTerm, bare
+from dembench.tasks.segmentation.methods.source_only import SourceOnly
 
 
 class TentSeg(SourceOnly):

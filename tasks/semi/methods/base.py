@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core import functional
-from tasks.names import lookup
+from dembench.core import functional
+from dembench.lookup import lookup
 
 Terms = dict[str, Tensor]
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from tasks.semi.methods.base import Batch, SemiMethod, Terms, passes, supervised_term
+from dembench.tasks.semi.methods.base import Batch, SemiMethod, Terms, passes, supervised_term
 
 
 class EntMin(SemiMethod):

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from tasks.semi.methods.base import Batch, SemiMethod, Terms, masked_cross_entropy, passes, supervised_term
+from dembench.tasks.semi.methods.base import Batch, SemiMethod, Terms, masked_cross_entropy, passes, supervised_term
 
 
 class FixMatch(SemiMethod):

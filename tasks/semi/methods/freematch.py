@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.semi.methods.base import (
+from dembench.tasks.semi.methods.base import (
     Batch,
     SemiMethod,
     Terms,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.semi.methods.base import Batch, SemiMethod, Terms, couples_samples, frozen_statistics, passes, rise
+from dembench.tasks.semi.methods.base import Batch, SemiMethod, Terms, couples_samples, frozen_statistics, passes, rise
 
 
 class MixMatch(SemiMethod):

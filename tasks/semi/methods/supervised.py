@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from tasks.semi.methods.base import Batch, SemiMethod, Terms, supervised_term
+from dembench.tasks.semi.methods.base import Batch, SemiMethod, Terms, supervised_term
 
 
 class Supervised(SemiMethod):

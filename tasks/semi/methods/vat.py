@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.semi.methods.base import Batch, SemiMethod, Terms, frozen_statistics, rise, supervised_term
+from dembench.tasks.semi.methods.base import Batch, SemiMethod, Terms, frozen_statistics, rise, supervised_term
 
 
 class VAT(SemiMethod):

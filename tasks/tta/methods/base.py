@@ -9,13 +9,22 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from core.adapt import ALL_NORMS, OPTIMIZERS, Kinds, Learner, Loss, norm_affine, require_grad_only, use_batch_statistics
-from core.functional import em
-from tasks.base import Note
-from tasks.names import lookup
-from tasks.tta.methods.clustering import Clustering
-from tasks.tta.methods.freeze import FREEZE, Freeze, frozen_layers
-from tasks.tta.methods.layers import Inputs, classifier
+from dembench.core.adapt import (
+    ALL_NORMS,
+    OPTIMIZERS,
+    Kinds,
+    Learner,
+    Loss,
+    norm_affine,
+    require_grad_only,
+    use_batch_statistics,
+)
+from dembench.core.functional import em
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.tta.methods.clustering import Clustering
+from dembench.tasks.tta.methods.freeze import FREEZE, Freeze, frozen_layers
+from dembench.tasks.tta.methods.layers import Inputs, classifier
 
 Preset = Literal["official", "mariodoebler", "random_start"]
 Optimizer = Literal["adam", "momentum", "nesterov", "sgd"]

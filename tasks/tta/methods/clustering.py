@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from tasks.names import lookup
+from dembench.lookup import lookup
 
 
 @dataclass(frozen=True)

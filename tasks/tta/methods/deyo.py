@@ -14,10 +14,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from core.adapt import Loss
-from tasks.names import lookup
-from tasks.tta.methods.base import Common, EntropyMethod, Optimizer
-from tasks.tta.methods.freeze import Freeze
+from dembench.core.adapt import Loss
+from dembench.lookup import lookup
+from dembench.tasks.tta.methods.base import Common, EntropyMethod, Optimizer
+from dembench.tasks.tta.methods.freeze import Freeze
 
 
 class DeYO(EntropyMethod):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.adapt import Loss
-from tasks.base import Note
-from tasks.names import lookup
-from tasks.tta.methods.base import Common, Optimizer
-from tasks.tta.methods.eta import ETA
+from dembench.core.adapt import Loss
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.tta.methods.base import Common, Optimizer
+from dembench.tasks.tta.methods.eta import ETA
 
 
 class EATA(ETA):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.adapt import Loss
-from tasks.tta.methods.base import Common, EntropyMethod, Optimizer
+from dembench.core.adapt import Loss
+from dembench.tasks.tta.methods.base import Common, EntropyMethod, Optimizer
 
 
 class ETA(EntropyMethod):

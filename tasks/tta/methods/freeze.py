@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from core.adapt import ALL_NORMS, top_layers
+from dembench.core.adapt import ALL_NORMS, top_layers
 
 Freeze = Literal["none", "depth", "names"]
 FREEZE = ("none", "depth", "names")

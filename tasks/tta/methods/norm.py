@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core.adapt import batch_norms, use_batch_statistics
-from tasks.names import lookup
-from tasks.tta.methods.base import Preset, TTAMethod
+from dembench.core.adapt import batch_norms, use_batch_statistics
+from dembench.lookup import lookup
+from dembench.tasks.tta.methods.base import Preset, TTAMethod
 
 STATISTICS = ("batch", "mixed", "ema")
 

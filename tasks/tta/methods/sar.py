@@ -11,9 +11,9 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from core.adapt import Loss, ascended
-from tasks.tta.methods.base import Common, EntropyMethod, Optimizer
-from tasks.tta.methods.freeze import Freeze
+from dembench.core.adapt import Loss, ascended
+from dembench.tasks.tta.methods.base import Common, EntropyMethod, Optimizer
+from dembench.tasks.tta.methods.freeze import Freeze
 
 
 class SAR(EntropyMethod):

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from tasks.tta.methods.base import Preset, TTAMethod
+from dembench.tasks.tta.methods.base import Preset, TTAMethod
 
 
 class Source(TTAMethod):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.functional import em
-from tasks.tta.methods.base import Preset, TTAMethod
-from tasks.tta.methods.layers import Inputs, classifier
+from dembench.core.functional import em
+from dembench.tasks.tta.methods.base import Preset, TTAMethod
+from dembench.tasks.tta.methods.layers import Inputs, classifier
 
 
 class T3A(TTAMethod):

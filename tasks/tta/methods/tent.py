@@ -9,8 +9,8 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
-from core.adapt import Loss
-from tasks.tta.methods.base import Common, EntropyMethod, Optimizer
+from dembench.core.adapt import Loss
+from dembench.tasks.tta.methods.base import Common, EntropyMethod, Optimizer
 
 
 class Tent(EntropyMethod):

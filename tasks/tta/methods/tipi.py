@@ -16,11 +16,11 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from core.adapt import Loss, batch_norms
-from tasks.base import Note
-from tasks.names import lookup
-from tasks.tta.methods.base import Common, EntropyMethod, Optimizer
-from tasks.tta.nets import Normalized
+from dembench.core.adapt import Loss, batch_norms
+from dembench.lookup import lookup
+from dembench.tasks.base import Note
+from dembench.tasks.common.digits_nets import Normalized
+from dembench.tasks.tta.methods.base import Common, EntropyMethod, Optimizer
 
 LARGE = 64  # images in a batch, above which its own statistics can predict
 

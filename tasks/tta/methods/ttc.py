@@ -9,10 +9,10 @@ from typing import Unpack
 
 from torch import nn
 
-from core.adapt import Loss
-from tasks.tta.methods.base import Common, Optimizer
-from tasks.tta.methods.clustering import Clustering
-from tasks.tta.methods.tent import Tent
+from dembench.core.adapt import Loss
+from dembench.tasks.tta.methods.base import Common, Optimizer
+from dembench.tasks.tta.methods.clustering import Clustering
+from dembench.tasks.tta.methods.tent import Tent
 
 
 class TTC(Tent):

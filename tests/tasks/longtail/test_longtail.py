@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from tasks import experiment
-from tasks.compose import compose
-from tasks.long_tail import long_tail_counts
-from tasks.longtail.data import LongTailData
-from tasks.semi.data import SemiData
-from tasks.semi.sources import Digits
+from dembench.harness import experiment
+from dembench.harness.compose import compose
+from dembench.tasks.common.long_tail import long_tail_counts
+from dembench.tasks.longtail.data import LongTailData
+from dembench.tasks.semi.data import SemiData
+from dembench.tasks.semi.sources import Digits
 
 TINY = ["model.width=4", "protocol.iterations=4", "protocol.eval_every=2", "protocol.batch_size=4"]
 

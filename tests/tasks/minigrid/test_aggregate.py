@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.report import aggregate
-from tasks.report.aggregate import bootstrap, bootstrap_difference, bootstrap_improvement, improvement, iqm
+from dembench.report.judge import aggregate
+from dembench.report.judge.aggregate import bootstrap, bootstrap_difference, bootstrap_improvement, improvement, iqm
 
 RNG = np.random.default_rng(0)
 

@@ -19,11 +19,11 @@ from minigrid_agents import DOOR_KEY, NINE, fast_agent, stock_agent
 from stable_baselines3 import PPO
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from core import EM, AdaDEM
-from tasks.minigrid.envs import Moments, live_envs, minigrid_ids, stock_envs
-from tasks.minigrid.fast import FastPolicy
-from tasks.minigrid.live import LiveObs, Views
-from tasks.minigrid.policy import EntropyBonusPolicy
+from dembench.core import EM, AdaDEM
+from dembench.tasks.minigrid.envs import Moments, live_envs, minigrid_ids, stock_envs
+from dembench.tasks.minigrid.fast import FastPolicy
+from dembench.tasks.minigrid.live import LiveObs, Views
+from dembench.tasks.minigrid.policy import EntropyBonusPolicy
 
 # environments with moving obstacles, lava, other views and boxes besides the paper's nine
 MORE = ("MiniGrid-Dynamic-Obstacles-Random-5x5-v0", "MiniGrid-ObstructedMaze-2Dlh-v0", "MiniGrid-LavaGapS5-v0")

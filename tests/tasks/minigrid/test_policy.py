@@ -17,10 +17,10 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from core import DEM, EM, AdaDEM
-from core.functional import adadem, dem, uniform_table, update_table
-from tasks.minigrid import EntropyBonusPolicy, policy_with
-from tasks.minigrid.callbacks import BonusLog, BonusWeight
+from dembench.core import DEM, EM, AdaDEM
+from dembench.core.functional import adadem, dem, uniform_table, update_table
+from dembench.tasks.minigrid import EntropyBonusPolicy, policy_with
+from dembench.tasks.minigrid.callbacks import BonusLog, BonusWeight
 
 
 def equal(first, second):

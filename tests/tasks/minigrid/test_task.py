@@ -21,16 +21,16 @@ from minigrid.minigrid_env import MiniGridEnv
 from minigrid_agents import DOOR_KEY, NINE
 from PIL import Image
 
-from core import AdaDEM
-from tasks import experiment
-from tasks.base import Artifact, Row, Scalars
-from tasks.compose import ConfigError, compose, options
-from tasks.minigrid import EntropyBonusPolicy
-from tasks.minigrid.envs import Environment, stock_envs
-from tasks.minigrid.evaluation import gif, play
-from tasks.minigrid.live import LiveObs, Views
-from tasks.minigrid.methods import PPO
-from tasks.minigrid.task import Minigrid, Protocol
+from dembench.core import AdaDEM
+from dembench.harness import experiment
+from dembench.harness.compose import ConfigError, compose, options
+from dembench.tasks.base import Artifact, Row, Scalars
+from dembench.tasks.minigrid import EntropyBonusPolicy
+from dembench.tasks.minigrid.envs import Environment, stock_envs
+from dembench.tasks.minigrid.evaluation import gif, play
+from dembench.tasks.minigrid.live import LiveObs, Views
+from dembench.tasks.minigrid.methods import PPO
+from dembench.tasks.minigrid.task import Minigrid, Protocol
 
 ROOT = Path(__file__).parents[3]
 TINY = {

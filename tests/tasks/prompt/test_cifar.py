@@ -11,15 +11,15 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from tasks import experiment
-from tasks.compose import ConfigError, compose, options
-from tasks.prompt import tiny
-from tasks.prompt.cifar import CAPTIONS, STYLES, TEMPLATE, WORDS, Cifar10, stylise
-from tasks.prompt.digits import RENDERING
-from tasks.prompt.models import cifar_clip
-from tasks.prompt.training import contrast
-from tasks.sweeps import expand, read_sweep
-from tasks.tta.corruptions import CORRUPTIONS, corrupt
+from dembench.harness import experiment
+from dembench.harness.compose import ConfigError, compose, options
+from dembench.harness.sweeps import expand, read_sweep
+from dembench.tasks.common.corruptions import CORRUPTIONS, corrupt
+from dembench.tasks.prompt import tiny
+from dembench.tasks.prompt.cifar import CAPTIONS, STYLES, TEMPLATE, WORDS, Cifar10, stylise
+from dembench.tasks.prompt.digits import RENDERING
+from dembench.tasks.prompt.models import cifar_clip
+from dembench.tasks.prompt.training import contrast
 
 PER_CLASS = {"train": 12, "test": 4}
 TORCHVISION = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -8,14 +8,14 @@ from tiny_clip import tiny_clip
 from torch.testing import assert_close
 from torchvision.transforms import functional as F
 
-from tasks.prompt import imagenet as module
-from tasks.prompt.captions import WordTokenizer
-from tasks.prompt.data import Digits, ImageSet
-from tasks.prompt.digits import CORRUPTIONS, STYLES, corrupt, digits, style_templates, stylise
-from tasks.prompt.features import STRETCH, ViewFeatures
-from tasks.prompt.imagenet import FAMILY, ImageFolder, ImageNetFamily, classes_of, subset
-from tasks.prompt.tiny import digits_clip, tokenizer
-from tasks.prompt.views import Views
+from dembench.tasks.prompt import imagenet as module
+from dembench.tasks.prompt.captions import WordTokenizer
+from dembench.tasks.prompt.data import Digits, ImageSet
+from dembench.tasks.prompt.digits import CORRUPTIONS, STYLES, corrupt, digits, style_templates, stylise
+from dembench.tasks.prompt.features import STRETCH, ViewFeatures
+from dembench.tasks.prompt.imagenet import FAMILY, ImageFolder, ImageNetFamily, classes_of, subset
+from dembench.tasks.prompt.tiny import digits_clip, tokenizer
+from dembench.tasks.prompt.views import Views
 
 
 def picture(height=40, width=52, seed=0):

@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from tasks.prompt.coop import CoOp, read_context, write_context
-from tasks.prompt.methods.base import confident
-from tasks.prompt.methods.ensemble import Ensemble
-from tasks.prompt.methods.marginal import Marginal, log_marginal
-from tasks.prompt.methods.zero import Zero
-from tasks.prompt.methods.zero_shot import ZeroShot
-from tasks.prompt.metrics import Counts, PromptMetrics, mcnemar, mean_rows
-from tasks.prompt.text import Prompts
+from dembench.tasks.prompt.coop import CoOp, read_context, write_context
+from dembench.tasks.prompt.methods.base import confident
+from dembench.tasks.prompt.methods.ensemble import Ensemble
+from dembench.tasks.prompt.methods.marginal import Marginal, log_marginal
+from dembench.tasks.prompt.methods.zero import Zero
+from dembench.tasks.prompt.methods.zero_shot import ZeroShot
+from dembench.tasks.prompt.metrics import Counts, PromptMetrics, mcnemar, mean_rows
+from dembench.tasks.prompt.text import Prompts
 
 TEMPLATE = "a photo of a {}."
 TEMPLATES = ("a photo of a {}.", "a drawing of the {}.", "{} in the wild")

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from tiny_clip import tiny_clip
 
-import core
-from tasks import experiment
-from tasks.base import Artifact, Histogram, Note, Point, Row
-from tasks.compose import ConfigError, compose, options
-from tasks.prompt.data import Digits
-from tasks.prompt.imagenet import ImageFolder
-from tasks.prompt.methods.tpt import TPT
-from tasks.prompt.methods.zero_shot import ZeroShot
-from tasks.prompt.models import open_clip_model
-from tasks.prompt.task import PromptTuning, Protocol
-from tasks.prompt.views import Views
+from dembench import core
+from dembench.harness import experiment
+from dembench.harness.compose import ConfigError, compose, options
+from dembench.tasks.base import Artifact, Histogram, Note, Point, Row
+from dembench.tasks.prompt.data import Digits
+from dembench.tasks.prompt.imagenet import ImageFolder
+from dembench.tasks.prompt.methods.tpt import TPT
+from dembench.tasks.prompt.methods.zero_shot import ZeroShot
+from dembench.tasks.prompt.models import open_clip_model
+from dembench.tasks.prompt.task import PromptTuning, Protocol
+from dembench.tasks.prompt.views import Views
 
 METHODS = ("coop", "ensemble", "marginal", "tpt", "tpt_coop", "zero", "zero_shot")
 SMALL = {

@@ -6,8 +6,8 @@ import torch
 from tiny_clip import KINDS, NAMES, TEXT, VISION, by_hook, tiny_clip
 from torch.testing import assert_close
 
-from tasks.prompt.clip import Clip, text_tower
-from tasks.prompt.text import ENCODINGS, Prompts
+from dembench.tasks.prompt.clip import Clip, text_tower
+from dembench.tasks.prompt.text import ENCODINGS, Prompts
 
 TEMPLATE = "a photo of a {}."
 both = pytest.mark.parametrize("kind", KINDS)

@@ -8,9 +8,9 @@ from tiny_clip import KINDS, NAMES, by_hook, tiny_clip
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-import core
-from tasks.prompt.methods.tpt import TPT
-from tasks.prompt.text import ENCODINGS, Prompts
+from dembench import core
+from dembench.tasks.prompt.methods.tpt import TPT
+from dembench.tasks.prompt.text import ENCODINGS, Prompts
 
 TEMPLATE = "a photo of a {}."
 LOSSES = {"em": core.EM, "dem": lambda: core.DEM(1.2, 0.6), "adadem": core.AdaDEM}
@@ -187,7 +187,7 @@ def test_an_offset_cannot_act_on_a_marginal_and_that_is_said():
 def test_adadem_pushes_as_its_closed_form_says():
     """One step from a table that is new: dL/dz = -(p (z - p.z) + 0.9 (p - 1/C)) / delta for distinct pseudo labels."""
     z = torch.diag(torch.linspace(1.0, 3.0, 5, dtype=torch.float64)).requires_grad_()
-    from tasks.prompt.episodes import Episodes
+    from dembench.tasks.prompt.episodes import Episodes
 
     episodes = Episodes(core.AdaDEM())
     episodes.start(1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.segmentation.camvid import CamVid
+from dembench.tasks.segmentation.camvid import CamVid
 
 FRAMES = {
     "train": ["0006R0_1", "0016E5_1", "0016E5_2", "0001TP_1", "0001TP_2", "0001TP_3"],

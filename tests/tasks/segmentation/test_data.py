@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.segmentation import scenes
-from tasks.segmentation.data import NORMALISATIONS, Pool, check_ids, pack
-from tasks.segmentation.scenes import Style
-from tasks.segmentation.street import Street
+from dembench.tasks.segmentation import scenes
+from dembench.tasks.segmentation.data import NORMALISATIONS, Pool, check_ids, pack
+from dembench.tasks.segmentation.scenes import Style
+from dembench.tasks.segmentation.street import Street
 
 HAZY = Style(paint=0.3, light=0.9, haze=0.35, blur=0.7, noise=0.04)
 

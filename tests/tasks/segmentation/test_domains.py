@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.segmentation import domains
-from tasks.segmentation.domains import GTA5ToCityscapes, SYNTHIAToCityscapes
-from tasks.segmentation.labels import SYNTHIA_16
+from dembench.tasks.segmentation import domains
+from dembench.tasks.segmentation.domains import GTA5ToCityscapes, SYNTHIAToCityscapes
+from dembench.tasks.segmentation.labels import SYNTHIA_16
 
 SIZES = {"source_size": (18, 32), "target_size": (16, 32)}
 RNG = np.random.default_rng(0)

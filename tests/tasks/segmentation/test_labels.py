@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.segmentation import labels
+from dembench.tasks.segmentation import labels
 
 
 def test_classes_and_colours_are_those_of_mmsegmentation():

@@ -12,15 +12,15 @@ from made_domains import Blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import DEM, EM, AdaDEM
-from tasks.segmentation.engine import Draws, UDAOptimizers, collate
-from tasks.segmentation.methods.adv_ent import AdvEnt, Discriminator, self_information
-from tasks.segmentation.methods.base import EntropyTerm, Logits, UDAMethod, cross_entropy, padding_mask
-from tasks.segmentation.methods.min_ent import MinEnt
-from tasks.segmentation.methods.source_only import SourceOnly
-from tasks.segmentation.methods.tent_seg import TentSeg
-from tasks.segmentation.nets import Network, deeplab_v2
-from tasks.segmentation.schedule import Schedule
+from dembench.core import DEM, EM, AdaDEM
+from dembench.tasks.segmentation.engine import Draws, UDAOptimizers, collate
+from dembench.tasks.segmentation.methods.adv_ent import AdvEnt, Discriminator, self_information
+from dembench.tasks.segmentation.methods.base import EntropyTerm, Logits, UDAMethod, cross_entropy, padding_mask
+from dembench.tasks.segmentation.methods.min_ent import MinEnt
+from dembench.tasks.segmentation.methods.source_only import SourceOnly
+from dembench.tasks.segmentation.methods.tent_seg import TentSeg
+from dembench.tasks.segmentation.nets import Network, deeplab_v2
+from dembench.tasks.segmentation.schedule import Schedule
 
 C = 3
 NET = deeplab_v2(depth=18, width=4, stages=3, output_stride=4, dilations=(1, 2), style="pytorch", freeze_norm=False)

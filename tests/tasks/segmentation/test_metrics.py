@@ -9,7 +9,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
-from tasks.segmentation.metrics import SegMetrics
+from dembench.tasks.segmentation.metrics import SegMetrics
 
 CLASSES = ("a", "b", "c", "d", "never")
 

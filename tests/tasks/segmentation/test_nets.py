@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.segmentation import nets, ops
-from tasks.segmentation.nets import DeepLabV2Head, count_parameters, deeplab_v2, deeplab_v3, from_config
+from dembench.tasks.segmentation import nets, ops
+from dembench.tasks.segmentation.nets import DeepLabV2Head, count_parameters, deeplab_v2, deeplab_v3, from_config
 
 PRE = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 SMALL = {"depth": 18, "width": 4, "dilations": (1, 2), "style": "pytorch", "freeze_norm": False}

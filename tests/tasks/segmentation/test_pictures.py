@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tasks.report.gallery import Picture, width_of
-from tasks.segmentation.pictures import colourise, picture
+from dembench.report.figures.gallery import Picture, width_of
+from dembench.tasks.segmentation.pictures import colourise, picture
 
 PALETTE = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
 

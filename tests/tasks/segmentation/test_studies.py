@@ -2,9 +2,9 @@
 
 import pytest
 
-from tasks.compose import compose, header, read_option
-from tasks.report.reference import references
-from tasks.sweeps import expand, fit, read_overrides, read_sweep
+from dembench.harness.compose import compose, header, read_option
+from dembench.harness.sweeps import expand, fit, read_overrides, read_sweep
+from dembench.report.read.reference import references
 
 STUDIES = ("dem_table4", "dem_table10", "dem_figure7", "seg_street", "seg_camvid", "seg_weight", "seg_resolution")
 

@@ -14,19 +14,19 @@ import pytest
 import torch
 from made_domains import Blocks
 
-from core import EM, AdaDEM
-from tasks import experiment
-from tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
-from tasks.compose import ConfigError, compose, options
-from tasks.segmentation.data import PoolDataset
-from tasks.segmentation.methods.adv_ent import AdvEnt
-from tasks.segmentation.methods.min_ent import MinEnt
-from tasks.segmentation.methods.source_only import SourceOnly
-from tasks.segmentation.methods.tent_seg import TentSeg
-from tasks.segmentation.metrics import SegMetrics
-from tasks.segmentation.nets import deeplab_v2
-from tasks.segmentation.schedule import Schedule
-from tasks.segmentation.task import Segmentation, collapse_flags, effective_classes
+from dembench.core import EM, AdaDEM
+from dembench.harness import experiment
+from dembench.harness.compose import ConfigError, compose, options
+from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
+from dembench.tasks.segmentation.data import PoolDataset
+from dembench.tasks.segmentation.methods.adv_ent import AdvEnt
+from dembench.tasks.segmentation.methods.min_ent import MinEnt
+from dembench.tasks.segmentation.methods.source_only import SourceOnly
+from dembench.tasks.segmentation.methods.tent_seg import TentSeg
+from dembench.tasks.segmentation.metrics import SegMetrics
+from dembench.tasks.segmentation.nets import deeplab_v2
+from dembench.tasks.segmentation.schedule import Schedule
+from dembench.tasks.segmentation.task import Segmentation, collapse_flags, effective_classes
 
 NET = deeplab_v2(
     depth=18, width=4, stages=3, output_stride=4, dilations=(1, 2), style="pytorch", pool=False, freeze_norm=False
@@ -135,7 +135,7 @@ def test_metrics_are_at_the_size_of_the_labels() -> None:
 
     task = Segmentation(data, NET, Schedule(1, **FEW))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.segmentation.trainer.SegMetrics", Watched)
+        patch.setattr("dembench.tasks.segmentation.trainer.SegMetrics", Watched)
         list(task.run(SourceOnly))
     assert ((1, 3, 64, 96), (1, 64, 96)) in seen
 

@@ -12,16 +12,16 @@ import torch
 from made_domains import Blocks
 from torch import Tensor
 
-from core import EM, AdaDEM
-from tasks.segmentation.data import NORMALISATIONS
-from tasks.segmentation.engine import Draws, Share, collate, thin_shortcuts
-from tasks.segmentation.methods.adv_ent import AdvEnt
-from tasks.segmentation.methods.base import UDAMethod
-from tasks.segmentation.methods.min_ent import MinEnt
-from tasks.segmentation.methods.source_only import SourceOnly
-from tasks.segmentation.nets import deeplab_v2, deeplab_v3
-from tasks.segmentation.schedule import Schedule
-from tasks.segmentation.trainer import Trainer
+from dembench.core import EM, AdaDEM
+from dembench.tasks.segmentation.data import NORMALISATIONS
+from dembench.tasks.segmentation.engine import Draws, Share, collate, thin_shortcuts
+from dembench.tasks.segmentation.methods.adv_ent import AdvEnt
+from dembench.tasks.segmentation.methods.base import UDAMethod
+from dembench.tasks.segmentation.methods.min_ent import MinEnt
+from dembench.tasks.segmentation.methods.source_only import SourceOnly
+from dembench.tasks.segmentation.nets import deeplab_v2, deeplab_v3
+from dembench.tasks.segmentation.schedule import Schedule
+from dembench.tasks.segmentation.trainer import Trainer
 
 THIN = {"depth": 18, "width": 4, "output_stride": 4}
 NET = deeplab_v2(**THIN, stages=3, dilations=(1, 2), style="pytorch", freeze_norm=False)

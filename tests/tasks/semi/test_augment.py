@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import transforms
 
-from tasks.semi import augment, operators
-from tasks.semi.sources import MedMNIST
+from dembench.tasks.semi import augment, operators
+from dembench.tasks.semi.sources import MedMNIST
 
 PILLOW = {
     "autocontrast": lambda image, v: ImageOps.autocontrast(image),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from core import AdaDEM
+from dembench.core import AdaDEM
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

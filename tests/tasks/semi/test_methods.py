@@ -13,16 +13,16 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import DEM, EM, AdaDEM
-from tasks.semi.methods import base
-from tasks.semi.methods.base import Batch
-from tasks.semi.methods.ent_min import EntMin
-from tasks.semi.methods.fixmatch import FixMatch
-from tasks.semi.methods.freematch import FreeMatch
-from tasks.semi.methods.mixmatch import MixMatch, sharpen
-from tasks.semi.methods.pseudo_label import PseudoLabel
-from tasks.semi.methods.supervised import Supervised
-from tasks.semi.methods.vat import VAT, kl, unit
+from dembench.core import DEM, EM, AdaDEM
+from dembench.tasks.semi.methods import base
+from dembench.tasks.semi.methods.base import Batch
+from dembench.tasks.semi.methods.ent_min import EntMin
+from dembench.tasks.semi.methods.fixmatch import FixMatch
+from dembench.tasks.semi.methods.freematch import FreeMatch
+from dembench.tasks.semi.methods.mixmatch import MixMatch, sharpen
+from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
+from dembench.tasks.semi.methods.supervised import Supervised
+from dembench.tasks.semi.methods.vat import VAT, kl, unit
 
 C = 4
 METHODS = (Supervised, PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch)

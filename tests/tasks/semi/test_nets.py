@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.semi import nets
+from dembench.tasks.semi import nets
 
 
 def test_wide_resnets_have_the_published_sizes() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.compose import compose, header, options, read_option
-from tasks.sweeps import expand, read_overrides, read_sweep
+from dembench.harness.compose import compose, header, options, read_option
+from dembench.harness.sweeps import expand, read_overrides, read_sweep
 
 OWN = [name for name in options("sweep/study") if name.startswith("semi_")] + [
     *("dem_table3", "dem_table8", "dem_table9", "dem_table15", "dem_figure5")

@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from core import EM, AdaDEM
-from tasks import experiment
-from tasks.base import Artifact, Note, Row, Scalars
-from tasks.compose import ConfigError, check_signatures, compose, options
-from tasks.semi.data import SemiData
-from tasks.semi.methods.fixmatch import FixMatch
-from tasks.semi.methods.freematch import FreeMatch
-from tasks.semi.methods.mixmatch import MixMatch
-from tasks.semi.nets import NetMaker
-from tasks.semi.regime import Regime
-from tasks.semi.sources import Digits, ImageFolders
-from tasks.semi.task import SemiSupervised
+from dembench.core import EM, AdaDEM
+from dembench.harness import experiment
+from dembench.harness.compose import ConfigError, check_signatures, compose, options
+from dembench.tasks.base import Artifact, Note, Row, Scalars
+from dembench.tasks.semi.data import SemiData
+from dembench.tasks.semi.methods.fixmatch import FixMatch
+from dembench.tasks.semi.methods.freematch import FreeMatch
+from dembench.tasks.semi.methods.mixmatch import MixMatch
+from dembench.tasks.semi.nets import NetMaker
+from dembench.tasks.semi.regime import Regime
+from dembench.tasks.semi.sources import Digits, ImageFolders
+from dembench.tasks.semi.task import SemiSupervised
 
 METHODS = ("ent_min", "fixmatch", "freematch", "mixmatch", "pseudo_label", "supervised", "vat")
 TINY = ["model.width=4", "protocol.iterations=4", "protocol.eval_every=2", "protocol.batch_size=4"]
@@ -94,8 +94,8 @@ def test_seeds_differ_and_selection_is_by_validation(tmp_path: Path) -> None:
 def test_selection_takes_the_first_best_of_the_validation() -> None:
     task = SemiSupervised(SemiData(Digits()), NetMaker(nn.Identity), Regime(1))
     history = [{"validation_accuracy": v, "accuracy": a} for v, a in ((0.4, 0.9), (0.6, 0.5), (0.6, 0.8), (0.5, 0.7))]
-    from tasks.confusion import Confusion
-    from tasks.metrics import StreamMetrics
+    from dembench.tasks.common.confusion import Confusion
+    from dembench.tasks.common.metrics import StreamMetrics
 
     confusion, metrics = Confusion(10), StreamMetrics(10)
     confusion.update(torch.arange(10), torch.arange(10))
@@ -192,7 +192,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = experiment.run(ready).result
 
     out = tmp_path / "b"
-    command = [sys.executable, "-m", "scripts.run", *words, f"out={out}", "progress=false"]
+    command = [sys.executable, "-m", "dembench.scripts.run", *words, f"out={out}", "progress=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     file = out / ready.id / "checkpoint.pt"

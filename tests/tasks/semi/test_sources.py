@@ -15,8 +15,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from tasks.semi.data import SemiData
-from tasks.semi.sources import CIFAR, STL10, Digits, EuroSAT, ImageFolders, MedMNIST, SemiAves, prefix_rows
+from dembench.tasks.semi.data import SemiData
+from dembench.tasks.semi.sources import CIFAR, STL10, Digits, EuroSAT, ImageFolders, MedMNIST, SemiAves, prefix_rows
 
 
 def picture(value: int, size: int = 8) -> Image.Image:

@@ -8,9 +8,9 @@ import torch
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from tasks.confusion import Confusion
-from tasks.long_tail import long_tail_counts
-from tasks.semi.splits import choose
+from dembench.tasks.common.confusion import Confusion
+from dembench.tasks.common.long_tail import long_tail_counts
+from dembench.tasks.semi.splits import choose
 
 
 def test_the_profile_of_cifar10_lt_is_the_published_one() -> None:

@@ -11,23 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import DEM, EM, AdaDEM
-from tasks.draws import generator
-from tasks.semi import augment
-from tasks.semi.data import SemiData
-from tasks.semi.methods.base import SemiMethod
-from tasks.semi.methods.ent_min import EntMin
-from tasks.semi.methods.fixmatch import FixMatch
-from tasks.semi.methods.freematch import FreeMatch
-from tasks.semi.methods.mixmatch import MixMatch
-from tasks.semi.methods.pseudo_label import PseudoLabel
-from tasks.semi.methods.supervised import Supervised
-from tasks.semi.methods.vat import VAT
-from tasks.semi.nets import ConvNet
-from tasks.semi.regime import Regime, parameter_groups
-from tasks.semi.sources import Digits
-from tasks.semi.task import make_fabric
-from tasks.semi.trainer import Order, Trainer
+from dembench.core import DEM, EM, AdaDEM
+from dembench.tasks.common.draws import generator
+from dembench.tasks.semi import augment
+from dembench.tasks.semi.data import SemiData
+from dembench.tasks.semi.methods.base import SemiMethod
+from dembench.tasks.semi.methods.ent_min import EntMin
+from dembench.tasks.semi.methods.fixmatch import FixMatch
+from dembench.tasks.semi.methods.freematch import FreeMatch
+from dembench.tasks.semi.methods.mixmatch import MixMatch
+from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
+from dembench.tasks.semi.methods.supervised import Supervised
+from dembench.tasks.semi.methods.vat import VAT
+from dembench.tasks.semi.nets import ConvNet
+from dembench.tasks.semi.regime import Regime, parameter_groups
+from dembench.tasks.semi.sources import Digits
+from dembench.tasks.semi.task import make_fabric
+from dembench.tasks.semi.trainer import Order, Trainer
 
 METHODS = (PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch)
 FEW = Regime(6, batch_size=4, unlabelled_ratio=2, lr=0.05, ema=0.9, eval_every=2)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tasks.tta.choice import balanced_subset, draw
-from tasks.tta.data import GeneratedCIFAR10C
-from tasks.tta.released import CIFAR10C
+from dembench.tasks.common.choice import balanced_subset, draw
+from dembench.tasks.tta.data import GeneratedCIFAR10C
+from dembench.tasks.tta.released import CIFAR10C
 
 
 def test_a_subset_is_balanced_spaced_and_ascending():

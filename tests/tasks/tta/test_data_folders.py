@@ -7,16 +7,16 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from tasks.base import Note, Point, Row
-from tasks.class_folders import imagenet_wnids
-from tasks.tta.corruptions import CORRUPTIONS
-from tasks.tta.folders import ImageFolders, ImageNetC
-from tasks.tta.images import Preprocess
-from tasks.tta.methods.source import Source
-from tasks.tta.models import timm_model, torchvision_model
-from tasks.tta.nets import Normalized, keep_classes
-from tasks.tta.streams import Protocol
-from tasks.tta.task import CorruptionTTA
+from dembench.tasks.base import Note, Point, Row
+from dembench.tasks.common.class_folders import imagenet_wnids
+from dembench.tasks.common.corruptions import CORRUPTIONS
+from dembench.tasks.common.digits_nets import Normalized, keep_classes
+from dembench.tasks.tta.folders import ImageFolders, ImageNetC
+from dembench.tasks.tta.images import Preprocess
+from dembench.tasks.tta.methods.source import Source
+from dembench.tasks.tta.models import timm_model, torchvision_model
+from dembench.tasks.tta.streams import Protocol
+from dembench.tasks.tta.task import CorruptionTTA
 
 WNIDS = tuple(f"n{10 * k:08d}" for k in range(1000))  # made, in the form and order of ImageNet's
 SOME = (3, 500, 998)

@@ -12,12 +12,12 @@ from cifar_files import as_archive, as_folder, encoded, expected, files
 from PIL import Image
 from torch.testing import assert_close
 
-from tasks.digits import digits
-from tasks.tta import data
-from tasks.tta.choice import balanced_subset
-from tasks.tta.corruptions import corrupt
-from tasks.tta.data import DigitsC, GeneratedCIFAR10C
-from tasks.tta.models import cifar_resnet
+from dembench.tasks.common.choice import balanced_subset
+from dembench.tasks.common.corruptions import corrupt
+from dembench.tasks.common.digits import digits
+from dembench.tasks.tta import data
+from dembench.tasks.tta.data import DigitsC, GeneratedCIFAR10C
+from dembench.tasks.tta.models import cifar_resnet
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_damaged_cache_of_the_archive_is_made_again(tmp_path, kept):
 def test_the_archive_is_decoded_once(tmp_path, monkeypatch, kept):
     source = as_archive(tmp_path / "a.tar.gz", files())
     first = GeneratedCIFAR10C(source, cache=tmp_path / "cache").domain("fog", 1)[0]
-    monkeypatch.setattr("tasks.tta.sources._decode", None)
+    monkeypatch.setattr("dembench.tasks.common.originals._decode", None)
     again = GeneratedCIFAR10C(source, cache=tmp_path / "cache").domain("snow", 1)[0]
     assert_close(first, again, rtol=0, atol=0)
     done = json.loads(next((tmp_path / "cache").rglob("done.json")).read_text())

@@ -6,8 +6,8 @@ import torch
 from cifar_files import as_folder, expected, files, pixels, released
 from torch.testing import assert_close
 
-from tasks.tta.corruptions import CORRUPTIONS
-from tasks.tta.released import CIFAR10C, CIFAR100C
+from dembench.tasks.common.corruptions import CORRUPTIONS
+from dembench.tasks.tta.released import CIFAR10C, CIFAR100C
 
 
 @pytest.mark.parametrize("long_labels", [True, False])

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from scripts import data
-from tasks.tta import download
-from tasks.tta.download import ARCHIVES, Archive, fetch
+from dembench.scripts import data
+from dembench.tasks.tta import download
+from dembench.tasks.tta.download import ARCHIVES, Archive, fetch
 
 
 def tar_of(*members):

@@ -11,20 +11,20 @@ from scipy.stats import entropy
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from small_models import CLASSES, SmallNet
 
-from core import EM
-from tasks import experiment
-from tasks.base import Histogram, Note, Point, Row
-from tasks.compose import ConfigError, compose, options
-from tasks.metrics import ClassMetrics, StreamMetrics
-from tasks.parts import DataPart
-from tasks.sweeps import expand, read_sweep
-from tasks.tta import data as tta_data
-from tasks.tta.corruptions import CORRUPTIONS
-from tasks.tta.data import DigitsC, DomainsPart, GeneratedCIFAR10C, LongTailedDomains
-from tasks.tta.methods.source import Source
-from tasks.tta.methods.tent import Tent
-from tasks.tta.streams import Protocol
-from tasks.tta.task import CorruptionTTA
+from dembench.core import EM
+from dembench.harness import experiment
+from dembench.harness.compose import ConfigError, compose, options
+from dembench.harness.sweeps import expand, read_sweep
+from dembench.tasks.base import Histogram, Note, Point, Row
+from dembench.tasks.common.corruptions import CORRUPTIONS
+from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics
+from dembench.tasks.common.parts import DataPart
+from dembench.tasks.tta import data as tta_data
+from dembench.tasks.tta.data import DigitsC, DomainsPart, GeneratedCIFAR10C, LongTailedDomains
+from dembench.tasks.tta.methods.source import Source
+from dembench.tasks.tta.methods.tent import Tent
+from dembench.tasks.tta.streams import Protocol
+from dembench.tasks.tta.task import CorruptionTTA
 
 SIZES = [44, 40, 50, 41, 60]  # the smallest has 40
 BY_HAND = [40, 23, 14, 8, 5]  # 40 / 8^(c/4): 40, 23.8, 14.1, 8.4, 5
@@ -437,7 +437,8 @@ def test_other_protocols_are_composed_as_before():
     """Run ids are hashes of these: a key more, and finished runs would be run again."""
     protocols = {name: compose({"protocol": name, "seed": 4}).protocol for name in options("protocol", "tta")}
     assert dict(protocols["continual"]) == {
-        "_target_": "tasks.tta.task.Protocol", "reset": False, "severity": [5], "corruptions": None, "batch_size": 200,
+        "_target_": "dembench.tasks.tta.task.Protocol", "reset": False, "severity": [5],
+        "corruptions": None, "batch_size": 200,
         "order_seed": 4, "episodic": False, "label_order": "shuffled", "delta": None, "window": None,
     }  # fmt: skip
     assert {name for name, protocol in protocols.items() if {"rho", "reverse"} & set(protocol)} == {"long_tail"}

@@ -7,7 +7,7 @@ from tta_made import LEARNERS, WITHOUT_GRADIENT, everything, make, same
 from tta_models import FeatureNet
 from tta_pairs import LN_C, LOSSES, drifting_batches, method_class, published_loss
 
-from scripts.bench.textbook_tta import entropy
+from dembench.scripts.bench.textbook_tta import entropy
 
 PARTS = {"robust": True, "similarity": 0.5, "select": True, "accumulate": 32}  # two batches of 16 an update
 

@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tta_pairs import method_class
 
-import core
-from scripts.bench import textbook_tta
-from scripts.bench.counting import count, host_counters
-from tasks.tta.nets import CIFARResNet
+from dembench import core
+from dembench.scripts.bench import textbook_tta
+from dembench.scripts.bench.counting import count, host_counters
+from dembench.tasks.common.digits_nets import CIFARResNet
 
 GATES = {"margin": 1.0, "d": 1.1}  # every sample passes
 OPTIONS = {

@@ -6,11 +6,11 @@ from small_models import SmallNet, image_batches
 from torch.testing import assert_close
 from tta_models import FeatureNet, Watched
 
-import core
-from tasks.tta.methods.deyo import DeYO
-from tasks.tta.methods.tipi import TIPI
-from tasks.tta.methods.ttc import TTC
-from tasks.tta.nets import Normalized
+from dembench import core
+from dembench.tasks.common.digits_nets import Normalized
+from dembench.tasks.tta.methods.deyo import DeYO
+from dembench.tasks.tta.methods.tipi import TIPI
+from dembench.tasks.tta.methods.ttc import TTC
 
 
 def shown(method_class, x, **options):

@@ -8,8 +8,8 @@ from small_models import image_batches
 from torch import nn
 from torch.testing import assert_close
 
-import core
-from tasks.tta.methods.eata import EATA
+from dembench import core
+from dembench.tasks.tta.methods.eata import EATA
 
 CLASSES, WIDTH = 4, 3 * 12 * 12
 

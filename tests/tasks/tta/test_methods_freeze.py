@@ -7,14 +7,14 @@ import torchvision.models as zoo
 from small_models import Mixed, image_batches
 from torch import nn
 
-import core
-from tasks.tta.cifar_nets import CIFARResNeXt, WideResNet
-from tasks.tta.methods.deyo import DeYO
-from tasks.tta.methods.eta import ETA
-from tasks.tta.methods.sar import SAR
-from tasks.tta.methods.tent import Tent
-from tasks.tta.methods.ttc import TTC
-from tasks.tta.nets import CIFARResNet, Normalized
+from dembench import core
+from dembench.tasks.common.cifar_nets import CIFARResNeXt, WideResNet
+from dembench.tasks.common.digits_nets import CIFARResNet, Normalized
+from dembench.tasks.tta.methods.deyo import DeYO
+from dembench.tasks.tta.methods.eta import ETA
+from dembench.tasks.tta.methods.sar import SAR
+from dembench.tasks.tta.methods.tent import Tent
+from dembench.tasks.tta.methods.ttc import TTC
 
 NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 

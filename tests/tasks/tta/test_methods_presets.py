@@ -6,10 +6,10 @@ from small_models import Mixed, image_batches
 from torch import nn
 from torch.testing import assert_close
 
-import core
-from scripts.bench.textbook_tta import entropy
-from tasks.tta.methods.eta import ETA
-from tasks.tta.methods.tent import Tent
+from dembench import core
+from dembench.scripts.bench.textbook_tta import entropy
+from dembench.tasks.tta.methods.eta import ETA
+from dembench.tasks.tta.methods.tent import Tent
 
 
 class Dropping(nn.Module):

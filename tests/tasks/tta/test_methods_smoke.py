@@ -9,17 +9,17 @@ import torch
 from small_models import CLASSES, SmallNet, image_batches
 from torch import nn
 
-import core
-from tasks.tta.methods.deyo import DeYO
-from tasks.tta.methods.eata import EATA
-from tasks.tta.methods.eta import ETA
-from tasks.tta.methods.norm import Norm
-from tasks.tta.methods.sar import SAR
-from tasks.tta.methods.source import Source
-from tasks.tta.methods.t3a import T3A
-from tasks.tta.methods.tent import Tent
-from tasks.tta.methods.tipi import TIPI
-from tasks.tta.methods.ttc import TTC
+from dembench import core
+from dembench.tasks.tta.methods.deyo import DeYO
+from dembench.tasks.tta.methods.eata import EATA
+from dembench.tasks.tta.methods.eta import ETA
+from dembench.tasks.tta.methods.norm import Norm
+from dembench.tasks.tta.methods.sar import SAR
+from dembench.tasks.tta.methods.source import Source
+from dembench.tasks.tta.methods.t3a import T3A
+from dembench.tasks.tta.methods.tent import Tent
+from dembench.tasks.tta.methods.tipi import TIPI
+from dembench.tasks.tta.methods.ttc import TTC
 
 LOSSES = {"em": core.EM, "dem": partial(core.DEM, 1.2, 0.9), "adadem": core.AdaDEM}
 OPEN = {"margin": 0.95, "lr": 1e-2}  # gates that let some samples through

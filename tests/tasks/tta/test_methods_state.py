@@ -12,8 +12,8 @@ from tta_made import FAST, LEARNERS, WITHOUT_GRADIENT, everything, make, same
 from tta_models import FeatureNet
 from tta_pairs import LOSSES, method_class
 
-import core
-from core.functional import em
+from dembench import core
+from dembench.core.functional import em
 
 GATED = {
     "ETA": {"margin": 0.4, "d": 0.9},

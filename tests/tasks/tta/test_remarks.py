@@ -7,14 +7,14 @@ from made_stream import MadeData, Reader, Spy
 from small_models import CLASSES, SmallNet
 from torch import nn
 
-from tasks.base import Note, Point
-from tasks.compose import ConfigError
-from tasks.tta.methods.norm import Norm
-from tasks.tta.methods.source import Source
-from tasks.tta.methods.tent import Tent
-from tasks.tta.methods.tipi import TIPI
-from tasks.tta.streams import Protocol
-from tasks.tta.task import CorruptionTTA
+from dembench.harness.compose import ConfigError
+from dembench.tasks.base import Note, Point
+from dembench.tasks.tta.methods.norm import Norm
+from dembench.tasks.tta.methods.source import Source
+from dembench.tasks.tta.methods.tent import Tent
+from dembench.tasks.tta.methods.tipi import TIPI
+from dembench.tasks.tta.streams import Protocol
+from dembench.tasks.tta.task import CorruptionTTA
 
 
 def cycle(n):

@@ -9,13 +9,13 @@ from made_stream import MadeData, Reader, Spy
 from small_models import CLASSES, SmallNet
 from torch.testing import assert_close
 
-from tasks.base import Histogram, Point, Row
-from tasks.tta.corruptions import CORRUPTIONS
-from tasks.tta.data import DigitsC
-from tasks.tta.methods.source import Source
-from tasks.tta.methods.tent import Tent
-from tasks.tta.streams import Domain, Protocol, dirichlet_chunks, image_order, parts
-from tasks.tta.task import CorruptionTTA
+from dembench.tasks.base import Histogram, Point, Row
+from dembench.tasks.common.corruptions import CORRUPTIONS
+from dembench.tasks.tta.data import DigitsC
+from dembench.tasks.tta.methods.source import Source
+from dembench.tasks.tta.methods.tent import Tent
+from dembench.tasks.tta.streams import Domain, Protocol, dirichlet_chunks, image_order, parts
+from dembench.tasks.tta.task import CorruptionTTA
 
 STANDARD_ORDER = (  # Hendrycks and Dietterich 2019, in the order in which continual streams show them
     *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),

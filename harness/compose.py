@@ -1,0 +1,375 @@
+"""From what a user writes to one configuration that is known to be valid; every mistake is one line that helps.
+
+Hydra composes the groups. The remaining overrides are set here, because Hydra adds what it does not know (in files) or
+refuses it without naming what is valid (on the command line).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import pkgutil
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dembench.lookup import lookup
+from dembench.tasks.base import PRECISIONS
+from dembench.tasks.common import parts
+
+GROUPS = ("task", "method", "loss", "model", "data", "protocol")
+SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
+VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": parts.NAMES}
+
+
+class ConfigError(ValueError):
+    """Something the user can put right; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one run is to be: names per group, values per dotted key, and keys that may be new."""
+
+    groups: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    added: frozenset[str] = frozenset()
+
+
+def config_files(config_dir: Path | None = None) -> Iterator[Any]:
+    """The folders that hold configurations: the package's, then the user's own, if given; no name is in both.
+
+    Raises: ConfigError where the user's folder does not exist.
+    """
+    yield resources.files("dembench.configs")
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise ConfigError(f"--config-dir: no folder {config_dir}")
+        yield Path(config_dir)
+
+
+def check_config_dir(config_dir: Path) -> None:
+    """Raises ConfigError where a file of the user's folder has the name of one of the package's, which Hydra takes."""
+    package = resources.files("dembench.configs")
+    for file in sorted(Path(config_dir).rglob("*.yaml")):
+        name = file.relative_to(config_dir)
+        if package.joinpath(*name.parts).is_file():
+            raise ConfigError(f"--config-dir: {name} is the name of a file of dembench too; give yours another name")
+
+
+def options(group: str, task: str | None = None, config_dir: Path | None = None) -> list[str]:
+    """Names that a group offers to a task, sorted; ``sweep`` counts as a group."""
+    found = set()
+    for root in config_files(config_dir):
+        folder = root.joinpath(group) if task is None or group in (*SHARED, "sweep") else root.joinpath(group, task)
+        if folder.is_dir():
+            found |= {entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    return sorted(found)
+
+
+def read_option(group: str, name: str, task: str | None = None, config_dir: Path | None = None) -> str:
+    """The text of one configuration file."""
+    parts = (group, f"{name}.yaml") if task is None or group in (*SHARED, "sweep") else (group, task, f"{name}.yaml")
+    for root in config_files(config_dir):
+        if (file := root.joinpath(*parts)).is_file():
+            return file.read_text(encoding="utf-8")
+    raise ConfigError(f"no file {'/'.join(parts)} among the configurations")
+
+
+def header(text: str, name: str) -> str:
+    """The sentence after ``# name:`` in a file's header, or an empty string."""
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        if line.startswith(f"# {name}: "):
+            return line[len(name) + 4 :].strip()
+    return ""
+
+
+def lookup_or_fail(name: str, valid: Iterable[str], what: str) -> str:
+    """``lookup.lookup`` that raises ConfigError."""
+    try:
+        return lookup(name, valid, what)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def parse(words: Sequence[str]) -> list[Override]:
+    """Command line words such as ``method.lr=1e-3``, in Hydra's grammar.
+
+    Raises: ConfigError for words that are no ``key=value``.
+    """
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"expected key=value, got {word!r}")
+    parsed = []
+    for word in words:
+        try:
+            parsed += OverridesParser.create().parse_overrides([word])
+        except OverrideParseException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"cannot read {word!r}: {reason} (quote special characters: key='\"a value\"')") from None
+    for override, word in zip(parsed, words, strict=True):
+        if override.is_delete() or override.package is not None or override.is_force_add():
+            raise ConfigError(f"cannot use {word!r}: write key=value, or +key=value for an argument that is not listed")
+    return parsed
+
+
+def choose(words: Sequence[str] | Mapping[str, Any]) -> Choice:
+    """Sorts overrides into names per group and values per key.
+
+    Args:
+        words: command line words, or a mapping from keys to plain values as a sweep gives them.
+    Raises: ConfigError.
+    """
+    if isinstance(words, Mapping):
+        items = [(key.removeprefix("+"), value, key.startswith("+")) for key, value in words.items()]
+    else:
+        items = []
+        for override in parse(words):
+            if override.is_sweep_override():
+                raise ConfigError(
+                    f"{override.input_line!r} gives several values; one run takes one (dembench sweep takes more)"
+                )
+            items.append((override.key_or_group, override.value(), override.is_add()))
+    groups = {}
+    values = {}
+    added = set()
+    for key, value, new in items:
+        if key in GROUPS:
+            if not isinstance(value, str):
+                raise ConfigError(f"{key}: expected a name, got {value!r}")
+            groups[key] = value
+        else:
+            values[key] = value
+            if new:
+                added.add(key)
+    return Choice(groups, values, frozenset(added))
+
+
+def compose(
+    words: Sequence[str] | Mapping[str, Any] | Choice = (), config_dir: Path | None = None, *, complete: bool = True
+) -> DictConfig:
+    """Composes one run and checks every name, key and kind of value in it.
+
+    Args:
+        words: overrides as a user writes them, or a mapping from keys to plain values.
+        config_dir: own configurations, beside the package's.
+        complete: refuse values that the user has to give and has not given.
+    Returns: the configuration, unresolved, with a node ``choices`` of the names chosen per group.
+    Raises: ConfigError, one line, with the valid names and the nearest ones.
+    """
+    choice = words if isinstance(words, Choice) else choose(words)
+    cfg = _groups(tuple(sorted(_full_names(choice.groups, config_dir).items())), config_dir).copy()
+    for key, value in choice.values.items():
+        _set(cfg, key, value, new=key in choice.added)
+    for key, valid in VALUES.items():
+        if cfg[key] not in valid:
+            lookup_or_fail(str(cfg[key]), valid, key)
+    for key, least, most in (("seed", 0, 2**31 - 1), ("threads", 1, 1024)):
+        if not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or not least <= cfg[key] <= most:
+            raise ConfigError(f"{key}: expected an integer from {least} to {most}, got {cfg[key]!r}")
+    if not complete:
+        return cfg
+    _check_missing(cfg, config_dir)
+    try:
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from None
+    return cfg
+
+
+def check_signatures(node: Any, path: str = "") -> None:
+    """Compares every ``_target_`` below ``node`` (plain containers) with what it takes; imports the targets.
+
+    Raises: ConfigError for a group without a target, an unknown target or argument, and a value that a Literal
+        annotation rules out.
+    """
+    for group in GROUPS if isinstance(node, dict) and not path else ():
+        if isinstance(node.get(group), dict) and "_target_" not in node[group]:
+            raise ConfigError(f"{group}: the configuration lacks _target_, the class or function that it is for")
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            check_signatures(item, f"{path}[{i}]")
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        check_signatures(value, f"{path}.{key}" if path else str(key))
+    if "_target_" not in node:
+        return
+    target = locate(node["_target_"], path)
+    parameters = inspect.signature(target).parameters
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(target)
+    for key, value in node.items():
+        if key.startswith("_") and key.endswith("_"):
+            continue
+        if key not in parameters and not takes_more:
+            lookup_or_fail(key, [name for name in parameters if name != "self"], f"argument of {path}")
+        literals = _literals(hints.get(key))
+        if literals and value not in literals:
+            lookup_or_fail(str(value), [str(literal) for literal in literals], f"{path}.{key}")
+
+
+def _unknown_key(cfg: DictConfig, key: str) -> None:
+    """Names the keys at the same level: all of the same group, or all that stand alone."""
+    valid = flat_keys(cfg)
+    group = key.split(".")[0]
+    near = [k for k in valid if k.startswith(f"{group}.")]
+    if group in GROUPS and "." in key and not near:
+        raise ConfigError(f"unknown key {key!r}; {group}={cfg.choices.get(group)} takes no values")
+    near = near or [k for k in valid if ("." in k) == ("." in key)]
+    lookup_or_fail(key, near, "key")
+
+
+def flat_keys(cfg: DictConfig) -> list[str]:
+    """Every dotted key that a user may set: groups, then top-level values, then the arguments inside the groups."""
+    inside = []
+    for name, node in cfg.items_ex(resolve=False):
+        if name not in ("choices", "task") and isinstance(node, DictConfig):
+            inside += [f"{name}.{key}" for key in _leaves(node)]
+    top = [str(key) for key, node in cfg.items_ex(resolve=False) if key not in (*GROUPS, "choices")]
+    return [*GROUPS, *top, *inside]
+
+
+def _full_names(groups: Mapping[str, str], config_dir: Path | None) -> dict[str, str]:
+    """Group names as Hydra wants them: ``tent`` -> ``tta/tent``; checks that each exists."""
+    task = groups.get("task", "tta")
+    lookup_or_fail(task, options("task", config_dir=config_dir), "task")
+    full = {"task": task}
+    for group, name in groups.items():
+        name = name.removeprefix(f"{task}/")
+        lookup_or_fail(name, options(group, task, config_dir), group)
+        full[group] = name if group in SHARED else f"{task}/{name}"
+    return full
+
+
+@lru_cache(maxsize=256)
+def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> DictConfig:
+    overrides = [f"{group}={name}" for group, name in names]
+    if config_dir is not None:
+        check_config_dir(config_dir)
+        overrides.append(f"hydra.searchpath=['{Path(config_dir).resolve().as_uri()}']")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("dembench.configs", version_base="1.3"):
+            cfg = hydra_compose("run", overrides=overrides, return_hydra_config=True)
+    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        raise ConfigError(_first_line(error)) from error
+    except YAMLError as error:
+        raise ConfigError(f"a configuration is not valid YAML: {' '.join(str(error).split())}") from error
+    chosen = {g: cfg.hydra.runtime.choices.get(g) for g in GROUPS}
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    cfg.choices = {g: name.split("/")[-1] if name else None for g, name in chosen.items()}
+    return cfg
+
+
+def _set(cfg: DictConfig, key: str, value: Any, new: bool) -> None:
+    """Sets a known key to a value of its kind, or a new argument of a known node (``+key=value``)."""
+    parent_key, _, leaf = key.rpartition(".")
+    parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
+    if key.split(".")[0] in ("choices", "task") or not isinstance(parent, DictConfig):
+        _unknown_key(cfg, key)
+    if leaf not in parent:
+        if not new or not parent_key:
+            _unknown_key(cfg, key)
+    elif not OmegaConf.is_interpolation(parent, leaf) and not OmegaConf.is_missing(parent, leaf):
+        value = _same_kind(key, parent[leaf], value)
+    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+
+
+def _same_kind(key: str, default: Any, value: Any) -> Any:
+    """Returns ``value`` as the kind that the file's own value has: 1 for 1.0 would be another run id."""
+    if default is None or value is None:
+        return value
+    number = int | float
+    for kind, name in (
+        (bool, "true or false"),
+        (number, "a number"),
+        (str, "a text"),
+        (DictConfig, "key: value pairs"),
+    ):
+        if isinstance(default, kind):
+            expected = dict if kind is DictConfig else kind
+            if not isinstance(value, expected) or (kind is number and isinstance(value, bool)):
+                raise ConfigError(f"{key}: expected {name}, got {value!r}")
+            break
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: expected a finite number, got {value!r}")
+    if isinstance(default, float) and isinstance(value, int):
+        return float(value)
+    if isinstance(default, int) and isinstance(value, float):
+        raise ConfigError(f"{key}: expected an integer, got {value!r}")
+    return value
+
+
+def _check_missing(cfg: DictConfig, config_dir: Path | None) -> None:
+    missing = sorted(k for k in OmegaConf.missing_keys(cfg) if not k.startswith("task."))
+    if missing:
+        group = missing[0].split(".")[0]
+        name = cfg.choices.get(group)
+        get = ""
+        if name:
+            get = header(read_option(group, name, cfg.choices.task, config_dir), "Get")
+        hint = f"; {get}" if get else ""
+        raise ConfigError(f"{group}={name} needs a value: {' '.join(f'{key}=...' for key in missing)}{hint}")
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and child._is_interpolation() is False and not child._is_none():
+            yield from _leaves(child, f"{prefix}{key}.")
+        elif not str(key).startswith("_"):
+            yield f"{prefix}{key}"
+
+
+def locate(target: str, path: str) -> Any:
+    """The class or function that a dotted name means; ConfigError, which begins with ``path``, where there is none."""
+    try:
+        return pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot import {target}: {_first_line(error)}") from error
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # annotations that exist for type checkers only
+        return {}
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    parts = typing.get_args(hint)
+    if any(typing.get_origin(part) is typing.Literal for part in parts):
+        found: list[Any] = []
+        for part in parts:
+            if part is type(None):
+                found.append(None)
+            elif typing.get_origin(part) is typing.Literal:
+                found += typing.get_args(part)
+            else:
+                return ()  # something else is allowed too
+        return tuple(found)
+    return ()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,194 @@
+"""Runs in processes of this machine, each with its own torch; a dead one is replaced and does not stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from dembench.harness.engines.job import REPORT_SECONDS, Job, Kind, Progress, Waiting, attempt, teller
+from dembench.harness.sweeps import Planned
+
+PRINTED = 4000  # last characters of what a failed run printed that are kept
+
+
+class Processes:
+    """Workers that are started afresh (spawn).
+
+    Args:
+        workers: how many, at least 1.
+        gpus: as CUDA_VISIBLE_DEVICES names them; worker i sees the one that is i-th in turn, and no other. None
+            leaves the variable as it is.
+        threads: of the numerical libraries in each worker.
+    """
+
+    def __init__(self, workers: int, gpus: Sequence[str] | None = None, threads: int = 1) -> None:
+        self.slots = workers
+        self.gpus = gpus
+        self.threads = threads
+
+    def environment(self, worker: int) -> dict[str, str]:
+        """What the environment of a worker has of its own."""
+        own = {"OMP_NUM_THREADS": str(self.threads)}  # which libraries read when they load
+        if self.gpus:
+            own["CUDA_VISIBLE_DEVICES"] = self.gpus[worker % len(self.gpus)]
+        return own
+
+    def run(self, todo: deque[Planned]) -> Iterator[Progress]:
+        waiting = Waiting()
+        with tempfile.TemporaryDirectory(prefix="dembench-") as folder, contextlib.ExitStack() as stack:
+            pool: list[_Worker] = []
+            stack.callback(_end, pool)
+            for number in range(min(self.slots, len(todo))):
+                pool.append(_Worker(number, Path(folder) / f"{number}.log", self.environment(number)))
+            while todo or waiting or any(worker.run for worker in pool):
+                todo.extend(waiting.due())
+                for worker in pool:
+                    if worker.run is None and todo:
+                        worker.give(run := todo.popleft())
+                        yield Progress("start", run, worker.place)
+                busy = {worker.pipe: worker for worker in pool if worker.run}
+                if not busy:
+                    time.sleep(REPORT_SECONDS)
+                for pipe in wait(list(busy), timeout=REPORT_SECONDS) if busy else []:
+                    worker = busy[pipe]
+                    progress = worker.hear()
+                    if progress.kind == "busy":
+                        waiting.add(progress.run)
+                    yield progress
+
+
+class _Worker:
+    """A process that runs one run after the other, and the parent's end of the pipe to it."""
+
+    def __init__(self, number: int, output: Path, environment: Mapping[str, str]) -> None:
+        self.number = number
+        self.output = output  # what the process prints while it runs
+        self.environment = environment
+        self.run: Planned | None = None
+        gpu = environment.get("CUDA_VISIBLE_DEVICES")
+        self.place = f"worker {number}" if gpu is None else f"worker {number}, GPU {gpu}"
+        self.process: multiprocessing.process.BaseProcess | None = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        name = f"dembench worker {self.number}"
+        self.process = context.Process(target=_work, args=(theirs, self.output), daemon=True, name=name)
+        with (
+            _interrupts_ignored(),
+            _environment(self.environment),
+        ):  # Ctrl-C reaches the whole group; the parent decides
+            self.process.start()
+        theirs.close()  # so that the end of the process ends the pipe
+
+    def give(self, run: Planned) -> None:
+        self.run = run
+        if self.process is None:
+            self._start()
+        with contextlib.suppress(BrokenPipeError):  # a process that died is noticed when it is heard
+            self.pipe.send(Job.of(run))
+
+    def hear(self) -> Progress:
+        """The next message; a process that has died has lost its run, and the next run gets another."""
+        run, process = self.run, self.process
+        assert run is not None
+        assert process is not None
+        try:
+            kind, content = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            process.join()
+            kind, content = "lost", _ending(process.exitcode)
+            self.pipe.close()
+            self.process = None
+        if kind == "step":
+            return Progress("step", run, self.place, *content)
+        if kind in ("failed", "lost") and (printed := self._printed()):
+            content += f"\n\nprinted:\n{printed}"
+        self.run = None
+        return Progress(kind, run, self.place, message=content)
+
+    def _printed(self) -> str:
+        try:
+            return self.output.read_text(errors="replace").strip()[-PRINTED:]
+        except FileNotFoundError:  # it died before it could print
+            return ""
+
+
+def _end(pool: Sequence[_Worker]) -> None:
+    processes = [worker.process for worker in pool if worker.process is not None]
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+
+
+def _ending(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = "; the system does so where memory runs out" if name == "SIGKILL" else ""
+        return f"the worker process was ended by {name}{hint}"
+    return f"the worker process ended with exit code {exitcode}"
+
+
+def _work(pipe: Connection, output: Path) -> None:
+    """The worker process: takes runs from the pipe until the parent is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, sys.stdout.fileno())
+    os.dup2(said, sys.stderr.fileno())
+
+    def tell(step: int, total: int) -> None:
+        pipe.send(("step", (step, total)))
+
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            job = pipe.recv()
+            os.ftruncate(said, 0)
+            message: tuple[Kind, str] = attempt(job, teller(tell))
+            pipe.send(message)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the parent is gone, even one that was killed: nobody waits for its run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process started in here ignores Ctrl-C from its first instruction on."""
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """A process started in here has these variables."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,245 @@
+"""One run, from a composed configuration to its result file."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dembench.harness import loggers, runs
+from dembench.harness.compose import GROUPS, ConfigError, check_signatures, locate
+from dembench.harness.search import dem_star
+from dembench.tasks.base import Event, Method, Note, Task
+from dembench.tasks.common import parts
+
+Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points and Scalars the whole run has
+
+
+@dataclass
+class Prepared:
+    """A run that can start: everything is loaded and checked, nothing is computed."""
+
+    id: str
+    config: dict[str, Any]  # resolved, plain containers
+    fingerprints: dict[str, str]  # of what paths in it lead to
+    task: Task
+    make_method: Callable[..., Method]
+    search: dict[str, Any] | None = None  # that found the loss's options
+    notes: tuple[Note, ...] = ()  # on the options, beside those of the task
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the result is, and whether it was computed now or found."""
+
+    path: Path
+    ran: bool
+    result: dict[str, Any]
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration in plain containers, interpolations resolved, ``device`` as the kind that is used.
+
+    Raises: ConfigError where the device or a logger asked for is not there.
+    """
+    cfg = cfg.copy()
+    cfg.device = resolve_device(cfg.device)
+    if cfg.precision == "bf16" and cfg.device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError(f"precision=bf16: {torch.cuda.get_device_name()} cannot; use precision=fp32")
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    loggers.chosen(config["logger"])
+    return parts.without_default(config)
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" to "cuda" where there is one, else "cpu"; raises ConfigError for "cuda" where there is none."""
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ConfigError("device=cuda: PyTorch finds no CUDA device here; use device=cpu or device=auto")
+    return ("cuda" if there else "cpu") if device == "auto" else device
+
+
+def seed_all(seed: int) -> None:
+    """Python, NumPy's global generator, and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def make_repeatable(threads: int) -> None:
+    """Sets torch's threads, and algorithms that give the same bits each time where there are such."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; matrix products are so by torch's default
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what constructors and checks raise about their arguments into ConfigError.
+
+    Not where DEMBENCH_TRACEBACK is set, so that the place of a mistake in a user's own class can be seen.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except InstantiationException as error:
+        cause = error.__cause__
+        if os.environ.get("DEMBENCH_TRACEBACK") or not isinstance(cause, (ValueError, TypeError, OSError, ImportError)):
+            raise
+        raise ConfigError(str(cause)) from error
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("DEMBENCH_TRACEBACK"):
+            raise
+        raise ConfigError(str(error)) from error
+
+
+def fingerprints(data: Any = None, model: Any = None) -> dict[str, str]:
+    """What the id has in place of paths; parts that have none are left out."""
+    found = {"data": getattr(data, "fingerprint", None), "weights": getattr(model, "weights_id", None)}
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def prepare(cfg: DictConfig) -> Prepared:
+    """Builds task, loss and method from a composed configuration and checks that the data is there.
+
+    Raises: ConfigError for whatever the user can put right.
+    """
+    config = resolve(cfg)
+    check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
+    make_repeatable(config["threads"])
+    seed_all(config["seed"])
+    task = build_task(config)
+    found = fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+    config, search = dem_star.settle(cfg, config, found)
+    with user_errors():
+        method = instantiate(config["method"], loss=instantiate(config["loss"]))
+    id = runs.run_id(config, found)
+    return Prepared(id, config, found, task, method, search, () if search is None else (dem_star.note(config, search),))
+
+
+def build_task(config: dict[str, Any]) -> Task:
+    """The task of a resolved configuration, on the part of the data that it names, once it is known that the data is
+    there; raises ConfigError."""
+    with user_errors():
+        task = instantiate(config["task"], **parts.arguments(config, locate(config["task"]["_target_"], "task")))
+        check_data(getattr(task, "data", None))
+    return task
+
+
+def check_data(data: Any) -> None:
+    """Calls ``data.check()`` where there is one."""
+    if hasattr(data, "check"):
+        data.check()
+
+
+def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) -> Outcome:
+    """Runs once and writes the run directory; a finished run is read back unless ``force`` is set.
+
+    Args:
+        prepared: from ``prepare``; ``out`` and ``force`` are in its config.
+        command: what the record gives as the way to repeat this.
+        watch: called with each event and the number of Points and Scalars to come in all.
+    Raises: ConfigError where the method refuses its settings; RunBusy where another process is
+        writing the same run; anything else that the task raises, in which case there is no result.json.
+    """
+    config = prepared.config
+    directory = Path(config["out"]) / prepared.id
+    if (found := _finished(directory, config["force"])) is not None:
+        return Outcome(directory / "result.json", False, found)
+    with user_errors():
+        if hasattr(prepared.task, "check_method"):
+            prepared.task.check_method(prepared.make_method)
+        directory.mkdir(parents=True, exist_ok=True)
+    with runs.lock(directory):
+        if (found := _finished(directory, config["force"])) is not None:  # another process was faster
+            return Outcome(directory / "result.json", False, found)
+        for left in directory.glob(".*.tmp"):
+            left.unlink()
+        environment = runs.environment(config["device"], config["threads"])
+        runs.write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        runs.write_json(directory / "environment.json", environment)
+        started = runs.now()
+        checkpoint = directory / "checkpoint.pt"  # of tasks that can continue where they were cut off
+        if config["force"]:
+            checkpoint.unlink(missing_ok=True)
+        if hasattr(prepared.task, "checkpoint"):
+            prepared.task.checkpoint = checkpoint
+        with loggers.opened(config, prepared.id, directory) as log:
+            recorder, cost = _measure(prepared, log, watch)
+        names = config["choices"]
+        result = {
+            "schema": runs.SCHEMA,
+            "id": prepared.id,
+            **{group: names.get(group) for group in GROUPS},
+            "data": getattr(getattr(prepared.task, "data", None), "name", names.get("data")),
+            "seed": config["seed"],
+            **recorder.body(),
+            "cost": cost,
+            "config": config,
+            "fingerprints": prepared.fingerprints,
+            **({} if prepared.search is None else {"search": prepared.search}),
+            "environment": environment,
+            "started": started,
+            "finished": runs.now(),
+            "command": command,
+        }
+        recorder.write(directory)
+        runs.write_json(directory / "result.json", result)
+        checkpoint.unlink(missing_ok=True)
+    return Outcome(directory / "result.json", True, result)
+
+
+def _finished(directory: Path, force: bool) -> dict[str, Any] | None:
+    if force:
+        return None
+    with user_errors():
+        return runs.read_result(directory)
+
+
+def _measure(
+    prepared: Prepared, log: Callable[[Event], None], watch: Watcher | None
+) -> tuple[runs.Recorder, dict[str, Any]]:
+    made: list[Any] = []
+
+    def make_method(*args: Any, **kwargs: Any) -> Method:
+        with user_errors():  # settings that only the method can judge
+            made.append(prepared.make_method(*args, **kwargs))
+        return made[-1]
+
+    make_repeatable(prepared.config["threads"])
+    seed_all(prepared.config["seed"])  # again: preparing draws more numbers when it trains than when it loads
+    recorder = runs.Recorder()
+    total = len(prepared.task)
+    start, start_cpu = time.perf_counter(), time.process_time()
+    for event in itertools.chain(prepared.notes, prepared.task.run(make_method)):
+        recorder.add(event)
+        log(event)
+        if watch is not None:
+            watch(event, total)
+    if prepared.config["device"] == "cuda":
+        torch.cuda.synchronize()
+    cost = {
+        "wall_seconds": round(time.perf_counter() - start, 3),
+        "cpu_seconds": round(time.process_time() - start_cpu, 3),
+    }
+    for name in ("forward_passes", "backward_passes", "updated"):
+        cost[name] = sum(int(getattr(method, name, 0)) for method in made)
+    if any(hasattr(method, "resets") for method in made):  # of methods that start again by themselves
+        cost["resets"] = sum(int(method.resets) for method in made)
+    return recorder, cost

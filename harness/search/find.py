@@ -1,0 +1,175 @@
+"""The search for one task, method, model, data set and protocol: trials are runs of DEM on the searched part."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dembench.harness import experiment, runs
+from dembench.harness.compose import Choice, ConfigError, choose, compose, locate, lookup_or_fail
+from dembench.harness.search import dem_star
+from dembench.harness.search.space import ONE_ONE, Pair
+from dembench.harness.search.trials import Done, Outcome, Search, Settings, best
+from dembench.harness.sweeps import to_arguments
+from dembench.report.read.names import METRICS, PRIMARY, Metric
+from dembench.tasks.common.cache import short_hash
+
+BUSY_SECONDS = 1.0  # how often a run that another process is writing is looked at
+COSTS = ("cpu_seconds", "wall_seconds", "forward_passes", "backward_passes")
+SET_HERE = ("loss", "part", "seed")  # keys that a search chooses itself
+
+
+def search(
+    words: Sequence[str] | Mapping[str, Any],
+    settings: Settings,
+    config_dir: Path | None = None,
+    *,
+    command: str = "",
+    tell: Callable[[Done], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Searches, or goes on with a search that was stopped or is under way elsewhere, and writes its result.
+
+    Args:
+        words: what to search for, as for a run: names of groups, and values inside them.
+        settings: how.
+        config_dir: own configurations.
+        command: what the record gives as the way to repeat this.
+        tell: called after each trial of this process.
+    Returns: the record, which is in ``search.json`` of its folder, with "path".
+    Raises: ConfigError for whatever the user can put right, before the first trial; RuntimeError where no trial is ok.
+    """
+    choice = choose(words)
+    for key in (*choice.groups, *choice.values):
+        if key.split(".")[0] in SET_HERE:
+            raise ConfigError(f"{key}: a search sets {', '.join(SET_HERE)} itself")
+    if settings.metric is not None:
+        lookup_or_fail(settings.metric, METRICS, "metric")
+    cfg = compose(trial(choice, ONE_ONE, settings.run_seeds[0]), config_dir)
+    _check_task(cfg)
+    prepared = experiment.prepare(cfg)
+    folder = dem_star.folder(cfg, prepared.fingerprints)
+
+    def evaluate(pair: Pair) -> Outcome:
+        words = (trial(choice, pair, seed, folder / "trials") for seed in settings.run_seeds)
+        results = [result_of(each, config_dir) for each in words]
+        return outcome_of(results, settings.metric)
+
+    with experiment.user_errors():
+        found = Search(folder, settings)
+    done = found.run(evaluate, tell)
+    chosen = best(done)
+    if chosen is None:
+        statuses = ", ".join(sorted({trial.status for trial in done}))
+        raise RuntimeError(f"none of the {len(done)} trials can win (status {statuses}); they lie in {folder}")
+    first = next((trial for trial in done if trial.pair == ONE_ONE), None)
+    costs = list({id: cost for trial in done for id, cost in trial.details["runs"].items()}.values())
+    record = {
+        "schema": dem_star.SCHEMA,
+        "id": short_hash(folder.name, settings.name, digits=12),
+        **{group: prepared.config["choices"].get(group) for group in dem_star.NAMED},
+        "data": getattr(getattr(prepared.task, "data", None), "name", prepared.config["choices"].get("data")),
+        "pair": dict(zip(("tau", "alpha"), chosen.pair, strict=True)),
+        "metric": chosen.details["metric"],
+        "value": chosen.details["value"],
+        "at_one_one": first.details["value"] if first else None,
+        "settings": {**asdict(settings), "run_seeds": list(settings.run_seeds), "trials": len(done)},
+        "subset": {
+            "share": cfg.search_share,
+            "seed": cfg.search_seed,
+            "samples": chosen.details["samples"],
+            "text": subset_of(cfg, prepared.task),
+        },
+        "cost": {name: round(sum(cost.get(name, 0) for cost in costs), 3) for name in COSTS} | {"runs": len(costs)},
+        "trials": [
+            {"number": trial.number, "tau": trial.pair[0], "alpha": trial.pair[1], "status": trial.status}
+            | {key: trial.details[key] for key in ("value", "runs")}
+            for trial in done
+        ],
+        "identity": dem_star.identity(cfg),
+        "fingerprints": prepared.fingerprints,
+        "environment": {**runs.environment(prepared.config["device"], prepared.config["threads"]), **_optuna()},
+        "finished": runs.now(),
+        "command": command or dem_star.command(cfg),
+    }
+    runs.write_json(folder / "search.json", record)
+    return {**record, "path": str(folder / "search.json")}
+
+
+def trial(choice: Choice, pair: Pair, seed: int, out: Path | None = None) -> Choice:
+    """The run of DEM that judges a pair on the searched part."""
+    tau, alpha = pair
+    own = {"loss.tau": float(tau), "loss.alpha": float(alpha), "part": "search", "seed": seed}
+    moved = {} if out is None else {"out": str(out), "force": False}
+    return Choice({**choice.groups, "loss": "dem"}, {**choice.values, **own, **moved}, choice.added)
+
+
+def result_of(choice: Choice, config_dir: Path | None = None) -> dict[str, Any]:
+    """The result of one run, found where it has been run before, by this process or by another that is at it."""
+    prepared = experiment.prepare(compose(choice, config_dir))
+    words = {f"+{key}" if key in choice.added else key: value for key, value in choice.values.items()}
+    own = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    command = shlex.join(["dembench", "run", *own, *to_arguments({**choice.groups, **words})])
+    while True:
+        try:
+            return experiment.run(prepared, command=command).result
+        except runs.RunBusy:
+            time.sleep(BUSY_SECONDS)
+
+
+def outcome_of(results: Sequence[Mapping[str, Any]], metric: str | None = None) -> Outcome:
+    """The mean over runs that differ in the seed; as bad as the worst of them where one is not ok."""
+    statuses = [result["status"] for result in results]
+    status = next((status for status in statuses if status != "ok"), "ok")
+    rows = [judged(result, metric) for result in results]
+    shown, first = rows[0]
+    values = [row["value"] for _, row in rows if row["value"] is not None]
+    if len(values) < len(rows):
+        status = "nan"
+    value = statistics.fmean(values) if values else None
+    details = {
+        "metric": shown.name,
+        "value": value,
+        "samples": first["n"],
+        "runs": {result["id"]: {name: result["cost"].get(name, 0) for name in COSTS} for result in results},
+    }
+    return Outcome(0.0 if value is None else shown.sign * value, status, details)
+
+
+def judged(result: Mapping[str, Any], metric: str | None = None) -> tuple[Metric, Mapping[str, Any]]:
+    """The row that a search goes by: of slice "mean", the metric asked for or the first that the task is judged by.
+
+    Raises: ConfigError where the run has no such row.
+    """
+    means = {row["metric"]: row for row in result["rows"] if row["slice"] == "mean"}
+    wanted = (*PRIMARY.get(result["task"], ()), *METRICS) if metric is None else (metric,)
+    for name in wanted:
+        if name in means:
+            return METRICS[name], means[name]
+    known = sorted(means.keys() & METRICS.keys())
+    raise ConfigError(
+        f"{result['task']} has no mean {metric or 'of a known metric'}; valid: {', '.join(known) or 'none'}"
+    )
+
+
+def subset_of(cfg: Any, task: Any) -> str:
+    """Which samples the search judges on, in words."""
+    if task.splits:
+        return f"{cfg.search_share:.0%} of each set by search_seed={cfg.search_seed}"
+    return getattr(task, "searched", "samples of the task's own that are never judged")
+
+
+def _check_task(cfg: Any) -> None:
+    task = locate(cfg.task["_target_"], "task")
+    if getattr(task, "splits", None) is None:
+        raise ConfigError(f"the task {cfg.choices.task} knows no parts of its data to search on (see tasks.parts)")
+
+
+def _optuna() -> dict[str, str]:
+    import optuna
+
+    return {"optuna": optuna.__version__}

@@ -1,0 +1,264 @@
+"""A search by Optuna's tree-structured Parzen estimator, in a file that survives a kill and that processes share.
+
+What a trial tries follows from the seed, the trial's number and the trials that are finished when it starts. So a
+search by one process gives the same trials however often it was stopped; with several processes it depends on which
+trials are finished when, and not on the seed alone. A trial whose process died is taken over by the next process that
+looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from dembench.harness import runs
+from dembench.harness.search.space import KINDS, ONE_ONE, ORDERS, Pair, suggest_alpha, suggest_tau
+from dembench.lookup import lookup
+from dembench.tasks.common.cache import short_hash
+from dembench.tasks.common.draws import derived_seed
+
+WAIT_SECONDS = 0.5  # how often a process that waits for another one looks again
+SAMPLER = "tpe"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a search goes.
+
+    Args:
+        trials: in all, the first of them at (1, 1), which is EM.
+        space: "grid", the paper's, or "continuous".
+        order: "joint", or "sequential": alpha beside tau = 1 in the first half of the trials, then tau beside the best
+            alpha.
+        startup: trials that are drawn at random before the estimator takes over.
+        seed: of the sampler.
+        run_seeds: each pair is tried with these and judged by the mean.
+        metric: that is searched on; None is the task's own.
+    Raises: ValueError for an unknown name or a number out of range.
+    """
+
+    trials: int = 40
+    space: str = "grid"
+    order: str = "joint"
+    startup: int = 10
+    seed: int = 0
+    run_seeds: tuple[int, ...] = (0,)
+    metric: str | None = None
+
+    def __post_init__(self) -> None:
+        lookup(self.space, KINDS, "space")
+        lookup(self.order, ORDERS, "order")
+        for name, least in (("trials", 2), ("startup", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"search: expected {name} >= {least}, got {getattr(self, name)}")
+        if not self.run_seeds or min(self.run_seeds) < 0 or len(set(self.run_seeds)) < len(self.run_seeds):
+            raise ValueError(f"search: expected one or several different seeds >= 0, got {list(self.run_seeds)}")
+
+    @property
+    def first_half(self) -> int:
+        """Trials that search alpha, where the order is sequential."""
+        return -(-self.trials // 2)
+
+    @property
+    def name(self) -> str:
+        """Stands for what the trials depend on; a joint search can be made longer, a sequential one is another."""
+        kept = asdict(self)
+        if self.order == "joint":
+            del kept["trials"]
+        return short_hash(SAMPLER, sorted(kept.items()), digits=12)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial found. ``score`` is better the higher it is; a trial whose ``status`` is not "ok" (a NaN, or one
+    class taking all predictions) counts as the worst and cannot win. ``details`` are kept as they are (JSON)."""
+
+    score: float
+    status: str
+    details: dict[str, Any]
+
+
+Evaluate = Callable[[Pair], Outcome]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished trial."""
+
+    number: int
+    pair: Pair
+    score: float
+    status: str
+    details: dict[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+class Search:
+    """A search in a folder, shared by all processes that open it there with the same settings.
+
+    Raises: ValueError where Optuna's file there is not readable.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder, self.settings = Path(folder), settings
+        self.folder.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        journal = self.folder / f"{settings.name}.journal"
+        with self._alone():
+            storage = JournalStorage(JournalFileBackend(str(journal), FileLock(journal.with_suffix(".lock"))))
+            self.study = optuna.create_study(
+                storage=storage,
+                sampler=ByTrial(settings),
+                study_name=settings.name,
+                direction="maximize",
+                load_if_exists=True,
+            )
+            if not self.study.get_trials(deepcopy=False):
+                first = dict(zip(("tau", "alpha"), ONE_ONE, strict=True))
+                if settings.order == "sequential":
+                    del first["tau"]  # is fixed, not drawn
+                self.study.enqueue_trial(first)
+
+    def run(self, evaluate: Evaluate, tell: Callable[[Done], None] = lambda done: None) -> list[Done]:
+        """Tries pairs until all trials are finished, by this process or by others; returns them by number.
+
+        Args:
+            evaluate: what it raises ends the search; the trial is tried again when the search goes on.
+            tell: called after each trial of this process.
+        """
+        while not self._finished():
+            with contextlib.ExitStack() as held:
+                taken = self._take(held)
+                if taken is None:
+                    time.sleep(WAIT_SECONDS)
+                    continue
+                trial, pair = taken
+                outcome = evaluate(pair)
+                ok = outcome.status == "ok"
+                with self._alone():
+                    trial.set_user_attr("outcome", {"pair": pair, **asdict(outcome)})
+                    score, state = (outcome.score, TrialState.COMPLETE) if ok else (None, TrialState.PRUNED)
+                    self.study.tell(trial, score, state)
+            tell(Done(trial.number, pair, **asdict(outcome)))
+        return self.done()
+
+    def done(self) -> list[Done]:
+        """The finished trials by number."""
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        outcomes = [(trial.number, dict(trial.user_attrs["outcome"])) for trial in trials]
+        return [Done(number, tuple(outcome.pop("pair")), **outcome) for number, outcome in outcomes]
+
+    def _finished(self) -> bool:
+        trials = self._trials()
+        return len(trials) >= self.settings.trials and all(trial.state.is_finished() for trial in trials)
+
+    def _trials(self) -> list[FrozenTrial]:
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state is not TrialState.WAITING]
+
+    def _take(self, held: contextlib.ExitStack) -> tuple[Trial, Pair] | None:
+        """The next trial and its pair, ``held`` while it runs; None where there is nothing to do but wait."""
+        with self._alone():
+            trials = self._trials()
+            running = [trial for trial in trials if not trial.state.is_finished()]
+            for frozen in running:
+                if self._hold(frozen.number, held):  # its process is gone
+                    trial = Trial(self.study, frozen._trial_id)
+                    return trial, self._pair(trial)
+            if len(trials) >= self.settings.trials:
+                return None
+            if self.settings.order == "sequential" and len(trials) == self.settings.first_half and running:
+                return None  # the second half needs the whole first one
+            trial = self.study.ask()
+            self._hold(trial.number, held)
+            return trial, self._pair(trial)
+
+    def _pair(self, trial: Trial) -> Pair:
+        """What a trial tries; of a trial that was taken over, the same as before."""
+        kind = self.settings.space
+        if self.settings.order == "joint":
+            alpha = suggest_alpha(trial, kind)
+            return suggest_tau(trial, kind, alpha), alpha
+        tau, alpha = ONE_ONE
+        if trial.number < self.settings.first_half:
+            return tau, suggest_alpha(trial, kind, tau)
+        first = [done for done in self.done() if done.number < self.settings.first_half]
+        chosen = best(first)
+        alpha = alpha if chosen is None else chosen.pair[1]
+        return suggest_tau(trial, kind, alpha), alpha
+
+    def _hold(self, number: int, held: contextlib.ExitStack) -> bool:
+        """Whether this process now holds a trial, until ``held`` closes; the lock goes with the process."""
+        try:
+            held.enter_context(runs.lock(self.folder / "locks" / f"{self.settings.name}-{number}"))
+        except runs.RunBusy:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        with open(self.folder / ".lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def best(trials: list[Done]) -> Done | None:
+    """The trial with the highest score, the first of equals; None where none is ok."""
+    return max((trial for trial in trials if trial.ok), key=lambda trial: trial.score, default=None)
+
+
+class ByTrial(BaseSampler):
+    """Optuna's TPE, each number of each trial drawn with a seed of its own, so that a new process goes on as the old
+    one would have. The two numbers are modelled apart, because the range of one depends on the other."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        seed = derived_seed(self.settings.seed, trial.number, param_name) % 2**32
+        sampler = TPESampler(n_startup_trials=self.settings.startup, multivariate=False, constant_liar=True, seed=seed)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+class FileLock:
+    """Optuna's lock of the journal by ``flock``, which no dead process can hold."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+
+    def acquire(self) -> bool:
+        self._file = os.open(self.path, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -1,0 +1,149 @@
+"""The searches that runs with loss=dem_star rest on: which there are, which are done, and doing the others."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dembench.harness.compose import ConfigError, compose
+from dembench.harness.sweeps import Words, to_arguments
+
+STAR = "dem_star"
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A search and the runs that wait for it."""
+
+    words: Words  # as dembench search takes them
+    runs: tuple[Words, ...]
+    done: bool
+
+    @property
+    def title(self) -> str:
+        """The names in it."""
+        names = [str(self.words[key]) for key in ("task", "method", "data", "model", "protocol") if key in self.words]
+        return " ".join(names)
+
+
+def needed(many: Iterable[Words], trials: int | None = None, config_dir: Path | None = None) -> list[Needed]:
+    """One search for all runs that differ in seed and in how DEM* is judged only.
+
+    Args:
+        many: runs; those of other losses are passed over.
+        trials: a finished search with fewer trials is not done.
+    """
+    from dembench.harness.search.dem_star import identity
+
+    found: dict[str, list[Words]] = {}
+    for words in many:
+        if words.get("loss") == STAR:
+            found.setdefault(json.dumps(_search_words(words), sort_keys=True), []).append(words)
+    searches = []
+    for key, runs in found.items():
+        words = json.loads(key)
+        cfg = compose(words, config_dir)
+        records = _records(Path(cfg.out), cfg.choices.task, cfg.choices.method)
+        known = identity(cfg)
+        done = any(
+            record.get("identity") == known and record["settings"]["trials"] >= (trials or 0) for record in records
+        )
+        searches.append(Needed(words, tuple(runs), done))
+    return searches
+
+
+def _search_words(words: Words) -> Words:
+    from dembench.harness.search.find import SET_HERE
+
+    left_out = (*SET_HERE, "logger", "force", "progress")
+    return {key: value for key, value in words.items() if key.lstrip("+").split(".")[0] not in left_out}
+
+
+def _records(out: Path, task: str, method: str) -> Iterator[Mapping[str, Any]]:
+    from dembench.harness.search.dem_star import FOLDER, read
+
+    for path in sorted((out / FOLDER).glob(f"{task}-{method}-*/search.json")):
+        record = read(path)
+        if record is not None:
+            yield record
+
+
+def run(
+    searches: Iterable[Needed],
+    options: Mapping[str, Any],
+    workers: int,
+    config_dir: Path | None = None,
+    tell: Callable[[Needed, str], None] = lambda search, text: None,
+) -> list[Needed]:
+    """Does searches, each in one process so that its trials follow from its seed.
+
+    Args:
+        options: of ``harness.search.trials.Settings``.
+        workers: processes; 0 searches in this process.
+        tell: called with each search that ends and a line on it.
+    Returns: those that failed. On KeyboardInterrupt the processes are ended; what is tried is kept.
+    """
+    failed = []
+    todo = list(searches)
+    if not workers or not todo:
+        outcomes: Iterable[tuple[Needed, str | None, str]] = (
+            (search, *_attempt(search.words, options, config_dir)) for search in todo
+        )
+    else:
+        outcomes = _in_processes(todo, options, min(workers, len(todo)), config_dir)
+    for search, line, reason in outcomes:
+        if line is None:
+            failed.append(search)
+        tell(search, reason if line is None else line)
+    return failed
+
+
+def _in_processes(
+    todo: list[Needed], options: Mapping[str, Any], workers: int, config_dir: Path | None
+) -> Iterator[tuple[Needed, str | None, str]]:
+    context = multiprocessing.get_context("spawn")
+    with _one_thread(), ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = {pool.submit(_attempt, search.words, options, config_dir): search for search in todo}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], *future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes that start in here take one thread each, where libraries read this when they load."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _attempt(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> tuple[str | None, str]:
+    """A line on the pair that was found, or None and the reason why there is none."""
+    from dembench.harness.search.find import search
+    from dembench.harness.search.trials import Settings
+
+    try:
+        record = search(words, Settings(**options), config_dir)
+    except (ConfigError, RuntimeError) as error:
+        return None, f"failed: {error} (dembench search {' '.join(to_arguments(words))})"
+    pair, cost = record["pair"], record["cost"]
+    value = f"{record['metric']} {record['value']:.4f}"
+    one = record["at_one_one"]
+    beside = "" if one is None else f", {one:.4f} at (1, 1)"
+    return f"tau {pair['tau']:g}, alpha {pair['alpha']:g}: {value}{beside}, {cost['wall_seconds']:.0f} s", ""

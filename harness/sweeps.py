@@ -1,0 +1,308 @@
+"""Many runs: a grid written as a short file, expanded and checked as a whole.
+
+A sweep file has ``base`` (what all runs share) and ``grids``, a list; each grid is a mapping from keys, as on the
+command line, to a value or a list of values, and gives every combination. The grids are put one after the other, so
+that a grid can tie values together (a loss's options to a protocol). What is done is read from the disk: a run with a
+result is done, everything else is missing. ``harness.engines`` runs what is missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dembench.harness import experiment, runs
+from dembench.harness.compose import (
+    GROUPS,
+    ConfigError,
+    check_signatures,
+    compose,
+    lookup_or_fail,
+    options,
+    parse,
+    read_option,
+)
+from dembench.harness.search import dem_star
+from dembench.harness.times import Times, past_results
+from dembench.tasks.common import parts
+
+STUDIES = "sweep/study"  # the folder of the sources' tables and figures
+Words = dict[str, Any]  # key -> plain value, as ``harness.compose.choose`` takes them
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep that is known to compose and to find its data."""
+
+    id: str
+    words: Words
+    config: dict[str, Any]
+    directory: Path
+    result: dict[str, Any] | None  # of an earlier run
+    config_dir: Path | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None and not self.config["force"]
+
+    @property
+    def command(self) -> str:
+        """What runs this one alone."""
+        own = [] if self.config_dir is None else ["--config-dir", str(self.config_dir)]
+        return shlex.join(["dembench", "run", *own, *to_arguments(self.words)])
+
+
+def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, Any]:
+    """The plain content of a sweep file, given as a path (with a suffix or a slash), as a name of configs/sweep/, or as
+    ``study=NAME`` for one of configs/sweep/study/.
+
+    Raises: ConfigError where there is no such file or it is no sweep.
+    """
+    path = Path(file_or_name)
+    if file_or_name.startswith("study="):
+        name = lookup_or_fail(file_or_name.removeprefix("study="), options(STUDIES, config_dir=config_dir), "study")
+        text = read_option(STUDIES, name, config_dir=config_dir)
+    elif path.suffix in (".yaml", ".yml") or "/" in file_or_name:
+        if not path.is_file():
+            raise ConfigError(f"no sweep file {file_or_name}")
+        text = path.read_text(encoding="utf-8")
+    else:
+        lookup_or_fail(file_or_name, options("sweep", config_dir=config_dir), "sweep")
+        text = read_option("sweep", file_or_name, config_dir=config_dir)
+    try:
+        content = OmegaConf.create(text)
+        plain = OmegaConf.to_container(content)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"sweep {file_or_name}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, DictConfig) or not isinstance(plain, dict):
+        raise ConfigError(f"sweep {file_or_name}: expected the keys base and grids")
+    for key in plain:
+        lookup_or_fail(str(key), ("base", "grids"), f"key of sweep {file_or_name}")
+    base, grids = plain.get("base") or {}, plain.get("grids")
+    if not isinstance(base, dict) or not isinstance(grids, list) or not all(isinstance(g, dict) for g in grids):
+        raise ConfigError(f"sweep {file_or_name}: base must be a mapping and grids a list of mappings")
+    return {"base": base, "grids": grids or [{}]}
+
+
+def read_overrides(words: Sequence[str]) -> dict[str, list[Any]]:
+    """Command line words to values per key; ``seed=0,1`` gives two values, ``seed=[0,1]`` one that is a list."""
+    found = {}
+    for override in parse(words):
+        key = f"+{override.key_or_group}" if override.is_add() else override.key_or_group
+        if override.is_sweep_override():
+            found[key] = [Override._convert_value(value) for value in override.sweep_iterator()]
+        else:
+            found[key] = [override.value()]
+    return found
+
+
+def expand(sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]] | None = None) -> list[Words]:
+    """Every run of a sweep, in the order of the file, each once; an override replaces a key in all grids."""
+    expanded: dict[str, Words] = {}
+    for grid in sweep["grids"]:
+        axes = {k: v if isinstance(v, list) else [v] for k, v in {**sweep["base"], **grid}.items()}
+        axes.update(overrides or {})
+        for values in itertools.product(*axes.values()):
+            words = dict(zip(axes, values, strict=True))
+            expanded.setdefault(json.dumps(words, sort_keys=True), words)
+    return list(expanded.values())
+
+
+def fit(
+    many: Sequence[Words], overrides: Iterable[str], config_dir: Path | None = None
+) -> tuple[list[Words], dict[str, list[str]]]:
+    """Leaves an override of an option such as ``method.lr`` or ``loss.tau`` out of the runs whose method or loss has no
+    such option, unless none has it; new options (``+loss.alpha``) stay in all.
+
+    Returns: the runs, and for each override that was left out somewhere the names of those methods or losses.
+    Raises: ConfigError for an unknown name.
+    """
+    fitted, left = [dict(words) for words in many], {}
+    for key in overrides:
+        group = key.partition(".")[0]
+        if group not in ("method", "loss") or group == key:
+            continue
+        without = [words for words in fitted if not _has(words, key, config_dir)]
+        if without and len(without) < len(fitted):
+            for words in without:
+                del words[key]
+            left[key] = list(dict.fromkeys(_named(words, config_dir).choices[group] for words in without))
+    return list({json.dumps(words, sort_keys=True): words for words in fitted}.values()), left
+
+
+def _has(words: Words, key: str, config_dir: Path | None) -> bool:
+    """Whether the configurations that a run names have a dotted key."""
+    node: Any = _named(words, config_dir)
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            return False
+        node = node._get_node(part)
+    return True
+
+
+def _named(words: Words, config_dir: Path | None) -> DictConfig:
+    """The configurations that a run names, as they stand in their files."""
+    return compose({group: words[group] for group in GROUPS if group in words}, config_dir, complete=False)
+
+
+def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bool = False) -> list[Planned]:
+    """Composes and checks every run before the first starts: names, arguments, data, weights, and whether task and
+    method take what they are given; two words for one run are one run.
+
+    Args:
+        many: runs in words. config_dir: own configurations.
+        elsewhere: the runs will not run on this machine, which need not have a GPU for device=cuda.
+    Raises: ConfigError that names the run.
+    """
+    alike: dict[str, list[tuple[Words, DictConfig, dict[str, Any]]]] = {}  # runs whose task can be the same object
+    order: list[tuple[Words, dict[str, Any], str]] = []
+    for words in many:
+        with _named_errors(words):
+            cfg = compose(words, config_dir)
+            config = _resolve(cfg, elsewhere)
+        part = {key: config.get(key) for key in parts.KEYS}
+        key = json.dumps({**config["task"], "seed": None, **part}, sort_keys=True)
+        alike.setdefault(key, []).append((words, cfg, config))
+        order.append((words, config, key))
+    searches: dict[str, None] = {}
+    found = {key: _check(group, searches) for key, group in alike.items()}
+    if searches:
+        raise ConfigError(f"loss=dem_star needs {len(searches)} searches first: {'; '.join(searches)}")
+    planned: dict[str, Planned] = {}
+    for words, config, key in order:
+        id = runs.run_id(config, found[key])
+        directory = Path(config["out"]) / id
+        with _named_errors(words), experiment.user_errors():
+            result = runs.read_result(directory)
+        planned.setdefault(id, Planned(id, words, config, directory, result, config_dir))
+    return list(planned.values())
+
+
+@contextmanager
+def _named_errors(words: Words) -> Iterator[None]:
+    try:
+        yield
+    except dem_star.NotSearched:
+        raise
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {' '.join(to_arguments(words))})") from error
+
+
+def _resolve(cfg: DictConfig, elsewhere: bool) -> dict[str, Any]:
+    if elsewhere and cfg.device == "cuda":
+        return parts.without_default(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    return experiment.resolve(cfg)
+
+
+def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: dict[str, None]) -> dict[str, str]:
+    """Builds the task of runs that differ in seed, method and loss only, and each method once; puts the pair that was
+    searched for DEM* into the configurations, and the command of a search that is missing into ``searches``.
+
+    Returns: what stands for the task's paths in the id.
+    """
+    words, _, config = alike[0]
+    with _named_errors(words):
+        check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
+        experiment.seed_all(config["seed"])
+        task = experiment.build_task(config)
+    found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+    seen = set()
+    for words, cfg, config in alike:
+        try:
+            with _named_errors(words):
+                config.update(dem_star.settle(cfg, config, found)[0])
+        except dem_star.NotSearched as error:
+            searches.setdefault(error.command)
+            continue
+        key = json.dumps([config["method"], config["loss"]], sort_keys=True)
+        if key in seen:
+            continue
+        seen.add(key)
+        with _named_errors(words):
+            check_signatures({group: config.get(group) for group in ("method", "loss")})
+            with experiment.user_errors():
+                make_method = instantiate(config["method"], loss=instantiate(config["loss"]))
+                if hasattr(task, "check_method"):
+                    task.check_method(make_method)
+    return found
+
+
+def failure_note(directory: Path) -> Path:
+    """Where the reason lies for which the run of a directory failed, if it did."""
+    return directory.parent / "failed" / f"{directory.name}.txt"
+
+
+def labels(planned: Sequence[Planned]) -> dict[str, str]:
+    """By id, each run in as many words as tell it from the others: "tta tent adadem lr=0.01 seed=1"."""
+    asked = [{**run.config["choices"], **run.words, "seed": run.config["seed"]} for run in planned]
+    keys = [key for key in dict.fromkeys((*GROUPS, *itertools.chain(*asked))) if key not in ("seed", *runs.NOT_IN_ID)]
+    texts = {run.id: [] for run in planned}
+    for key in (*keys, "seed"):
+        values = [_as_text(words.get(key)) for words in asked]
+        told = dict(zip(map(tuple, texts.values()), values, strict=True))  # what the words so far would make of it
+        if all(told[tuple(text)] == value for text, value in zip(texts.values(), values, strict=True)):
+            continue
+        for text, value in zip(texts.values(), values, strict=True):
+            text.append(value if key in GROUPS else f"{key.rpartition('.')[2]}={value}")
+    return {id: " ".join(word for word in text if not word.endswith("null")) or "run" for id, text in texts.items()}
+
+
+def past_times(planned: Sequence[Planned]) -> Times:
+    """How long the finished runs of a plan took, and others that lie in the same folders."""
+    times = Times()
+    for run in planned:
+        if run.result is not None:
+            times.add_result(run.result)
+    for result in past_results({run.directory.parent for run in planned}, {run.id for run in planned}):
+        times.add_result(result)
+    return times
+
+
+def estimate(planned: Sequence[Planned], slots: int, times: Times | None = None) -> float | None:
+    """Seconds that the missing runs will take, ``slots`` at a time, by past runs; those of a task that has none are not
+    counted, and None is returned where no missing run has any."""
+    times = past_times(planned) if times is None else times
+    expected = [times.expected(run.config) for run in planned if not run.done]
+    known = [seconds for seconds in expected if seconds is not None]
+    return sum(known) / max(1, slots) if known else None
+
+
+def to_arguments(words: Words) -> list[str]:
+    """Words as the command line takes them: ``{"seed": 1, "data.frost": None}`` -> ``seed=1 data.frost=null``."""
+    return [f"{key}={_as_text(value)}" for key, value in words.items()]
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple, ListConfig)):
+        return f"[{','.join(map(_as_text, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{_as_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str) and not _plain(value):
+        # Hydra's grammar: backslashes are doubled where a quote follows them, and nowhere else
+        doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", value)
+        return "'" + doubled.replace("'", "\\'") + "'"
+    return str(value)
+
+
+def _plain(text: str) -> bool:
+    """Whether Hydra's grammar reads a text as this text, without quotes."""
+    if not re.fullmatch(r"[\w/.:+@-]+", text, flags=re.ASCII):
+        return False
+    return parse([f"x={text}"])[0].value() == text

@@ -1,0 +1,241 @@
+"""The page: loads runs, builds tables and figures, and writes them out. Nothing on it depends on when it is made."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dembench.report.figures import choose as figures
+from dembench.report.figures import parallel, plane
+from dembench.report.figures.drawing import Figure
+from dembench.report.figures.gallery import Gallery, Picture
+from dembench.report.figures.sensitivity import across_figure
+from dembench.report.judge.group import Block, build_blocks
+from dembench.report.judge.ranking import RULE
+from dembench.report.judge.verdict import Verdict, summary_table, verdicts
+from dembench.report.page import manifest, provenance
+from dembench.report.page.first_screen import FirstScreen, first_screen
+from dembench.report.read.load import Aside, Collection, load
+from dembench.report.read.names import pretty
+from dembench.report.read.reference import references
+from dembench.report.tables import detail as costs
+from dembench.report.tables import results as content
+from dembench.report.tables.environments import environment_tables
+from dembench.report.tables.headlines import Headline, headlines
+from dembench.report.tables.measures import further_table
+from dembench.report.tables.published import beside_table, reference_table
+from dembench.report.tables.table import Table, capital, sentence
+from dembench.report.tables.wording import describe
+
+HERE = Path(__file__).parent
+LISTED = 200  # entries of a list of runs beyond which the page refers to runs.csv
+ROWS = 200  # of a table, beyond which the page refers to its files
+FIGURES, FEWER, CROWD = 120, 40, 2_000  # that are drawn of all comparisons together, and of more runs than CROWD
+WHOLE = 40  # comparisons with all their tables on the page; of the others it shows the first and links the rest
+
+
+@dataclass(slots=True)
+class Section:
+    """One block on the page, with all its tables where it is ``whole``, and not all its figures where it is ``cut``."""
+
+    block: Block
+    protocol: str
+    whole: bool
+    cut: bool
+    main: Table
+    more: list[Table]
+    figures: list[Figure]
+    notes: list[provenance.Remark]
+    verdicts: list[Verdict]
+    headlines: list[Headline]
+    commands: list[tuple[str, str, str]]
+    pictures: dict[str, list[Picture]]
+    pictures_out: int
+    references: set[str]
+
+    @property
+    def anchor(self) -> str:
+        return self.main.name
+
+
+@dataclass(slots=True)
+class Task:
+    """All blocks of one task, with tables and figures that span several of them."""
+
+    name: str
+    title: str
+    sections: list[Section] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+
+class Writer:
+    """Writes tables and figures under names of their own, and knows what it wrote."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.taken = Counter(["runs"])
+        self.written: list[Path] = []
+
+    def write(self, item: Table | Figure) -> None:
+        self.taken[item.name] += 1
+        if self.taken[item.name] > 1:
+            item.name = f"{item.name}-{self.taken[item.name]}"  # two titles that differ in signs only
+        folder = self.out / ("tables" if isinstance(item, Table) else "figures")
+        folder.mkdir(parents=True, exist_ok=True)
+        item.write(folder)
+        suffixes = ("csv", "md", "tex") if isinstance(item, Table) else ("pdf", "png")
+        self.written += [folder / f"{item.name}.{suffix}" for suffix in suffixes]
+
+    def text(self, name: str, text: str) -> Path:
+        path = self.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+        self.written.append(path)
+        return path
+
+
+def write_report(
+    run_roots: list[Path], out: Path, *, with_figures: bool = True, most_figures: int | None = None
+) -> Path:
+    """Reads every run under ``run_roots`` and writes ``out``/index.html, tables/ and figures/ beside it.
+
+    Args:
+        run_roots: run directories, or folders that hold some at any depth.
+        out: made where it is missing; what an earlier report wrote there and this one does not is removed.
+        with_figures: False leaves all figures out, for a quick look.
+        most_figures: about how many are drawn of all comparisons together, where there are many; by default FIGURES, or
+            FEWER of many runs.
+    Returns: the path of index.html, which is self-contained and opens offline.
+    Raises: ValueError when a root is missing or holds no finished run; nothing is written then.
+    """
+    found = load([Path(root) for root in run_roots])
+    blocks = build_blocks(found.runs)
+    out, gallery = Path(out), Gallery()
+    writer = Writer(out)
+    tasks: dict[str, Task] = {}
+    judged = [verdicts(block) for block in blocks]
+    if most_figures is None:
+        most_figures = FEWER if len(found.runs) > CROWD else FIGURES
+    planned = plan(blocks, judged, most_figures) if with_figures else []
+    drawn = parallel.draw(planned)
+    for number, (block, said) in enumerate(zip(blocks, judged, strict=True)):
+        shown = drawn[number] if number < len(drawn) else []
+        section = make_section(block, said, shown, gallery, whole=number < WHOLE)
+        section.cut = with_figures and (number >= len(planned) or len(shown) == planned[number][2])
+        tasks.setdefault(block.task, Task(block.task, pretty(block.task))).sections.append(section)
+        for item in (section.main, *section.more, *section.figures):
+            writer.write(item)
+    searches = plane.find(map(Path, run_roots))
+    for task in tasks.values():
+        own = [record for record in searches if record.task == task.name]
+        task.tables = environment_tables([section.block for section in task.sections])
+        task.tables += [plane.table(own)] if own else []
+        task.figures = [*figures_across(task), *map(plane.figure, own[: plane.MAPS])] if with_figures else []
+        for item in (*task.tables, *task.figures):
+            writer.write(item)
+    summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
+    if summary.rows:
+        writer.write(summary)
+    first = first_screen(blocks, judged, with_figures)
+    for item in (*first.items, *first.details):
+        writer.write(item)
+    writer.text("tables/runs.csv", costs.runs_table(blocks).csv())
+    rewards = figures.reward_curves() if with_figures else None
+    if rewards is not None:
+        writer.write(rewards)
+    page = writer.text("index.html", render(found, list(tasks.values()), first, summary, rewards))
+    manifest.replace(out, writer.written)
+    return page
+
+
+def plan(blocks: list[Block], judged: list[list[Verdict]], most: int) -> list[parallel.Comparison]:
+    """Which comparisons get figures, and how many each: the first ones, and at least three of each, within ``most``."""
+    share = max(3, most // len(blocks))
+    count = max(1, most // share)
+    return [(block, said, share) for block, said in zip(blocks[:count], judged, strict=False)]
+
+
+def make_section(block: Block, judged: list[Verdict], drawn: list[Figure], gallery: Gallery, *, whole: bool) -> Section:
+    beside, used = beside_table(block)
+    tables = [
+        *(beside, further_table(block), content.detail_table(block)),
+        *(costs.cost_table(block), content.settings_table(block)),
+    ]
+    notes = provenance.notes_of(block)
+    if mixed := provenance.commits(block.runs):
+        notes.insert(0, provenance.Remark("code", mixed, "this comparison", quiet=False))
+    pictures, left_out = gallery.of(block) if whole else ({}, 0)
+    return Section(
+        block,
+        describe(block),
+        whole,
+        False,
+        content.main_table(block),
+        [table for table in tables if table is not None],
+        drawn,
+        notes,
+        judged,
+        headlines(block, judged),
+        provenance.commands_of(block),
+        pictures,
+        left_out,
+        used,
+    )
+
+
+def figures_across(task: Task) -> list[Figure]:
+    """A figure for blocks of the same data, model and protocol that differ in one number."""
+    groups = defaultdict(list)
+    for section in task.sections:
+        block = section.block
+        groups[block.data, block.model, block.protocol].append(block)
+    drawn = (across_figure(blocks) for blocks in groups.values() if len(blocks) > 1)
+    return [figure for figure in drawn if figure is not None]
+
+
+def heading(item: Table | Figure, within: str = "") -> str:
+    """A title as a sentence, without the name of the comparison where that stands above already."""
+    title = item.title.removeprefix(f"{within}: ") if within else item.title
+    if within and title == within:
+        title = "Main comparison"
+    return sentence(capital(title))
+
+
+def render(found: Collection, tasks: list[Task], first: FirstScreen, summary: Table, rewards: Figure | None) -> str:
+    """The HTML text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    jinja = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    jinja.globals.update(heading=heading, most_rows=ROWS, listed=LISTED)
+    sections = [section for task in tasks for section in task.sections]
+    loud = {(note.key, note.text) for section in sections for note in section.notes if not note.quiet}
+    asides: list[tuple[str, tuple[Aside, ...] | list[Aside]]] = [
+        ("Unfinished", found.unfinished),
+        ("Unreadable", found.unreadable),
+        ("Found twice", found.duplicates),
+        ("Set aside: the same configuration twice", [aside for s in sections for aside in s.block.aside]),
+    ]
+    used = {name for section in sections for name in section.references}
+    names = {task.name for task in tasks}
+    elsewhere = [reference for reference in references() if reference.task in names and reference.name not in used]
+    return jinja.get_template("page.html.j2").render(
+        facts=provenance.facts(found, [section.block for section in sections]),
+        mixed=provenance.commits(found.runs),
+        tasks=tasks,
+        first=first,
+        summary=summary,
+        summary_notes=sorted((key, text) for key, text in loud if key != "code"),
+        elsewhere=[reference_table(reference) for reference in elsewhere],
+        rewards=rewards,
+        flags=provenance.flags_of(found.runs),
+        asides=[(title, items) for title, items in asides if items],
+        environments=provenance.environments(found.runs),
+        rule=RULE,
+        multiple=len(sections) > 1,
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
+    )

@@ -1,0 +1,182 @@
+"""The first screen: what each loss gains over EM in every task, and the verdict on it in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dembench.report.figures.critical import critical_figure
+from dembench.report.figures.drawing import Figure
+from dembench.report.figures.gains import gains_figure
+from dembench.report.judge.comparisons import BASE, Comparison, Family, families, ranking
+from dembench.report.judge.group import Block, Cell
+from dembench.report.judge.significance import Ranking
+from dembench.report.judge.stats import Pooled
+from dembench.report.judge.verdict import Verdict
+from dembench.report.read.names import TOYS, Metric, pretty
+from dembench.report.tables.gains import gains_table, tests_table
+from dembench.report.tables.headlines import Headline
+from dembench.report.tables.table import Table, number
+
+JUDGED = ("dem", "dem_star", "adadem", "none")  # losses that get a sentence, run or not; others get one where they ran
+TITLES = {1: "Better", -1: "Worse", 0: "Not told apart", None: "No interval"}
+WORDS = {1: "better in", -1: "worse in", 0: "not told apart in", None: "without an interval in"}
+
+
+@dataclass(slots=True)
+class FirstScreen:
+    """Sentences, the table over all tasks and its figure; then the tests, and the limits of what was measured."""
+
+    lines: list[Headline] = field(default_factory=list)
+    items: list[Table | Figure] = field(default_factory=list)
+    details: list[Table | Figure] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+
+
+def first_screen(blocks: Sequence[Block], verdicts: Sequence[Sequence[Verdict]], with_figures: bool) -> FirstScreen:
+    """Everything above the sections, from the comparisons and the verdicts of each."""
+    found = families(verdicts)
+    if not found:
+        return FirstScreen()
+    everything = [one for family in found for one in family.comparisons]
+    names, ranks = ranking(everything)
+    figures: list[Figure | None] = [gains_figure(found), critical_figure(names, ranks)] if with_figures else []
+    summary, tests = gains_table(found, names, ranks), tests_table(found)
+    run = {loss for family in found for loss in family.losses if family.gains[loss].cells}
+    lines = [sentence(loss, found, names, ranks) for loss in (*JUDGED, *sorted(run - {*JUDGED})) if loss in run]
+    if missing := [loss for loss in JUDGED if loss not in run]:
+        lines.append(silence(missing))
+    return FirstScreen(
+        lines,
+        [summary, *filter(None, figures[:1])],
+        [tests, *filter(None, figures[1:])],
+        limits(found, blocks),
+    )
+
+
+def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ranking | None) -> Headline:
+    """The judgement on one loss over all tasks, from the intervals of its mean gains, and the numbers behind it."""
+    gains = [(family, family.gains[loss]) for family in found if loss in family.losses and family.gains[loss].cells]
+    states = [state(gain) for _, gain in gains]
+    up, down = states.count(1), states.count(-1)
+    sign = 1 if up and not down else -1 if down and not up else 0
+    if len(gains) == 1 or (len(gains) == 2 and not any(states)):
+        said = "; ".join(f"{pretty(family.task)} {gain_words(gain, family.metric)}" for family, gain in gains)
+        text = f"Mean gain: {said}."
+    else:
+        listed: dict[int | None, list[str]] = {1: [], -1: [], 0: [], None: []}
+        for (family, gain), value in zip(gains, states, strict=True):
+            number_too = f" {gain_words(gain, family.metric)}" if value else ""
+            listed[value].append(pretty(family.task) + number_too)
+        if not any(states):
+            listed[0].clear()  # all of them, as the judgement says
+        text = " ".join(f"{TITLES[value]}: {'; '.join(names)}." for value, names in listed.items() if names)
+    if loss in names and ranks is not None and ranks.difference is not None:
+        own, base = ranks.mean[names.index(loss)], ranks.mean[names.index(BASE)]
+        apart = "more" if abs(own - base) > ranks.difference else "less"
+        text = f"{text} ".lstrip() + (
+            f"Mean rank {own:.2f} over {ranks.rows} cells, EM {base:.2f}: {apart} apart than the critical difference, "
+            f"{ranks.difference:.2f}."
+        )
+    return Headline(sign, f"{spoken(loss)} {judgement(states)}.", text)
+
+
+def spoken(loss: str) -> str:
+    """A loss at the start of a sentence."""
+    return pretty(loss)[:1].upper() + pretty(loss)[1:]
+
+
+def silence(losses: Sequence[str]) -> Headline:
+    """What is said of losses that were not run: nothing."""
+    *most, last = (spoken(loss) if loss == losses[0] else pretty(loss) for loss in losses)
+    names = f"{', '.join(most)} and {last}" if most else last
+    return Headline(0, f"{names}: not run beside EM here,", "so nothing is said.")
+
+
+def state(gain: Pooled) -> int | None:
+    return None if gain.low is None else gain.verdict
+
+
+def judgement(states: Sequence[int | None]) -> str:
+    """What the intervals say, in words; the number of tasks where there are several."""
+    if set(states) == {None}:
+        return "against EM: no interval, no claim"
+    if len(states) == 1:
+        return {1: "is better than EM", -1: "is worse than EM"}.get(states[0] or 0, "cannot be told apart from EM")
+    if set(states) <= {0, None}:
+        return f"cannot be told apart from EM in any of {len(states)} tasks"
+    counts = [f"{WORDS[value]} {states.count(value)}" for value in (1, -1, 0, None) if states.count(value)]
+    return f"against EM in {len(states)} tasks: {', '.join(counts)}"
+
+
+def gain_words(gain: Pooled, metric: Metric) -> str:
+    """Mean and interval with their unit, and what the reader must know of the interval."""
+    mean, low, high = (number(value, metric.digits, sign=True) for value in (gain.mean, gain.low, gain.high))
+    notes = [f"{gain.alone} cells with one seed left out"] if gain.alone else []
+    notes += ["interval over cells, most have one seed"] if gain.over == "cells" else []
+    notes += [] if low else ["no interval"]
+    tail = f" ({'; '.join(notes)})" if notes else ""
+    return f"{mean} {f'[{low}, {high}] ' if low else ''}{metric.gain_unit}{tail}"
+
+
+def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:
+    """What the numbers above cannot say, from what was run."""
+    blocks, said = list(blocks), []
+    everything = [one for family in found for one in family.comparisons]
+    toys: dict[str, list[str]] = {}
+    for name in dict.fromkeys(block.data for block in blocks if block.data in TOYS):
+        toys.setdefault(TOYS[name], []).append(name)
+    if toys:
+        said.append("No benchmark: " + "; ".join(f"{', '.join(names)}: {text}" for text, names in toys.items()) + ".")
+    single = [family for family in found if len({one.block.data for one in family.comparisons}) == 1]
+    if single:
+        names = ", ".join(f"{pretty(family.task)} ({family.comparisons[0].block.data})" for family in single)
+        said.append(f"One data set only in {names}: what holds there need not hold elsewhere.")
+    every = [(verdict.best.n, len(one.block.seeds)) for one in everything for verdict in one.verdicts.values()]
+    pairs = [n for n, _ in every if n] or [0]
+    few, lacking, none = (
+        sum(n == 1 for n in pairs),
+        sum(0 < n < most for n, most in every),
+        sum(not n for n, _ in every),
+    )
+    seeds = f"{min(pairs)} to {max(pairs)}" if min(pairs) < max(pairs) else str(pairs[0])
+    text = f"Seeds per pair of cells: {seeds}"
+    text += f"; {few} of {len(pairs)} pairs have one seed" if few else ""
+    text += f"; {lacking} lack seeds that their comparison has" if lacking else ""
+    text += f"; {none} pair{'s have' if none > 1 else ' has'} no seed in common" if none else ""
+    said.append(f"{text}. Intervals cover seeds, not the choice of data sets, models or methods.")
+    chosen = []
+    for family in found:
+        counts = {loss: family.choices(loss) for loss in family.losses}
+        if max((n for pair in counts.values() for n in pair), default=0) > 1:
+            listed = [
+                f"EM {max(ems for _, ems in counts.values())}",
+                *(f"{pretty(x)} {n}" for x, (n, _) in counts.items()),
+            ]
+            chosen.append(f"{pretty(family.task)}: {', '.join(listed)}")
+    if chosen:
+        said.append(
+            "Each loss stands at its best setting on the very numbers shown, which flatters whoever had more to choose "
+            f"from. Settings per cell, at most: {'; '.join(chosen)}."
+        )
+    searched = [one.verdicts["dem_star"].own for one in everything if "dem_star" in one.verdicts]
+    if searched:
+        seen = sum(dict(cell.params).get("evaluation") == "paper" for cell in searched)
+        text = "DEM* had labels, the other losses none: its (tau, alpha) was searched on a labelled part of the data"
+        text += f", on which {seen} of {len(searched)} cells are judged, too" if seen else ", which is not judged here"
+        said.append(f"{text}. The search is not part of its time.")
+    collapsed = sum(cell.collapsed for one in everything for cell in cells_of(one))
+    if collapsed:
+        said.append(f"{collapsed} collapsed runs are among those compared; their numbers count.")
+    without = [block for block in blocks if block.columns and not any(one.block is block for one in everything)]
+    if without:
+        said.append(f"{len(without)} of {len(blocks)} comparisons have nothing to compare with EM and are not above.")
+    claims = sum(gain.low is not None for family in found for gain in family.gains.values())
+    if claims > 1:
+        said.append(f"The {claims} intervals are at 95% each, not corrected for their number.")
+    return said
+
+
+def cells_of(one: Comparison) -> list[Cell]:
+    """Each cell of a comparison once."""
+    return [one.em, *(verdict.own for verdict in one.verdicts.values())]

@@ -1,0 +1,85 @@
+"""The first screen in sentences: each loss against EM over all methods, and the best of all against baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dembench.report.figures.forest import best_per_method
+from dembench.report.judge.group import Block, Cell
+from dembench.report.judge.ranking import leaders
+from dembench.report.judge.verdict import Verdict, said
+from dembench.report.read.names import LOSS_ORDER, METHOD_ORDER, pretty, rank
+from dembench.report.tables.results import gain_text
+from dembench.report.tables.table import number
+from dembench.report.tables.wording import points
+
+BASELINES = ("source", "norm", "zero_shot")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A judgement and the numbers behind it; ``sign`` is 1 or -1 where all that is decided points one way."""
+
+    sign: int
+    strong: str
+    text: str
+
+
+def headlines(block: Block, verdicts: list[Verdict]) -> list[Headline]:
+    """One for each loss, then one for the best cell against the methods that learn nothing."""
+    found = []
+    for loss in sorted({v.column[0] for v in verdicts}, key=lambda name: (rank(LOSS_ORDER, name), name)):
+        own = best_per_method(verdicts, loss)
+        found.append(single(own[0]) if len(own) == 1 else many(loss, own))
+    baseline = against_baselines(block)
+    return found + ([baseline] if baseline else [])
+
+
+def single(verdict: Verdict) -> Headline:
+    flagged = f" {verdict.flagged} collapsed run{'s are' if verdict.flagged > 1 else ' is'} among the two."
+    text = verdict.sentence + (flagged if verdict.flagged else "")
+    return Headline(verdict.best.verdict, f"{verdict.headline}.", text)
+
+
+def many(loss: str, verdicts: list[Verdict]) -> Headline:
+    """How often a loss is better, worse or not told apart, and its gain in each method."""
+    signs = [None if v.best.low is None else v.best.verdict for v in verdicts]
+    words = (("better", 1), ("worse", -1), ("not told apart", 0), ("without an interval", None))
+    tally = ", ".join(f"{word} in {signs.count(sign)}" for word, sign in words if signs.count(sign))
+    sign = 1 if 1 in signs and -1 not in signs else -1 if -1 in signs and 1 not in signs else 0
+    metric = verdicts[0].block.metric
+    swept = ", each at its best setting on this stream," if any(v.swept for v in verdicts) else ""
+    listed = "; ".join(
+        f"{pretty(v.method)} {gain_text(v.best, metric)}{f' ({v.flagged} collapsed)' if v.flagged else ''}"
+        for v in verdicts
+    )
+    return Headline(
+        sign,
+        f"{pretty(loss)} against EM in {len(verdicts)} methods: {tally}.",
+        f"Gain{swept} in {points(metric)}, paired over seeds: {listed}.",
+    )
+
+
+def against_baselines(block: Block) -> Headline | None:
+    """The best mean among what adapts, against each baseline."""
+    metric = block.metric
+    ranked = leaders(block.cells.values(), metric)
+    bases = [cell for cell in block.free.values() if cell.method.partition(" (")[0] in BASELINES]
+    if not ranked or not bases:
+        return None
+    best, score = ranked[0], ranked[0].estimate(metric)
+    bases.sort(key=lambda cell: rank(METHOD_ORDER, cell.method))
+    gains = [best.gain(base, metric) for base in bases]
+    listed = "; ".join(
+        f"{pretty(base.method)} {said(gain, metric.digits, points(metric))}"
+        for base, gain in zip(bases, gains, strict=True)
+    )
+    signs = {gain.verdict for gain in gains}
+    sign = 1 if signs == {1} else -1 if -1 in signs else 0
+    value = f"{number(score.mean, metric.digits)}{f' {metric.unit}' if metric.unit else ''}"
+    return Headline(sign, f"Best mean here: {what(block, best)}, {metric.label} {value}.", f"Gain over {listed}.")
+
+
+def what(block: Block, cell: Cell) -> str:
+    setting = block.setting_label(cell)
+    return f"{pretty(cell.method)} + {block.loss_label(cell)}" + (f" ({setting})" if setting else "")

@@ -1,5 +1,0 @@
-"""The report: run directories in, one self-contained page and its tables and figures out."""
-
-from tasks.report.page import write_report
-
-__all__ = ["write_report"]

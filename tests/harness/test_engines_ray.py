@@ -1,0 +1,129 @@
+"""The engine ray on a real cluster of two nodes on 127.0.0.1, one of which is killed while it computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("ray")
+from ray_nodes import Nodes, nodes
+
+from dembench.harness.compose import ConfigError
+from dembench.harness.engines import ray as ray_engine
+from dembench.harness.engines.choose import Settings, choose
+from dembench.harness.engines.execute import execute
+from dembench.harness.engines.inline import Inline
+from dembench.harness.engines.job import Progress
+from dembench.harness.sweeps import Planned, Words, plan
+from dembench.scripts.sweep import main
+
+
+@pytest.fixture(autouse=True)
+def _restore_torch() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with nodes() as made:
+        yield made
+
+
+def many(tmp_path: Path, out: str) -> list[Words]:
+    """Four runs that take about a second each, and a real one."""
+    (tmp_path / "data.txt").write_text("images")
+    stub = {"task": "stub", "data.root": str(tmp_path / "data.txt"), "protocol.mode": "sleep", "protocol.batches": 3}
+    real = {"task": "tta", "data": "digits", "data.num_images": 24, "model": "digits_convnet", "method": "tent"}
+    real |= {"protocol.batch_size": 12, "protocol.corruptions": ["fog"], "loss": "adadem"}
+    return [{**words, "out": str(tmp_path / out)} for words in (*({**stub, "seed": s} for s in range(4)), real)]
+
+
+def content(run: Planned) -> tuple[str, list[dict], bytes]:
+    """What must not depend on who ran it."""
+    result = json.loads((run.directory / "result.json").read_text())
+    return run.id, result["rows"], (run.directory / "curve.csv").read_bytes()
+
+
+def test_a_node_is_killed_and_all_runs_complete_with_the_numbers_of_inline(
+    cluster: Nodes, stub_configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEMBENCH_STUB_LOG", str(tmp_path / "log"))
+    head, other = cluster.add(), cluster.add()
+    told: list[Progress] = []
+    killed: list[str] = []
+
+    def kill(progress: Progress) -> None:
+        told.append(progress)
+        if not killed and progress.kind == "step" and progress.place.endswith(other[:8]):
+            killed.append(progress.run.id)
+            assert cluster.kill(other) >= 2  # the raylet and the worker at least
+
+    planned = plan(many(tmp_path, "ray"), stub_configs)
+    engine = choose(Settings(engine="ray", address=cluster.address), planned)
+    assert engine.slots == 2
+    summary = execute(planned, engine, tell=kill)
+    assert (summary.ran, summary.failed) == (5, {})
+    assert summary.retried >= 1
+    (lost,) = killed
+    assert [p.kind for p in told if p.run.id == lost and p.kind != "step"] == ["start", "again", "start", "done"]
+    assert {p.place.split()[0] for p in told if p.kind == "done"} == {"127.0.0.1"}
+    assert {p.place.split()[1] for p in told if p.kind == "done"} >= {head[:8]}
+    assert not list((tmp_path / "ray").glob(".sweep-*"))
+    assert len((tmp_path / "log").read_text().split()) == 4 + 1  # nothing but the lost run was run again
+
+    inline = plan(many(tmp_path, "inline"), stub_configs)
+    assert execute(inline, Inline()).ran == 5
+    assert [content(run) for run in inline] == [content(run) for run in planned]
+
+
+def test_a_cluster_without_room_or_without_the_shared_folder_is_named(
+    cluster: Nodes, stub_configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.add()
+    planned = plan(many(tmp_path, "runs")[:1], stub_configs)
+    with pytest.raises(ConfigError, match="has the 4 CPUs and 0 GPUs that a run takes; they have 1 CPUs"):
+        choose(Settings(engine="ray", address=cluster.address, cpus_per_run=4), planned)
+    with pytest.raises(ConfigError, match="has the 1 CPUs and 0.5 GPUs that a run"):
+        choose(Settings(engine="ray", address=cluster.address, gpus_per_run=0.5), planned)
+    of, elsewhere = ray_engine._Places.of, "/here/and/not/there"
+    monkeypatch.setattr(ray_engine._Places, "of", lambda self, out: replace(of(self, out), folder=elsewhere))
+    engine = choose(Settings(engine="ray", address=cluster.address), planned)
+    summary = execute(planned, engine)
+    text = summary.failed[planned[0].id].read_text()
+    assert "node 127.0.0.1" in text
+    assert f"no {elsewhere} there; the folder of the sweep and `out` must be shared by all nodes" in text
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("127.0.0.1:9", "refused"), ("ray://127.0.0.1:9", "refused"), ("clusterhead", "expected auto, local, HOST:PORT")],
+)
+def test_no_cluster_is_said_at_once(
+    address: str, reason: str, stub_configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = many(tmp_path, "runs")[0]
+    (tmp_path / "grid.yaml").write_text(json.dumps({"base": words, "grids": []}))
+    command = [str(tmp_path / "grid.yaml"), "--config-dir", str(stub_configs), "--engine", "ray", "--address", address]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"dembench sweep: no Ray cluster at {address}")
+    assert reason in said
+    assert said.count("\n") == 1
+
+
+def test_without_ray_the_extra_is_named(stub_configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = plan(many(tmp_path, "runs")[:1], stub_configs)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "dembench.harness.engines.ray", raising=False)
+    with pytest.raises(ConfigError, match=r'the engine ray needs: pip install "dembench\[ray\]"'):
+        choose(Settings(engine="ray"), planned)
