@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
+from dembench.tasks.common.files import write_atomic
 
 SCHEMA = 1
 PATH_KEYS = frozenset(  # of data and model nodes
@@ -76,30 +76,6 @@ def _without_paths(node: Any) -> Any:
     if isinstance(node, (list, tuple)):
         return [_without_paths(item) for item in node]
     return node
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a whole file or nothing: a temporary file in the same folder, flushed to the disk, then renamed. Text
-    becomes UTF-8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    with contextlib.suppress(OSError):  # the rename itself; not every file system lets a folder be synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
