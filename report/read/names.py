@@ -14,7 +14,8 @@ PRETTY = {
     "tta": "Corruption test-time adaptation", "minigrid": "Reinforcement learning", "prompt": "Test-time prompt tuning",
     "source": "Source", "norm": "NORM", "norm_alpha": "NORM (alpha)", "norm_ema": "NORM (EMA)", "t3a": "T3A",
     "tent": "Tent", "eta": "ETA", "eata": "EATA", "sar": "SAR", "deyo": "DeYO", "tipi": "TIPI", "ttc": "TTC",
-    "ppo": "PPO", "a2c": "A2C", "zero_shot": "Zero-shot", "ensemble": "Ensemble", "tpt": "TPT", "coop": "CoOp",
+    "ppo": "PPO", "a2c": "A2C", "recurrent_ppo": "RecurrentPPO", "maskable_ppo": "MaskablePPO",
+    "zero_shot": "Zero-shot", "ensemble": "Ensemble", "tpt": "TPT", "coop": "CoOp",
     "marginal": "Marginal of views", "zero": "ZERO", "tpt_coop": "TPT (CoOp)",
     "semi": "Semi-supervised learning", "longtail": "Long-tailed semi-supervised learning",
     "supervised": "Supervised", "pseudo_label": "Pseudo-Label", "ent_min": "Ent. Min.", "vat": "VAT",
@@ -27,7 +28,8 @@ TASK_ORDER = ("tta", "prompt", "semi", "longtail", "segmentation", "minigrid")
 LOSS_ORDER = ("none", "em", "dem", "dem_star", "adadem")
 METHOD_ORDER = (
     *("source", "norm", "norm_alpha", "norm_ema", "t3a", "tent", "eta", "eata", "sar", "deyo", "tipi", "ttc"),
-    *("zero_shot", "ensemble", "marginal", "zero", "tpt", "coop", "tpt_coop", "ppo", "a2c"),
+    *("zero_shot", "ensemble", "marginal", "zero", "tpt", "coop", "tpt_coop"),
+    *("ppo", "a2c", "recurrent_ppo", "maskable_ppo"),
     *("supervised", "pseudo_label", "ent_min", "vat", "mixmatch", "fixmatch", "freematch"),
     *("source_only", "source_bn", "tent_seg", "min_ent", "adv_ent"),
 )
