@@ -295,7 +295,9 @@ def _forward_levels() -> int:
         from torch._C._functorch import TransformType
         from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
     except ImportError as error:
-        raise RuntimeError("core: forward mode of torch.func is not supported in this PyTorch; use reverse mode") from error
+        raise RuntimeError(
+            "core: forward mode of torch.func is not supported in this PyTorch; use reverse mode"
+        ) from error
     return [level.key() for level in retrieve_all_functorch_interpreters()].count(TransformType.Jvp)
 
 

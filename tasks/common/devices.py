@@ -18,22 +18,22 @@ def placed(loss: T, device: torch.device | str) -> T:
 
 
 def send(tree: T, device: torch.device | str) -> T:
-    """The same tuples, named tuples and dicts with their CPU tensors on the device; on the CPU they are given back.
+    """The same tuples, named tuples and dicts with their CPU tensors on the device; ``device="cpu"`` gives them back.
 
-    All tensors travel in one pinned copy that the host does not wait for.
+    All of them travel in one pinned copy that the host does not wait for.
     """
     device = torch.device(device)
     if device.type == "cpu":
         return tree
     tensors: list[Tensor] = []
-    _each(tree, tensors.append)
+    _each(tree, lambda tensor: tensors.append(tensor) if tensor.is_cpu else None)
     sizes = [-(-tensor.nbytes // _WORD) * _WORD for tensor in tensors]
     parcel = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     for part, tensor in zip(parcel.split(sizes), tensors, strict=True):
         _as(part, tensor).copy_(tensor)
     sent = parcel.to(device, non_blocking=True)
     arrived = (_as(part, tensor) for part, tensor in zip(sent.split(sizes), tensors, strict=True))
-    return _each(tree, lambda _: next(arrived))
+    return _each(tree, lambda tensor: next(arrived) if tensor.is_cpu else tensor)
 
 
 def count(values: Tensor, length: int) -> Tensor:
