@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "the suite quick: all tasks and losses on embedded data, and the report of it",
     "figure": "a figure of the sources that is no grid of runs",
     "bench": "time the losses and the methods",
+    "check": "whether all works on the GPU of this machine, and how fast",
 }
 
 

@@ -18,7 +18,7 @@ from dembench.report.judge.verdict import verdicts
 from dembench.report.tables.detail import cost_table
 from dembench.report.tables.results import detail_table, main_table
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_golden_rows_give_the_golden_tables(golden: tuple[Path, Path]):
