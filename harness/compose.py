@@ -28,16 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dembench.lookup import lookup
-from dembench.tasks.base import PRECISIONS
+from dembench.tasks.base import PRECISIONS, ConfigError
 from dembench.tasks.common import parts
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
 VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": parts.NAMES}
-
-
-class ConfigError(ValueError):
-    """Something the user can put right; the message is one line."""
 
 
 @dataclass(frozen=True)
