@@ -109,7 +109,7 @@ def write_tables(found: Compared, a: str, b: str) -> None:
             table.add_section()
             for name, gain in gains.items():
                 mean = Text(number(gain.mean, metric.digits, sign=True), style=style(gain.verdict))
-                words = ["mean of the rows"] + [f"bootstrap over {OVER.get(gain.over)}"] * bool(gain.over)
+                words = ["mean of the rows"] + [f"interval over {OVER.get(gain.over)}"] * bool(gain.over)
                 words += [f"{gain.alone} with one seed left out"] * bool(gain.alone) + [name] * bool(name)
                 interval = interval_text(gain, metric.digits)
                 table.add_row(Text(", ".join(words)), "", "", mean, interval, count(gain.cells, "row"))

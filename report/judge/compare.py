@@ -289,7 +289,7 @@ def kind(row: Pairs) -> str:
 
 
 def total(rows: Sequence[Pairs]) -> Pooled:
-    """The mean gain over all rows of a task, with the bootstrap interval stratified by data set."""
+    """The mean gain over all rows of a task, with its interval, deviations within each data set."""
     strata: dict[str, list[dict[int, float]]] = defaultdict(list)
     for row in rows:
         strata[row.data].append(row.gains)
