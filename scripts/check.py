@@ -32,7 +32,7 @@ had."""
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench check", description="Check the CUDA device of this machine.", epilog=EPILOG)
     p.add_argument("what", choices=["gpu"], help="the device to check")
-    p.add_argument("--out", type=Path, default=Path("report/gpu"), metavar="DIR", help="of the results (report/gpu)")
+    p.add_argument("--out", type=Path, default=Path("reports/gpu"), metavar="DIR", help="of the results (reports/gpu)")
     p.add_argument("--seconds", type=float, default=480, help="for everything (default 480)")
     p.add_argument("--part", action="append", choices=list(LIMITS), help="only this one; may be given again")
     p.add_argument("--study", metavar="FILE", help="a sweep file to run in the time that is left at the end")

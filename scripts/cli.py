@@ -23,6 +23,7 @@ COMMANDS = {
     "figure": "a figure of the sources that is no grid of runs",
     "bench": "time the losses and the methods",
     "check": "whether all works on the GPU of this machine, and how fast",
+    "kit": "a folder with wheels, this tree and chosen data, for a machine without network",
 }
 
 

@@ -116,7 +116,9 @@ def arrange(names: Iterable[str], folders: Iterable[str] = (), *, where: str, wr
             raise ConfigError(f"{where}: {'/'.join(image)}: a split inside a class; expected <split>/<class>/<image>")
         else:
             found.setdefault(part, {}).setdefault(rest[0], []).append("/".join(rest))
-    places = {part: folder for folder, part in splits.items()} | ({"all": outside} if "all" in found or not splits else {})
+    places = {part: folder for folder, part in splits.items()} | (
+        {"all": outside} if "all" in found or not splits else {}
+    )
     for folder in (tuple(name.split("/")) for name in folders):
         for part, place in places.items():
             if folder[:-1] == place and not is_hidden(folder) and (part != "all" or folder not in splits):
