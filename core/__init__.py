@@ -1,5 +1,5 @@
 """Entropy-minimisation losses, decoupled: EM, CADF, GMC, DEM and AdaDEM. Imports torch and nothing else."""
 
-from core.losses import CADF, DEM, EM, GMC, AdaDEM
+from .losses import CADF, DEM, EM, GMC, AdaDEM
 
 __all__ = ["CADF", "DEM", "EM", "GMC", "AdaDEM"]

@@ -21,7 +21,7 @@ import torch.distributed
 from torch import Tensor
 from torch.nn import functional
 
-from core._kernels import (
+from ._kernels import (
     Block,
     Scratch,
     accumulation_dtype,

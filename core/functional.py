@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core import _calibrator as calibrator
-from core import _kernels as kernels
-from core.checks import check_adadem, check_dem, check_logits, check_table
+from . import _calibrator as calibrator
+from . import _kernels as kernels
+from .checks import check_adadem, check_dem, check_logits, check_table
 
 __all__ = ["adadem", "cadf", "dem", "em", "gmc", "uniform_table", "update_table"]
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core import functional
-from core._calibrator import Options
-from core._kernels import accumulation_dtype, transformed
-from core.checks import check_adadem, check_dem, check_logits
+from . import functional
+from ._calibrator import Options
+from ._kernels import accumulation_dtype, transformed
+from .checks import check_adadem, check_dem, check_logits
 
 __all__ = ["CADF", "DEM", "EM", "GMC", "AdaDEM"]
 
