@@ -23,6 +23,7 @@ from dembench.harness.compose import GROUPS, ConfigError, check_signatures, loca
 from dembench.harness.search import dem_star
 from dembench.tasks.base import Event, Method, Note, Task
 from dembench.tasks.common import parts
+from dembench.tasks.common.files import write_atomic
 
 Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points and Scalars the whole run has
 
@@ -172,7 +173,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         for left in directory.glob(".*.tmp"):
             left.unlink()
         environment = runs.environment(config["device"], config["threads"])
-        runs.write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         runs.write_json(directory / "environment.json", environment)
         started = runs.now()
         checkpoint = directory / "checkpoint.pt"  # of tasks that can continue where they were cut off

@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,7 +23,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
+from dembench.tasks.common.files import write_atomic
 
 SCHEMA = 1
 PATH_KEYS = frozenset(  # of data and model nodes
@@ -78,30 +80,6 @@ def _without_paths(node: Any) -> Any:
     return node
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a whole file or nothing: a temporary file in the same folder, flushed to the disk, then renamed. Text
-    becomes UTF-8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    with contextlib.suppress(OSError):  # the rename itself; not every file system lets a folder be synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Valid JSON only: a NaN or an infinity raises ValueError."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -130,14 +108,12 @@ def lock(directory: Path) -> Iterator[None]:
 
     Raises: RunBusy where another process holds it.
     """
-    import fcntl
-
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusy(f"another process is writing {directory}") from None
+    try:
+        held = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise RunBusy(f"another process is writing {directory}") from None
+    with held:
         yield
 
 

@@ -12,7 +12,9 @@ from dembench.scripts.cli import Parser, fail
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench report", description="Write a report of finished runs; print the path of its page last.")
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders that hold run directories")
+    p.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, files of `dembench export`, or a runs.csv"
+    )
     p.add_argument(
         "--out", type=Path, default=Path("reports"), metavar="DIR", help="where to write it (default: reports)"
     )
@@ -30,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.figures is not None and args.figures < 0:
         return fail(f"dembench report: expected --figures of 0 or more, got {args.figures}")
     for folder in args.runs:
-        if not folder.is_dir():
-            return fail(f"dembench report: no folder {folder}; `dembench run` and `dembench sweep` make runs")
+        if not folder.exists():
+            return fail(f"dembench report: no folder or file {folder}; `dembench run` and `dembench sweep` make runs")
     from dembench.report import write_report
 
     try:

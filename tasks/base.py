@@ -87,6 +87,10 @@ class Artifact:
 Event = Row | Point | Scalars | Histogram | Flag | Note | Artifact
 
 
+class ConfigError(ValueError):
+    """Something the user can put right; the message is one line."""
+
+
 class Method(Protocol):
     """Adapts a model to the inputs that it is shown. Sees inputs, never labels."""
 

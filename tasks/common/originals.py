@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dembench.tasks.common.cache import file_hash, load_array, write_atomically
+from dembench.tasks.common.cache import file_hash, load_array
+from dembench.tasks.common.files import write_atomic
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_NAMES = """
@@ -132,8 +133,8 @@ def _from_archive(path: Path, cache: Path, kind: Kind, split: Split) -> Original
     if images is None or labels is None or lossy is None or len(images) != len(labels):
         images, labels, lossy = _decode(_members(path, kind, split), str(path), kind, split)
         for name, array in (("images", images), ("labels", labels)):
-            write_atomically(folder / f"{name}.npy", lambda file, array=array: np.save(file, array, allow_pickle=False))
-        write_atomically(folder / "done.json", lambda file: file.write(json.dumps({"lossy": lossy}).encode()))
+            write_atomic(folder / f"{name}.npy", lambda file, array=array: np.save(file, array, allow_pickle=False))
+        write_atomic(folder / "done.json", lambda file: file.write(json.dumps({"lossy": lossy}).encode()))
     return Originals(images, labels, lossy, digest)
 
 

@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from dembench.tasks.base import Note
 from dembench.tasks.common.archives import members
-from dembench.tasks.common.cache import cache_folder, file_hash, load_array, short_hash, write_atomically
+from dembench.tasks.common.cache import cache_folder, file_hash, load_array, short_hash
+from dembench.tasks.common.files import write_atomic
 from dembench.tasks.segmentation.data import Pool, PooledPair
 from dembench.tasks.segmentation.labels import CAMVID, CAMVID_PALETTE, CAMVID_VOID, map_ids, table
 
@@ -202,6 +203,6 @@ def _write_cache(folder: Path, pools: dict[str, Pool], digest: str) -> None:
         if part != "train-full":
             arrays[f"{part}-images.npy"] = pool.images
         for name, array in arrays.items():
-            write_atomically(folder / name, lambda file, array=array: np.save(file, array, allow_pickle=False))
+            write_atomic(folder / name, lambda file, array=array: np.save(file, array, allow_pickle=False))
     about = {"names": {part: pool.names for part, pool in pools.items()}, "digest": digest}
-    write_atomically(folder / "done.json", lambda file: file.write(json.dumps(about).encode()))
+    write_atomic(folder / "done.json", lambda file: file.write(json.dumps(about).encode()))

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dembench.tasks.common.archives import members
-from dembench.tasks.common.cache import file_hash, load_array, write_atomically
+from dembench.tasks.common.cache import file_hash, load_array
 from dembench.tasks.common.class_folders import SUFFIXES
+from dembench.tasks.common.files import write_atomic
 
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>, or <class>/<image>, in a folder or a .tar(.gz)"
@@ -117,6 +118,6 @@ def _write_cache(folder: Path, found: Folders) -> None:
     for part, arrays in found.parts.items():
         for kind, array in zip(("images", "labels"), arrays, strict=True):
             name = folder / f"{part}-{kind}.npy"
-            write_atomically(name, lambda file, array=array: np.save(file, array, allow_pickle=False))
+            write_atomic(name, lambda file, array=array: np.save(file, array, allow_pickle=False))
     about = {"parts": list(found.parts), "classes": found.class_names, "fingerprint": found.fingerprint}
-    write_atomically(folder / "done.json", lambda file: file.write(json.dumps(about).encode()))
+    write_atomic(folder / "done.json", lambda file: file.write(json.dumps(about).encode()))

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
-from dembench.tasks.common.cache import cache_folder, check_writable, load_array, short_hash, write_atomically
+from dembench.tasks.common.cache import cache_folder, check_writable, load_array, short_hash
 from dembench.tasks.common.choice import balanced_subset, check_numbers, check_severity, draw
 from dembench.tasks.common.corruptions import CORRUPTIONS, GENERATOR_VERSION, SEVERITIES, corrupt
 from dembench.tasks.common.corruptions.draws import Draws
 from dembench.tasks.common.corruptions.ice import load_photos
 from dembench.tasks.common.digits import RENDERING, digits
+from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.long_tail import long_tail_counts
 from dembench.tasks.common.originals import CIFAR10, CIFAR100, Kind, Originals, read_originals
 from dembench.tasks.common.parts import Around, PartOf
@@ -166,7 +167,7 @@ class GeneratedCIFAR10C:
         images = torch.from_numpy(self._originals.images[self._index])
         index = torch.from_numpy(self._index)
         images = corrupt(images, corruption, severity, index, seed=self._seed, frost=self._frost)
-        write_atomically(path, lambda file: np.save(file, images.numpy(), allow_pickle=False))
+        write_atomic(path, lambda file: np.save(file, images.numpy(), allow_pickle=False))
         return images, labels
 
     def labels(self, corruption: str, severity: int) -> Tensor:
