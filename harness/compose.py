@@ -29,12 +29,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dembench.lookup import lookup
-from dembench.tasks.base import PRECISIONS, ConfigError
-from dembench.tasks.common import parts
+from dembench.tasks.base import PARTS, PRECISIONS, ConfigError
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
-VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": parts.NAMES}
+VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": PARTS}
 Words = dict[str, Any]  # a run: key as on the command line -> plain value
 
 
