@@ -33,7 +33,9 @@ def content_hashes(paths: Sequence[str | Path], cache: str | Path | None = None)
     """
     if not paths:
         return []
-    store = cache_folder(cache) / "hashes" / f"{short_hash(os.path.commonpath([os.path.abspath(p) for p in paths]))}.bin"
+    store = (
+        cache_folder(cache) / "hashes" / f"{short_hash(os.path.commonpath([os.path.abspath(p) for p in paths]))}.bin"
+    )
     known = _read(store)
     keys = list(map(_key, paths))
     unknown = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}

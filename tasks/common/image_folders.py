@@ -116,7 +116,9 @@ def arrange(names: Iterable[str], folders: Iterable[str] = (), *, where: str, wr
             raise ConfigError(f"{where}: {'/'.join(image)}: a split inside a class; expected <split>/<class>/<image>")
         else:
             found.setdefault(part, {}).setdefault(rest[0], []).append("/".join(rest))
-    places = {part: folder for folder, part in splits.items()} | ({"all": outside} if "all" in found or not splits else {})
+    places = {part: folder for folder, part in splits.items()} | (
+        {"all": outside} if "all" in found or not splits else {}
+    )
     for folder in (tuple(name.split("/")) for name in folders):
         for part, place in places.items():
             if folder[:-1] == place and not is_hidden(folder) and (part != "all" or folder not in splits):
@@ -168,6 +170,11 @@ def _wrapping(images: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def file_names(source: Path, layout: str) -> list[str]:
+    """Names of all regular files of a folder or an archive, relative; raises what archives and links raise."""
+    return list(member_sizes(source, layout)) if source.is_file() else walk(source).files
 
 
 def contents(source: Path, layout: str, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dembench.tasks.common.corruptions.draws import Draws
 from dembench.tasks.common.corruptions.pixels import SIZE
+from dembench.tasks.common.decoding import decode
 
 PHOTOS = ("frost1", "frost2", "frost3", "frost4", "frost5")  # the original names six and never draws the sixth
 SHRINK = 5
@@ -45,11 +45,7 @@ def load_photos(folder: str | Path) -> tuple[Tensor, ...]:
 @lru_cache(maxsize=16)
 def _load(path: Path, changed: int) -> Tensor:
     """One shrunk photo; ``changed`` is the file's time, so that another file under the same name is read anew."""
-    try:
-        with Image.open(path) as file:
-            photo = np.array(file.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"frost: {str(path)!r} cannot be read as an image: {error}") from error
+    photo = np.asarray(decode(path, f"frost: {str(path)!r}"))
     height, width = (round(side / SHRINK) for side in photo.shape[:2])
     if min(height, width) <= SIZE:
         raise ValueError(

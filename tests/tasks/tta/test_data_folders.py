@@ -8,9 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from dembench.tasks.base import Note, Point, Row
-from dembench.tasks.common.wnids import imagenet_wnids
 from dembench.tasks.common.corruptions import CORRUPTIONS
 from dembench.tasks.common.digits_nets import Normalized, keep_classes
+from dembench.tasks.common.wnids import imagenet_wnids
 from dembench.tasks.tta.folders import ImageFolders, ImageNetC
 from dembench.tasks.tta.images import Preprocess
 from dembench.tasks.tta.methods.source import Source
