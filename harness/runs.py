@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
 from dembench.tasks.common.files import write_atomic
 
@@ -136,14 +138,12 @@ def lock(directory: Path) -> Iterator[None]:
 
     Raises: RunBusy where another process holds it.
     """
-    import fcntl
-
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusy(f"another process is writing {directory}") from None
+    try:
+        held = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise RunBusy(f"another process is writing {directory}") from None
+    with held:
         yield
 
 

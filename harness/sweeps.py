@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -28,19 +27,21 @@ from dembench.harness import experiment, runs
 from dembench.harness.compose import (
     GROUPS,
     ConfigError,
+    Words,
+    as_text,
     check_signatures,
     compose,
     lookup_or_fail,
     options,
     parse,
     read_option,
+    to_arguments,
 )
 from dembench.harness.search import dem_star
 from dembench.harness.times import Times, past_results
 from dembench.tasks.common import parts
 
 STUDIES = "sweep/study"  # the folder of the sources' tables and figures
-Words = dict[str, Any]  # key -> plain value, as ``harness.compose.choose`` takes them
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def labels(planned: Sequence[Planned]) -> dict[str, str]:
     keys = [key for key in dict.fromkeys((*GROUPS, *itertools.chain(*asked))) if key not in ("seed", *runs.NOT_IN_ID)]
     texts = {run.id: [] for run in planned}
     for key in (*keys, "seed"):
-        values = [_as_text(words.get(key)) for words in asked]
+        values = [as_text(words.get(key)) for words in asked]
         told = dict(zip(map(tuple, texts.values()), values, strict=True))  # what the words so far would make of it
         if all(told[tuple(text)] == value for text, value in zip(texts.values(), values, strict=True)):
             continue
@@ -278,31 +279,3 @@ def estimate(planned: Sequence[Planned], slots: int, times: Times | None = None)
     expected = [times.expected(run.config) for run in planned if not run.done]
     known = [seconds for seconds in expected if seconds is not None]
     return sum(known) / max(1, slots) if known else None
-
-
-def to_arguments(words: Words) -> list[str]:
-    """Words as the command line takes them: ``{"seed": 1, "data.frost": None}`` -> ``seed=1 data.frost=null``."""
-    return [f"{key}={_as_text(value)}" for key, value in words.items()]
-
-
-def _as_text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple, ListConfig)):
-        return f"[{','.join(map(_as_text, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{_as_text(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str) and not _plain(value):
-        # Hydra's grammar: backslashes are doubled where a quote follows them, and nowhere else
-        doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", value)
-        return "'" + doubled.replace("'", "\\'") + "'"
-    return str(value)
-
-
-def _plain(text: str) -> bool:
-    """Whether Hydra's grammar reads a text as this text, without quotes."""
-    if not re.fullmatch(r"[\w/.:+@-]+", text, flags=re.ASCII):
-        return False
-    return parse([f"x={text}"])[0].value() == text

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dembench.tasks.common.devices import count
+
 
 class Confusion:
     """Counts (C, C) of true class by predicted class.
@@ -20,8 +22,7 @@ class Confusion:
     def update(self, predicted: Tensor, labels: Tensor) -> None:
         """Adds a batch of class numbers, (N,) each."""
         pairs = labels * self.num_classes + predicted
-        found = torch.bincount(pairs, minlength=self.num_classes**2)
-        self.counts += found.view_as(self.counts)
+        self.counts += count(pairs, self.num_classes**2).view_as(self.counts)
 
     @property
     def label_counts(self) -> Tensor:

@@ -103,21 +103,18 @@ class ClassMetrics(StreamMetrics):
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         super().__init__(num_classes, device)
         self.confusion = Confusion(num_classes, self.device)
-        self._waiting: list[tuple[Tensor, Tensor]] = []  # counting them waits for a GPU: once per slice
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
         super().update(logits, labels)
-        self._waiting.append((logits.argmax(1).to(self.device), labels.to(self.device, torch.int64, non_blocking=True)))
+        labels = labels.to(self.device, torch.int64, non_blocking=True)
+        self.confusion.update(logits.argmax(1).to(self.device), labels)
 
     def rows(self, slice: str) -> list[Row]:
         """Those of ``StreamMetrics``, and four more: ``f1`` and ``recall`` are means over classes, ``bias_kl`` and
         ``bias_tv`` say how far the shares of predictions are from those of labels, see ``Confusion.bias``.
         """
         found = super().rows(slice)
-        if self._waiting:
-            self.confusion.update(*(torch.cat(column) for column in zip(*self._waiting, strict=True)))
-            self._waiting = []
         macro, bias = self.confusion.macro(), self.confusion.bias()
         return [
             *found,

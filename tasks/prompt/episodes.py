@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dembench.tasks.common.devices import placed
+
 
 class Episodes:
     """Gives every image of a block its own copy of the loss, as new, so that no image sees another's state.
@@ -42,5 +44,5 @@ def depends_on_offset(loss: Any, classes: int) -> bool:
     """
     with torch.enable_grad():
         logits = torch.linspace(-1, 1, classes, dtype=torch.float64)[None].requires_grad_()
-        (gradient,) = torch.autograd.grad(deepcopy(loss)(logits).sum(), logits)
+        (gradient,) = torch.autograd.grad(placed(deepcopy(loss), "cpu")(logits).sum(), logits)
     return abs(float(gradient.sum())) > 1e-6 * float(gradient.abs().sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dembench.core.functional import em
 from dembench.tasks.base import Row
+from dembench.tasks.common.devices import count, send
 
 
 class SegMetrics:
@@ -18,7 +20,8 @@ class SegMetrics:
 
     ``predicted_counts`` and ``label_counts`` are pixels per class, ignored ones in neither; ``finite`` says whether
     every logit was finite. A class that is neither predicted nor true has no IoU and is left out of the means, as in
-    mmsegmentation and ADVENT. Areas are summed in float64: mmsegmentation's float32 sums lose pixels above 2^24.
+    mmsegmentation and ADVENT. Areas are counted in whole numbers, on the logits' device: mmsegmentation's float32 sums
+    lose pixels above 2^24, and it waits for the device at every image.
 
     Args:
         classes: their names, in the order of the logits.
@@ -40,30 +43,55 @@ class SegMetrics:
             raise ValueError(f"metrics: {', '.join(strange)} not among the classes {', '.join(classes)}")
         self.classes, self.ignore_index = tuple(classes), ignore_index
         self.groups = {name: [self.classes.index(c) for c in names] for name, names in groups.items()}
-        self.areas = torch.zeros(4, len(classes), dtype=torch.float64)  # intersection, union, predicted, label
-        self.entropy_sum, self.finite = 0.0, True
+        self._counts: Tensor | None = None  # (C * C + 1,) on the logits' device: true by predicted class, and ignored
+        self._others: Tensor | None = None  # (2,) float64 there: nats, and batches with a logit that is not finite
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Adds a batch: logits (N, C, H, W) at the labels' size, labels (N, H, W) int64.
 
+        With labels on the CPU, nothing here waits for the device of the logits.
         Raises: ValueError for other shapes, and for a label that is neither a class nor ``ignore_index``.
         """
-        from mmseg.evaluation import IoUMetric
-
-        wanted = (len(labels), len(self.classes), *labels.shape[1:])
+        classes = len(self.classes)
+        wanted = (len(labels), classes, *labels.shape[1:])
         if logits.shape != wanted:
             raise ValueError(
                 f"metrics: expected logits of {wanted} for labels of {tuple(labels.shape)}, got {tuple(logits.shape)}"
             )
-        valid = labels != self.ignore_index
-        outside = valid & ((labels < 0) | (labels >= len(self.classes)))
+        outside = (labels != self.ignore_index) & ((labels < 0) | (labels >= classes))
         if outside.any():
             raise ValueError(f"metrics: label {int(labels[outside][0])} is no class and not {self.ignore_index}")
-        areas = IoUMetric.intersect_and_union(logits.argmax(1), labels, len(self.classes), self.ignore_index)
-        self.areas += torch.stack(areas).double()
-        self.finite = self.finite and bool(logits.isfinite().all())
-        self.entropy_sum += float(em(logits.float())[valid].double().sum())
+        labels = send(labels, logits.device)
+        valid = labels != self.ignore_index
+        pairs = torch.where(valid, labels * classes + logits.argmax(1), classes**2)
+        counts = count(pairs.flatten(), classes**2 + 1)
+        entropy = em(logits.float())
+        entropy = entropy[valid] if entropy.is_cpu else torch.where(valid, entropy, 0)  # no wait for their number
+        others = torch.stack([entropy.double().sum(), (~logits.isfinite().all()).double()])
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._others = others if self._others is None else self._others + others
+        self.__dict__.pop("_read", None)
+
+    @cached_property
+    def _read(self) -> tuple[Tensor, float, bool]:
+        """Areas (4, C) float64: intersection, union, predicted, label; nats; whether all was finite. One wait."""
+        classes = len(self.classes)
+        if self._counts is None or self._others is None:
+            return torch.zeros(4, classes, dtype=torch.float64), 0.0, True
+        *counts, _, entropy, strange = torch.cat([self._counts.double(), self._others]).tolist()
+        table = torch.tensor(counts, dtype=torch.float64).view(classes, classes)
+        hit, predicted, label = table.diagonal(), table.sum(0), table.sum(1)
+        return torch.stack([hit, predicted + label - hit, predicted, label]), entropy, not strange
+
+    @property
+    def areas(self) -> Tensor:
+        """(4, C) float64, pixels: intersection, union, predicted, label."""
+        return self._read[0]
+
+    @property
+    def finite(self) -> bool:
+        return self._read[2]
 
     @property
     def pixels(self) -> int:
@@ -95,7 +123,7 @@ class SegMetrics:
         Metrics iou, iou_tail, recall, pixel_accuracy (fractions), entropy (nats a pixel), entropy_share (of log C).
         """
         scores, n = self.scores(), self.pixels
-        entropy = self.entropy_sum / n if n else math.nan
+        entropy = self._read[1] / n if n else math.nan
         found = [Row("mean", name, _mean(scores["IoU"], of), "fraction", n) for name, of in self.groups.items()]
         found += [
             Row("mean", "recall", _mean(scores["Acc"], self.groups["iou"]), "fraction", n),

@@ -174,7 +174,7 @@ class Gallery:
 
     def add(self, i: int, image: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> None:
         if i in self.wanted:
-            self.kept.append((image.cpu(), labels.cpu(), logits.cpu()))
+            self.kept.append((image, labels, logits))
 
     def artifacts(self) -> Iterator[Artifact]:
         if self.kept:

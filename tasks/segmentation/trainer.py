@@ -132,7 +132,7 @@ class Trainer:
             if logits.shape[2:] != labels.shape[1:]:
                 corners = bare(method.network).align_corners
                 logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=corners)
-            metrics.update(logits, labels.to(logits.device))
+            metrics.update(logits, labels)
             if pictures is not None:
                 pictures.add(i, item["inputs"], labels[0], logits[0])
         method.train()

@@ -1,7 +1,8 @@
 """Weak and strong views of batches of uint8 images (N, 3, H, W): every sample has its own random numbers.
 
 What is drawn and what is done with it are apart: the draws of a whole batch are made on the CPU by one generator, so
-that they are the same on every device and can be divided over several.
+that they are the same on every device and can be divided over several. What follows from the draws alone is worked out
+there as well, as a ``Plan``, so that the views of a step need one copy to a device and no answer from it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dembench.lookup import lookup
-from dembench.tasks.semi.operators import FAMILIES, OPERATIONS, RANGES, apply_each
+from dembench.tasks.common.devices import send
+from dembench.tasks.semi.operators import FAMILIES, OPERATIONS, RANGES, Slot, apply_each
+from dembench.tasks.semi.operators import plan as plan_slot
 
 CUTOUT_COLOR = (125, 123, 114)
 _TRIES = 10
@@ -135,14 +139,80 @@ def draw_strong(recipe: Recipe, n: int, generator: torch.Generator) -> StrongDra
     return StrongDraw(operation, low + (high - low) * share, cutout)
 
 
+class Plan(NamedTuple):
+    """All that makes one view of a batch, worked out on the CPU; ``devices.send`` brings it to a device.
+
+    Args:
+        place: of a crop, (N, size) int64 rows and columns of the images; None where they are resized.
+        resize: of a resized crop, what ``_weigh`` takes across and down; None for a crop.
+        slots: of the strong view.
+        box: (5, N, 1) float64: first and last column and row of the cutout, and whether there is one; None without.
+        color: of the cutout, (1, 3, 1, 1) uint8.
+    """
+
+    place: tuple[Tensor, Tensor] | None
+    resize: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    slots: tuple[Slot, ...] = ()
+    box: Tensor | None = None
+    color: Tensor | None = None
+
+
+def plan(
+    recipe: Recipe, height: int, width: int, first: WeakDraw | ResizedDraw, second: StrongDraw | None = None
+) -> Plan:
+    """Of images of this height and width: a crop, plain or resized, and with ``second`` RandAugment and cutout."""
+    high, wide = recipe.size or height, recipe.size or width
+    place = resize = None
+    if isinstance(first, WeakDraw):
+        rows = _source(first.top, first.vflip, recipe, height)
+        place = rows, _source(first.left, first.hflip, recipe, width)
+    else:
+        across = _triangles(first.left, first.width, first.hflip, wide)
+        resize = across, _triangles(first.top, first.height, first.vflip, high)
+    if second is None:
+        return Plan(place, resize)
+    return Plan(place, resize, _slots(recipe, second, high, wide), _box(second.cutout, high, wide), _color())
+
+
+def view(images: Tensor, plan: Plan) -> Tensor:
+    """The view of images (N, 3, H, W) uint8 that a plan on their device makes, uint8 (N, 3, size, size)."""
+    if plan.place is not None:
+        images = _crop(images, *plan.place)
+    if plan.resize is not None:
+        images = _resize(images, *plan.resize)
+    for slot in plan.slots:
+        images = apply_each(slot, images)
+    return images if plan.box is None else _cut(images, plan.box, plan.color)
+
+
 def weak(images: Tensor, recipe: Recipe, draw: WeakDraw) -> Tensor:
     """Crops of the images padded by reflection, mirrored; uint8 (N, 3, size, size)."""
-    n, _, height, width = images.shape
-    rows = _source(draw.top, draw.vflip, recipe, height).to(images.device)
-    columns = _source(draw.left, draw.hflip, recipe, width).to(images.device)
-    place = rows[:, :, None] * width + columns[:, None, :]
-    flat = place.flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    return images.flatten(2).gather(2, flat).view(n, -1, *place.shape[1:])
+    return view(images, send(plan(recipe, *images.shape[2:], draw), images.device))
+
+
+def resized(images: Tensor, recipe: Recipe, draw: ResizedDraw) -> Tensor:
+    """Crops resized as by Pillow's bilinear filter, and mirrored; uint8 (N, 3, size, size).
+
+    Across, rounded, and then down, as Pillow to the last grey level; from version 13 it resizes tall crops down first,
+    and of their grey levels some differ by 1.
+    """
+    return view(images, send(plan(recipe, *images.shape[2:], draw), images.device))
+
+
+def strong(images: Tensor, recipe: Recipe, draw: StrongDraw) -> Tensor:
+    """RandAugment and cutout on crops; uint8 (N, 3, H, W)."""
+    height, width = images.shape[2:]
+    made = Plan(None, None, _slots(recipe, draw, height, width), _box(draw.cutout, height, width), _color())
+    return view(images, send(made, images.device))
+
+
+def cutout(images: Tensor, shares: Tensor) -> Tensor:
+    """Fills a square of each image, clipped at its edge, with grey.
+
+    ``shares`` (3, N): its side as a share of the width, and its centre across and down. The square runs from
+    centre - side / 2, not below 0 and rounded down, over side + 1 pixels: the far end is drawn, as Pillow does.
+    """
+    return _cut(images, *send((_box(shares, *images.shape[2:]), _color()), images.device))
 
 
 def _source(start: Tensor, flip: Tensor, recipe: Recipe, side: int) -> Tensor:
@@ -153,15 +223,10 @@ def _source(start: Tensor, flip: Tensor, recipe: Recipe, side: int) -> Tensor:
     return (side - 1) - ((side - 1) - place.abs()).abs()
 
 
-def resized(images: Tensor, recipe: Recipe, draw: ResizedDraw) -> Tensor:
-    """Crops resized as by Pillow's bilinear filter, and mirrored; uint8 (N, 3, size, size).
-
-    Across, rounded, and then down, as Pillow to the last grey level; from version 13 it resizes tall crops down first,
-    and of their grey levels some differ by 1.
-    """
-    height, width = images.shape[2:]
-    across = _weigh(images.transpose(2, 3), *_triangles(draw.left, draw.width, draw.hflip, recipe.size or width))
-    return _weigh(across.transpose(2, 3), *_triangles(draw.top, draw.height, draw.vflip, recipe.size or height))
+def _crop(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    place = rows[:, :, None] * images.shape[3] + columns[:, None, :]
+    flat = place.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, flat).view(len(images), -1, *place.shape[1:])
 
 
 def _triangles(start: Tensor, side: Tensor, flip: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -178,6 +243,10 @@ def _triangles(start: Tensor, side: Tensor, flip: Tensor, size: int) -> tuple[Te
     return pixel.minimum(side[:, None] - 1) + start[:, None], fixed
 
 
+def _resize(images: Tensor, across: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> Tensor:
+    return _weigh(_weigh(images.transpose(2, 3), *across).transpose(2, 3), *down)
+
+
 def _weigh(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of the rows of each image, rounded; in 32-bit whole numbers, as Pillow."""
     n, channels, height, width = images.shape
@@ -185,37 +254,37 @@ def _weigh(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     begin = height * torch.arange(n * channels, device=images.device).view(n, channels, 1)
     shape = n, channels, rows.shape[2], width
     total = torch.full(shape, 2 ** (_FIXED - 1), dtype=torch.int32, device=images.device)
-    for row, weight in zip(rows.to(images.device), weights.to(images.device), strict=True):
+    for row, weight in zip(rows, weights, strict=True):
         taken = every.index_select(0, (begin + row[:, None]).flatten()).view(shape)
         total += taken.to(torch.int32).mul_(weight[:, None, :, None])
     return (total >> _FIXED).to(torch.uint8)
 
 
-def strong(images: Tensor, recipe: Recipe, draw: StrongDraw) -> Tensor:
-    """RandAugment and cutout on crops; uint8 (N, 3, H, W)."""
+def _slots(recipe: Recipe, draw: StrongDraw, height: int, width: int) -> tuple[Slot, ...]:
     numbers = torch.tensor([FAMILIES.index(name) for name in recipe.operations], dtype=torch.int64)
-    for operation, magnitude in zip(draw.operation, draw.magnitude, strict=True):
-        images = apply_each(numbers[operation], images, magnitude)
-    return cutout(images, draw.cutout)
+    drawn = zip(draw.operation, draw.magnitude, strict=True)
+    return tuple(plan_slot(numbers[operation], magnitude, height, width) for operation, magnitude in drawn)
 
 
-def cutout(images: Tensor, shares: Tensor) -> Tensor:
-    """Fills a square of each image, clipped at its edge, with grey.
-
-    ``shares`` (3, N): its side as a share of the width, and its centre across and down. The square runs from
-    centre - side / 2, not below 0 and rounded down, over side + 1 pixels: the far end is drawn, as Pillow does.
-    """
-    height, width = images.shape[2:]
+def _box(shares: Tensor, height: int, width: int) -> Tensor:
+    """See ``Plan`` and ``cutout``."""
     side, x, y = shares[0] * width, shares[1] * width, shares[2] * height
     left, top = (x - side / 2).clamp(min=0).floor(), (y - side / 2).clamp(min=0).floor()
     right, bottom = (left + side).clamp(max=width).floor(), (top + side).clamp(max=height).floor()
-    box = torch.stack([left, right, top, bottom]).to(images.device)[..., None]
+    return torch.stack([left, right, top, bottom, (side > 0).to(left.dtype)])[..., None]
+
+
+def _color() -> Tensor:
+    return torch.tensor(CUTOUT_COLOR, dtype=torch.uint8).view(1, 3, 1, 1)
+
+
+def _cut(images: Tensor, box: Tensor, color: Tensor) -> Tensor:
+    height, width = images.shape[2:]
     column = torch.arange(width, device=images.device)
     row = torch.arange(height, device=images.device)
     across = (column >= box[0]) & (column <= box[1])
-    down = (row >= box[2]) & (row <= box[3]) & (side > 0).to(images.device)[:, None]
+    down = (row >= box[2]) & (row <= box[3]) & (box[4] > 0)
     inside = (down[:, :, None].view(torch.uint8) * across[:, None, :].view(torch.uint8))[:, None]  # 0 or 1
-    color = torch.tensor(CUTOUT_COLOR, dtype=torch.uint8, device=images.device).view(1, 3, 1, 1)
     return images * (1 - inside) + color * inside
 
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["FAMILIES", "OPERATIONS", "POINTWISE", "RANGES", "apply", "apply_each"]
+from dembench.tasks.common.devices import count
+
+__all__ = ["FAMILIES", "OPERATIONS", "POINTWISE", "RANGES", "Slot", "apply", "apply_each", "plan"]
 
 _FIXED = 16  # bits behind the point
 
@@ -35,7 +38,7 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
     n, channels = images.shape[:2]
     flat = images.flatten(2)
     offsets = 256 * torch.arange(n * channels, device=images.device).view(n, channels, 1)
-    counts = torch.bincount((flat + offsets).flatten(), minlength=256 * n * channels).view(n, channels, 256)
+    counts = count((flat + offsets).flatten(), 256 * n * channels).view(n, channels, 256)
     last = counts.gather(2, flat.amax(2, keepdim=True).to(torch.int64))
     step = (flat.shape[2] - last).div(255, rounding_mode="floor")
     before = counts.cumsum(2) - counts + step.div(2, rounding_mode="floor")
@@ -132,7 +135,7 @@ LOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "contrast": contrast,
     "sharpness": sharpness,
 }
-# Magnitudes (N,) float64, height and width to matrices (N, 6): see ``_move``.
+# Magnitudes (N,) float64, height and width to matrices (N, 6) float64, on the CPU: see ``_move``.
 GEOMETRIC: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "rotate": rotation,
     "shear_x": shear_x,
@@ -153,50 +156,88 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+class Slot(NamedTuple):
+    """One operation for each image, those of a family side by side, with what each family needs of its magnitudes.
+
+    Args:
+        counts: how many images each operation has, in the order of ``FAMILIES``.
+        order, back: (N,) int64, the images in the order of ``FAMILIES``, and from there to where they were.
+        magnitude: of the tables, float64, one an image.
+        factor: of the blends, float32, (k, 1, 1, 1).
+        matrix: of the moves, (6, k) int32, see ``_move``.
+    """
+
+    counts: dict[str, int]
+    order: Tensor
+    back: Tensor
+    magnitude: Tensor
+    factor: Tensor
+    matrix: Tensor
+
+
 def apply(name: str, images: Tensor, magnitude: Tensor) -> Tensor:
     """The operation ``name`` with magnitudes (N,) float64 in the unit of ``RANGES``, on the CPU."""
-    return apply_each(torch.full((len(images),), FAMILIES.index(name)), images, magnitude)
+    number = torch.full((len(images),), FAMILIES.index(name))
+    return apply_each(plan(number, magnitude, *images.shape[2:]), images)
 
 
-def apply_each(number: Tensor, images: Tensor, magnitude: Tensor) -> Tensor:
-    """On image i the operation ``FAMILIES[number[i]]`` with ``magnitude[i]``; numbers and magnitudes are on the CPU."""
+def plan(number: Tensor, magnitude: Tensor, height: int, width: int) -> Slot:
+    """For image i the operation ``FAMILIES[number[i]]`` with ``magnitude[i]``; all on the CPU."""
     order = number.argsort()
+    magnitude = magnitude[order]
     counts = dict(zip(FAMILIES, number.bincount(minlength=len(FAMILIES)).tolist(), strict=True))
-    images, magnitude = images.index_select(0, order.to(images.device)), magnitude[order]
-    start = counts["identity"]
-    for family, work in ((TABLES, _look_up), (LOWS, _blend), (GEOMETRIC, _move)):
-        present = {name: counts[name] for name in family if counts[name]}
+    parts = dict(zip(FAMILIES, magnitude.split([*counts.values()]), strict=True))
+    matrices = [work(parts[name], height, width) for name, work in GEOMETRIC.items() if counts[name]]
+    a, b, c, d, e, f = torch.cat(matrices or [magnitude.new_zeros(0, 6)]).unbind(1)
+    fixed = (torch.stack([a, b, c + (a + b) / 2, d, e, f + (d + e) / 2]) * 2**_FIXED + 0.5).floor()
+    return Slot(
+        counts,
+        order,
+        order.argsort(),
+        torch.cat([parts[name] for name in TABLES]),
+        torch.cat([parts[name] for name in LOWS]).float().view(-1, 1, 1, 1),
+        fixed.to(torch.int32),
+    )
+
+
+def apply_each(slot: Slot, images: Tensor) -> Tensor:
+    """Every image after its operation, uint8 (N, 3, H, W); the tensors of ``slot`` are on the images' device."""
+    images = images.index_select(0, slot.order)
+    start = slot.counts["identity"]
+    for family, work, values in (
+        (TABLES, _look_up, slot.magnitude),
+        (LOWS, _blend, slot.factor),
+        (GEOMETRIC, _move, slot.matrix),
+    ):
+        present = {name: slot.counts[name] for name in family if slot.counts[name]}
         rows = slice(start, start := start + sum(present.values()))
         if present:
-            images[rows] = work(images[rows], magnitude[rows], present)
-    return images.index_select(0, order.argsort().to(images.device))
+            images[rows] = work(images[rows], values, present)
+    return images.index_select(0, slot.back)
 
 
 def _look_up(images: Tensor, magnitude: Tensor, counts: dict[str, int]) -> Tensor:
     """``counts``, here and below: how many of the images, one after the other, each operation has."""
     sizes = [*counts.values()]
-    parts = zip(counts, images.split(sizes), magnitude.to(images.device).split(sizes), strict=True)
+    parts = zip(counts, images.split(sizes), magnitude.split(sizes), strict=True)
     table = torch.cat([TABLES[name](part, value).to(torch.uint8) for name, part, value in parts])
     return table.gather(2, images.flatten(2).to(torch.int64)).view_as(images)
 
 
-def _blend(images: Tensor, magnitude: Tensor, counts: dict[str, int]) -> Tensor:
+def _blend(images: Tensor, factor: Tensor, counts: dict[str, int]) -> Tensor:
     """From the second image at factor 0 to the image itself at 1, truncated."""
-    wide, factor = images.float(), magnitude.to(images.device).float().view(-1, 1, 1, 1)
+    wide = images.float()
     low = torch.cat([LOWS[name](part) for name, part in zip(counts, wide.split([*counts.values()]), strict=True)])
     return wide.sub_(low).mul_(factor).add_(low).to(torch.uint8)
 
 
-def _move(images: Tensor, magnitude: Tensor, counts: dict[str, int]) -> Tensor:
+def _move(images: Tensor, matrix: Tensor, _: dict[str, int]) -> Tensor:
     """Each output pixel (x, y) from (a x + b y + c, d x + e y + f), nearest neighbour, black beyond the edge.
 
     A matrix is a, b, c, d, e, f. In fixed point of 16 bits, as Pillow; 32 bits hold it for sides of some thousand.
     """
     height, width = images.shape[2:]
-    parts = zip(counts, magnitude.split([*counts.values()]), strict=True)
-    a, b, c, d, e, f = torch.cat([GEOMETRIC[name](value, height, width) for name, value in parts]).unbind(1)
-    fixed = (torch.stack([a, b, c + (a + b) / 2, d, e, f + (d + e) / 2]) * 2**_FIXED + 0.5).floor()
-    a, b, c, d, e, f = fixed.to(images.device, torch.int32)[..., None, None].unbind(0)
+    a, b, c, d, e, f = matrix[..., None, None].unbind(0)
     x = torch.arange(width, dtype=torch.int32, device=images.device)
     y = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
     from_x, from_y = (a * x + (b * y + c)) >> _FIXED, (d * x + (e * y + f)) >> _FIXED

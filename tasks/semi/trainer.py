@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dembench.tasks.common.confusion import Confusion
+from dembench.tasks.common.devices import send
 from dembench.tasks.common.draws import Order, derived_seed, generator
 from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.metrics import StreamMetrics
@@ -120,30 +121,31 @@ class Trainer:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def batch(self, step: int) -> Batch:
-        """The batch of an iteration: this process's share of it."""
+        """The batch of an iteration: this process's share of it. The host sends one parcel and waits for nothing."""
         b = self.regime.batch_size
         m = b * self.regime.unlabelled_ratio
-        rows = self.orders["labelled"].rows(step * b, b)
-        images, mine = self._view("labelled", self.labelled.images, rows, step)
-        views = {}
-        for name in self.method.needed_views:
-            others = self.orders["unlabelled"].rows(step * m, m)
-            views[name], _ = self._view(name, self.unlabelled, others, step)
-        return Batch(images, self.labelled.labels[mine], views, step / self.regime.iterations)
+        pools = {"labelled": self.labelled.images, **dict.fromkeys(self.method.needed_views, self.unlabelled)}
+        rows = {"labelled": self.orders["labelled"].rows(step * b, b)}
+        rows |= dict.fromkeys(self.method.needed_views, self.orders["unlabelled"].rows(step * m, m))
+        plans = {name: self._plan(name, images, rows[name], step) for name, images in pools.items()}
+        plans = send(plans, self.device)
+        views = {name: self._view(images, *plans[name]) for name, images in pools.items()}
+        labels = self.labelled.labels[plans["labelled"][0]]
+        return Batch(views.pop("labelled"), labels, views, step / self.regime.iterations)
 
-    def _view(self, name: str, images: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The view and the rows, on the device, of this process's samples."""
+    def _plan(self, name: str, images: Tensor, rows: Tensor, step: int) -> tuple[Tensor, augment.Plan]:
+        """The rows of this process's samples, and how their view is made."""
         draws = generator(self.seed, step, name)
         shard = slice(self.fabric.global_rank, None, self.fabric.world_size)
-        mine = rows[shard].to(self.device)
-        sizes = len(rows), *images.shape[2:]
-        if name == "strong" and self.recipe.strong_scale:
-            x = augment.resized(images[mine], self.recipe, augment.draw_resized(self.recipe, *sizes, draws).take(shard))
-        else:
-            x = augment.weak(images[mine], self.recipe, augment.draw_weak(self.recipe, *sizes, draws).take(shard))
-        if name == "strong":
-            x = augment.strong(x, self.recipe, augment.draw_strong(self.recipe, len(rows), draws).take(shard))
-        return augment.to_float(x, self.mean, self.std), mine
+        recipe, height, width = self.recipe, *images.shape[2:]
+        resizes = name == "strong" and recipe.strong_scale
+        draw = augment.draw_resized if resizes else augment.draw_weak
+        first = draw(recipe, len(rows), height, width, draws).take(shard)
+        second = augment.draw_strong(recipe, len(rows), draws).take(shard) if name == "strong" else None
+        return rows[shard], augment.plan(recipe, height, width, first, second)
+
+    def _view(self, images: Tensor, rows: Tensor, plan: augment.Plan) -> Tensor:
+        return augment.to_float(augment.view(images[rows], plan), self.mean, self.std)
 
     def _average_gradients(self) -> None:
         if self.fabric.world_size == 1:

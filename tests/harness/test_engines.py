@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from dembench.harness import runs
-from dembench.harness.compose import ConfigError
+from dembench.harness.compose import ConfigError, Words
 from dembench.harness.engines import choose as choosing
 from dembench.harness.engines.choose import Settings, choose, choose_gpus
 from dembench.harness.engines.execute import execute
 from dembench.harness.engines.inline import Inline
 from dembench.harness.engines.job import Engine, Progress
 from dembench.harness.engines.processes import Processes
-from dembench.harness.sweeps import Planned, Words, plan
+from dembench.harness.sweeps import Planned, plan
 from dembench.scripts.sweep import main
 from dembench.tasks.common.files import write_atomic
 

@@ -45,7 +45,7 @@ def stub(tmp_path: Path, stub_configs: Path) -> list[str]:
         (["sweep"], ["dembench sweep: the following arguments are required: sweep"]),
         (["list", "modle"], ["dembench list: unknown group 'modle'; nearest: model"]),
         (["list", "--task", "ttt"], ["dembench list: unknown task 'ttt'; nearest: tta"]),
-        (["report", "/no/such/folder"], ["dembench report: no folder /no/such/folder"]),
+        (["report", "/no/such/folder"], ["dembench report: no folder or file /no/such/folder"]),
         (["demo", "metod=x"], ["dembench demo: unknown key 'metod'"]),
     ],
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dembench.core.functional import em
 from dembench.tasks.base import Artifact, Note
+from dembench.tasks.common.devices import placed
 from dembench.tasks.prompt.text import Prompts
 
 Shots = Callable[[int], tuple[Prompts, Tensor, Tensor]]  # k of each class: prompts, features (N, V, E), labels (N,)
@@ -26,7 +27,7 @@ class PromptMethod:
 
     Args:
         prompts: the classes.
-        loss: taken by every method, so that a grid over methods and losses needs no exceptions.
+        loss: taken by every method, so that a grid over methods and losses needs no exceptions; moves to the device.
         context: None for the template's words, else what makes one from ``shots``.
         shots: gives labelled training images; only a context uses them.
     """
@@ -34,7 +35,7 @@ class PromptMethod:
     def __init__(
         self, prompts: Prompts, loss: Any = None, *, context: Context | None = None, shots: Shots | None = None
     ):
-        self.prompts, self.loss = prompts, loss
+        self.prompts, self.loss = prompts, placed(loss, prompts.clip.device)
         self.notes: list[Note] = []  # what must stand beside the numbers
         self.artifacts: list[Artifact] = []
         self.forward_passes = self.backward_passes = self.updated = 0  # passes of one context through the text tower

@@ -14,10 +14,13 @@ AdamW acts on every number by itself, so one parameter (B, n, D) with a sum of l
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
@@ -73,9 +76,7 @@ class TPT(PromptMethod):
         self.aggregate, self.lr, self.steps, self.selected = aggregate, lr, steps, selected
         self.optimizer, self.weight_decay, self.shared_forward = optimizer, weight_decay, shared_forward
         self.episodes = Episodes(loss, online)
-        with torch.enable_grad():
-            self._start = self.context.clone().requires_grad_()
-            self._first = self.encode(self._start)  # its graph is kept: one forward pass, one pull-back an image
+        self._first, self._pull_back = self._share()  # one forward pass, one pull-back an image
         self.notes += self._remarks()
 
     def predict(self, views: Tensor) -> Tensor:
@@ -85,16 +86,17 @@ class TPT(PromptMethod):
 
     def tune(self, views: Tensor) -> Tensor:
         """Logits (B, C) of the plain views of B images, each with its own context."""
-        chosen = pick(views, confident(self.logits(views, self._first.detach()), self.selected))
+        chosen = pick(views, confident(self.logits(views, self._first), self.selected))
         context = self.context.expand(len(views), -1, -1).clone().requires_grad_()
         optimizer = self._make_optimizer(context)
         self.episodes.start(len(views))
         for step in range(self.steps):
             with torch.enable_grad():
                 if step == 0 and self.shared_forward:
-                    text = self._first.detach().expand(len(views), -1, -1).clone().requires_grad_()
+                    text = self._first.expand(len(views), -1, -1).clone().requires_grad_()
                     objective = self.objective(chosen, text)
-                    context.grad = self._pull_back(*torch.autograd.grad(objective.sum(), text))
+                    (gradient,) = torch.autograd.grad(objective.sum(), text)
+                    context.grad = self._pull_back(gradient)
                 else:
                     objective = self.objective(chosen, self.encode(context))
                     (context.grad,) = torch.autograd.grad(objective.sum(), context)
@@ -113,9 +115,24 @@ class TPT(PromptMethod):
             logits = logits.mean(1, keepdim=True)
         return self.episodes(logits)
 
-    def _pull_back(self, cotangents: Tensor) -> Tensor:
-        """Gradients (B, n, D) at the initial context from those at its text features (B, C, E)."""
-        return torch.autograd.grad(self._first, self._start, cotangents, retain_graph=True, is_grads_batched=True)[0]
+    @torch.enable_grad()
+    def _share(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Text features (C, E) of the initial context, and the map from gradients at them for B images (B, C, E) to
+        gradients (B, n, D) at the context.
+
+        On a GPU it is a vmap of attention written out: the fused kernels' backward passes have no batched form, and
+        would be launched for every image (and they add in no fixed order). On a CPU that gains nothing, and autograd's
+        own batching gives the bits of a forward pass for every image.
+        """
+        if self.context.device.type == "cpu":
+            start = self.context.clone().requires_grad_()
+            first = self.encode(start)
+            pull = partial(torch.autograd.grad, first, start, retain_graph=True, is_grads_batched=True)
+        else:
+            with sdpa_kernel(SDPBackend.MATH):
+                first, backward = torch.func.vjp(self.encode, self.context)
+            pull = torch.func.vmap(backward)
+        return first.detach(), lambda gradients: pull(gradients)[0]
 
     def _make_optimizer(self, context: Tensor) -> torch.optim.Optimizer:
         return OPTIMIZERS[self.optimizer]([context], lr=self.lr, weight_decay=self.weight_decay)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dembench.tasks.common.devices import send
 from dembench.tasks.semi.methods.base import Batch, SemiMethod, Terms, couples_samples, frozen_statistics, passes, rise
 
 
@@ -53,7 +54,7 @@ class MixMatch(SemiMethod):
         factor = float(torch.distributions.Beta(self.mix, self.mix).sample())
         factor = max(factor, 1 - factor)
         inputs, targets = torch.cat([batch.images, first, second]), torch.cat([known, guess, guess])
-        order = torch.randperm(len(inputs)).to(inputs.device)
+        order = send(torch.randperm(len(inputs)), inputs.device)
         mixed = factor * inputs + (1 - factor) * inputs[order]
         mixed_targets = factor * targets + (1 - factor) * targets[order]
 

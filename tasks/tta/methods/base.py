@@ -22,6 +22,7 @@ from dembench.core.adapt import (
 from dembench.core.functional import em
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
+from dembench.tasks.common.devices import placed
 from dembench.tasks.tta.methods.clustering import Clustering
 from dembench.tasks.tta.methods.freeze import FREEZE, Freeze, frozen_layers
 from dembench.tasks.tta.methods.layers import Inputs, classifier
@@ -34,7 +35,7 @@ class TTAMethod:
     """A model that predicts each batch once. Subclasses say how in ``predict``, and what ``reset`` puts back.
 
     ``loss`` is taken by every method, so that a grid over methods and losses needs no exceptions; a method without an
-    entropy term leaves it alone.
+    entropy term leaves it alone. It moves to the model's device.
 
     Attributes:
         preset: whose rules it follows, "official" (the authors' code) or "mariodoebler" (the collection of that name);
@@ -51,7 +52,9 @@ class TTAMethod:
 
     def __init__(self, model: nn.Module, loss: Any = None, *, preset: Preset = "official"):
         lookup(preset, self.presets, f"{type(self).__name__.lower()} preset")
-        self.model, self.loss, self.preset = model, loss, preset
+        parameter = next(model.parameters(), None)
+        self.model, self.preset = model, preset
+        self.loss = loss if parameter is None else placed(loss, parameter.device)
         self.forward_passes = self.backward_passes = 0
         self.updated: int | Tensor = 0
         self.last_loss: Tensor | None = None

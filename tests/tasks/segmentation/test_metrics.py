@@ -84,9 +84,12 @@ def test_rounded_it_is_what_mmsegmentation_reports(scored):
 
 def test_areas_beyond_float32_are_exact():
     metrics = SegMetrics(("a", "b"))
-    metrics.areas[:] = 2.0**24
-    metrics.update(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64))
-    assert metrics.label_counts == [2**24 + 1, 2**24]
+    pixel = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64)
+    metrics.update(*pixel)
+    metrics._counts[0] += 2**24  # as after many images
+    metrics.update(*pixel)
+    assert metrics.label_counts == [2**24 + 2, 0]
+    assert metrics.areas[:, 0].tolist() == [2**24 + 2] * 4
 
 
 def test_no_pixels_give_no_number_and_nothing_finite_is_claimed_of_nan():
