@@ -195,7 +195,7 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
         raise ConfigError(f"loss=dem_star needs {len(searches)} searches first: {'; '.join(searches)}")
     planned: dict[str, Planned] = {}
     for words, config, key in order:
-        id = runs.run_id(config, found[key])
+        id = runs.run_id(config, found[key] | experiment.files(config))
         directory = Path(config["out"]) / id
         with _named_errors(words), experiment.user_errors():
             result = runs.read_result(directory)
@@ -226,16 +226,16 @@ def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: 
     Returns: what stands for the task's paths in the id.
     """
     words, _, config = alike[0]
-    with _named_errors(words):
+    with _named_errors(words), experiment.user_errors():
         check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
         experiment.seed_all(config["seed"])
         task = experiment.build_task(config)
-    found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+        found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None))
     seen = set()
     for words, cfg, config in alike:
         try:
             with _named_errors(words):
-                config.update(dem_star.settle(cfg, config, found)[0])
+                config.update(dem_star.settle(cfg, config, found | experiment.files(config))[0])
         except dem_star.NotSearched as error:
             searches.setdefault(error.command)
             continue

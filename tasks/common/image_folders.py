@@ -172,6 +172,11 @@ def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
+def file_names(source: Path, layout: str) -> list[str]:
+    """Names of all regular files of a folder or an archive, relative; raises what archives and links raise."""
+    return list(member_sizes(source, layout)) if source.is_file() else walk(source).files
+
+
 def contents(source: Path, layout: str, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of some files of a folder or an archive; of a name that an archive has twice the last counts."""
     if source.is_file():
