@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dembench.tasks.common.archives import members
 from dembench.tasks.common.cache import file_hash, load_array
-from dembench.tasks.common.class_folders import SUFFIXES
+from dembench.tasks.common.decoding import SUFFIXES
 from dembench.tasks.common.files import write_atomic
 
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
