@@ -34,7 +34,7 @@ FIRST_NAMES = {  # of classes that moved: an id holds the name under which a cla
     "harness.search.dem_star.DEMStar": "tasks.search.dem_star.DEMStar",
     "tasks.common.noloss.no_loss": "tasks.noloss.no_loss",
 }
-NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices"})
+NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices", "labels"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
 
