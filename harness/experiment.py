@@ -185,7 +185,8 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         for left in directory.glob(".*.tmp"):
             left.unlink()
         environment = runs.environment(config["device"], config["threads"])
-        write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        kept = {key: value for key, value in config.items() if key != "labels"}
+        write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
         runs.write_json(directory / "environment.json", environment)
         started = runs.now()
         checkpoint = directory / "checkpoint.pt"  # of tasks that can continue where they were cut off
@@ -204,7 +205,8 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
             "seed": config["seed"],
             **recorder.body(),
             "cost": cost,
-            "config": config,
+            "labels": config["labels"],
+            "config": kept,
             "fingerprints": prepared.fingerprints,
             **({} if prepared.search is None else {"search": prepared.search}),
             "environment": environment,
