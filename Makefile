@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= reports/demo
+GPU ?= reports/gpu
 PYTEST_ARGS ?= -n 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo report test test-all lint format type clean
+.PHONY: help setup demo report test test-all gpu lint format type clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +50,9 @@ test: lint type  ## lint, types, and all tests that take seconds
 
 test-all: lint type  ## the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+gpu: $(VENV)/.installed-test  ## on a machine with a CUDA device: its tests, the losses, a step of each task
+	$(BIN)/dembench check gpu --out $(GPU)
 
 clean:  ## remove what building and testing leave (not .venv, not runs/)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd.forward_ad import unpack_dual
 
 BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
 _FEW = 40  # positions
 _SHORT_ROW = 16  # classes: sums over so few elements next to each other are slow on a CPU
+
+# a private name; where it is gone, calls take the paths that are right under transforms and without
+_transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 Block = tuple[slice, slice]
 WHOLE: Block = (slice(None), slice(None))
@@ -41,7 +42,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 def transformed() -> bool:
     """True inside ``torch.func`` transforms and ``torch.compile``, where to write in place is slow or not allowed."""
-    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or _transforms_active()
 
 
 def eager_cpu(x: Tensor) -> bool:
@@ -52,7 +53,7 @@ def eager_cpu(x: Tensor) -> bool:
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Shields matrix products from autocast, which would put them in half precision."""
     kind = x.device.type
-    shield = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    shield = kind != "meta" and torch.is_autocast_enabled(kind)  # "meta" has no autocast to ask about
     return torch.autocast(kind, enabled=False) if shield else nullcontext()
 
 
@@ -275,7 +276,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        if [level.key() for level in retrieve_all_functorch_interpreters()].count(TransformType.Jvp) > 1:
+        if _transforms_active() and _forward_levels() > 1:
             raise RuntimeError(  # autograd would take this tangent for a constant
                 "core: no forward-mode derivative of a forward-mode derivative: take one of the two in reverse mode, "
                 "as torch.func.hessian does"
@@ -283,6 +284,21 @@ class _Transformed(torch.autograd.Function):
         z, kept, weight, skip = ctx.saved_tensors
         change = -(_moving(ctx.graph, z, kept, skip) * tangent).sum(1, keepdim=True)
         return silence(change if weight is None else change / weight, skip).squeeze(1)
+
+
+def _forward_levels() -> int:
+    """How many forward-mode transforms of ``torch.func`` are active, by private names looked up where they are needed.
+
+    Raises: RuntimeError where this PyTorch lacks them, since a wrong derivative would pass unseen.
+    """
+    try:
+        from torch._C._functorch import TransformType
+        from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+    except ImportError as error:
+        raise RuntimeError(
+            "core: forward mode of torch.func is not supported in this PyTorch; use reverse mode"
+        ) from error
+    return [level.key() for level in retrieve_all_functorch_interpreters()].count(TransformType.Jvp)
 
 
 def closed_form(

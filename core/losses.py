@@ -179,8 +179,8 @@ class AdaDEM(nn.Module):
 
 
 def _check_batched(logits: Tensor, table: Tensor) -> None:
-    batched = torch._C._functorch.is_batchedtensor
-    if batched(logits) and not batched(table):
+    batched = getattr(getattr(torch._C, "_functorch", None), "is_batchedtensor", None)
+    if batched is not None and batched(logits) and not batched(table):  # else vmap's own error says less
         raise RuntimeError(
             "adadem: under torch.func.vmap one table cannot follow several samples; use AdaDEM(episodic=True), or give "
             "each sample a table of its own (torch.func.stack_module_state and torch.func.functional_call)"

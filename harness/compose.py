@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import pkgutil
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,21 +24,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dembench.lookup import lookup
-from dembench.tasks.base import PRECISIONS
-from dembench.tasks.common import parts
+from dembench.tasks.base import PARTS, PRECISIONS, ConfigError
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
-VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": parts.NAMES}
-
-
-class ConfigError(ValueError):
-    """Something the user can put right; the message is one line."""
+VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": PARTS}
+Words = dict[str, Any]  # a run: key as on the command line -> plain value
 
 
 @dataclass(frozen=True)
@@ -126,6 +123,35 @@ def parse(words: Sequence[str]) -> list[Override]:
         if override.is_delete() or override.package is not None or override.is_force_add():
             raise ConfigError(f"cannot use {word!r}: write key=value, or +key=value for an argument that is not listed")
     return parsed
+
+
+def to_arguments(words: Words) -> list[str]:
+    """Words as the command line takes them: ``{"seed": 1, "data.frost": None}`` -> ``seed=1 data.frost=null``."""
+    return [f"{key}={as_text(value)}" for key, value in words.items()]
+
+
+def as_text(value: Any) -> str:
+    """A value as ``parse`` reads it back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple, ListConfig)):
+        return f"[{','.join(map(as_text, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{as_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str) and not _plain(value):
+        # Hydra's grammar: backslashes are doubled where a quote follows them, and nowhere else
+        doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", value)
+        return "'" + doubled.replace("'", "\\'") + "'"
+    return str(value)
+
+
+def _plain(text: str) -> bool:
+    """Whether Hydra's grammar reads a text as this text, without quotes."""
+    if not re.fullmatch(r"[\w/.:+@-]+", text, flags=re.ASCII):
+        return False
+    return parse([f"x={text}"])[0].value() == text
 
 
 def choose(words: Sequence[str] | Mapping[str, Any]) -> Choice:

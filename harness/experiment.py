@@ -6,7 +6,7 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ from dembench.harness.compose import GROUPS, ConfigError, check_signatures, loca
 from dembench.harness.search import dem_star
 from dembench.tasks.base import Event, Method, Note, Task
 from dembench.tasks.common import parts
+from dembench.tasks.common.cache import short_hash
+from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.hashes import path_hash
 
 Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points and Scalars the whole run has
 
@@ -109,10 +112,19 @@ def user_errors() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def fingerprints(data: Any = None, model: Any = None) -> dict[str, str]:
+def fingerprints(data: Any = None, model: Any = None, config: Mapping[str, Any] | None = None) -> dict[str, str]:
     """What the id has in place of paths; parts that have none are left out."""
     found = {"data": getattr(data, "fingerprint", None), "weights": getattr(model, "weights_id", None)}
-    return {name: str(value) for name, value in found.items() if value is not None}
+    return {name: str(value) for name, value in found.items() if value is not None} | files(config or {})
+
+
+def files(config: Mapping[str, Any]) -> dict[str, str]:
+    """ "files": a hash of the bytes of all that ``runs.NAMED_PATHS`` name, of the text where that names nothing; empty
+    where none of them is given."""
+    texts = runs.named_paths({group: config.get(group) for group in GROUPS if group != "task"})
+    with user_errors():
+        content = {text: path_hash(text) if Path(text).expanduser().exists() else text for text in set(texts.values())}
+    return {"files": short_hash(sorted((key, content[text]) for key, text in texts.items()))} if texts else {}
 
 
 def prepare(cfg: DictConfig) -> Prepared:
@@ -125,7 +137,8 @@ def prepare(cfg: DictConfig) -> Prepared:
     make_repeatable(config["threads"])
     seed_all(config["seed"])
     task = build_task(config)
-    found = fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+    with user_errors():
+        found = fingerprints(getattr(task, "data", None), getattr(task, "model", None), config)
     config, search = dem_star.settle(cfg, config, found)
     with user_errors():
         method = instantiate(config["method"], loss=instantiate(config["loss"]))
@@ -172,7 +185,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         for left in directory.glob(".*.tmp"):
             left.unlink()
         environment = runs.environment(config["device"], config["threads"])
-        runs.write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         runs.write_json(directory / "environment.json", environment)
         started = runs.now()
         checkpoint = directory / "checkpoint.pt"  # of tasks that can continue where they were cut off

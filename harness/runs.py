@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,15 +23,29 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
+from dembench.tasks.common.files import write_atomic
 
 SCHEMA = 1
 PATH_KEYS = frozenset(  # of data and model nodes
     {"root", "source", "frost", "cache", "weights", "subset", "classes", "config_file"}
 )
+NAMED_PATHS = frozenset(  # likewise where they hold text; their null is in the ids of older records
+    {"file", "train", "class_names", "folders"}
+)
 FIRST_NAMES = {  # of classes that moved: an id holds the name under which a class first appeared
     "harness.search.dem_star.DEMStar": "tasks.search.dem_star.DEMStar",
     "tasks.common.noloss.no_loss": "tasks.noloss.no_loss",
+    **{
+        f"tasks.common.generated.{name}": f"tasks.tta.data.{name}"
+        for name in ("GeneratedCIFAR10C", "GeneratedCIFAR100C")
+    },
+    **{
+        f"tasks.semi.published.{name}": f"tasks.semi.sources.{name}"
+        for name in ("CIFAR", "EuroSAT", "MedMNIST", "STL10", "SemiAves")
+    },
 }
 NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
@@ -68,7 +81,7 @@ def run_id(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> str:
 
 def _without_paths(node: Any) -> Any:
     if isinstance(node, Mapping):
-        kept = {k: _without_paths(v) for k, v in node.items() if k not in PATH_KEYS}
+        kept = {k: _without_paths(v) for k, v in node.items() if k not in PATH_KEYS and not is_path(k, v)}
         if isinstance(target := kept.get("_target_"), str):
             target = target.removeprefix("dembench.")
             kept["_target_"] = FIRST_NAMES.get(target, target)
@@ -78,33 +91,28 @@ def _without_paths(node: Any) -> Any:
     return node
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a whole file or nothing: a temporary file in the same folder, flushed to the disk, then renamed. Text
-    becomes UTF-8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    with contextlib.suppress(OSError):  # the rename itself; not every file system lets a folder be synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Valid JSON only: a NaN or an infinity raises ValueError."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def is_path(key: str, value: Any) -> bool:
+    """Whether an option counts by what it names: a text, or texts by name, under one of ``NAMED_PATHS``."""
+    texts = list(value.values()) if isinstance(value, Mapping) else [value]
+    return key in NAMED_PATHS and bool(texts) and all(isinstance(text, str) for text in texts)
+
+
+def named_paths(node: Any, place: str = "") -> dict[str, str]:
+    """Dotted key -> text of all options for which ``is_path`` holds."""
+    found: dict[str, str] = {}
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if is_path(str(key), value):
+                texts = value if isinstance(value, Mapping) else {"": value}
+                found |= {f"{place}{key}.{name}".rstrip("."): text for name, text in texts.items()}
+            else:
+                found |= named_paths(value, f"{place}{key}.")
+    return found
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
@@ -130,14 +138,12 @@ def lock(directory: Path) -> Iterator[None]:
 
     Raises: RunBusy where another process holds it.
     """
-    import fcntl
-
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusy(f"another process is writing {directory}") from None
+    try:
+        held = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise RunBusy(f"another process is writing {directory}") from None
+    with held:
         yield
 
 

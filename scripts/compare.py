@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OVER = {"seeds": "seeds", "cells": "rows"}
 LISTED = 20  # lines on runs without a pair that the terminal shows on each side
 EXAMPLES = """
-A and B are each a folder of runs, filters on the runs of --runs, or both in quotes:
+A and B are each a folder or a file of runs, filters on the runs of --runs, or both in quotes:
 
   dembench compare runs_monday runs_tuesday
   dembench compare loss=em loss=adadem
@@ -33,7 +33,7 @@ every key but those in which A and B have no value in common; these keys are wha
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench compare", description="Compare two sets of runs, pair by pair.", epilog=EXAMPLES)
-    p.add_argument("a", metavar="A", help="folder, KEY=VALUE, or both in quotes: what to compare with")
+    p.add_argument("a", metavar="A", help="folder or file, KEY=VALUE, or both in quotes: what to compare with")
     p.add_argument("b", metavar="B", help="the same: what is compared; a positive gain says that B is better")
     p.add_argument("more", nargs="*", help=argparse.SUPPRESS)
     p.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="for sides without a folder (runs)")
@@ -109,7 +109,7 @@ def write_tables(found: Compared, a: str, b: str) -> None:
             table.add_section()
             for name, gain in gains.items():
                 mean = Text(number(gain.mean, metric.digits, sign=True), style=style(gain.verdict))
-                words = ["mean of the rows"] + [f"bootstrap over {OVER.get(gain.over)}"] * bool(gain.over)
+                words = ["mean of the rows"] + [f"interval over {OVER.get(gain.over)}"] * bool(gain.over)
                 words += [f"{gain.alone} with one seed left out"] * bool(gain.alone) + [name] * bool(name)
                 interval = interval_text(gain, metric.digits)
                 table.add_row(Text(", ".join(words)), "", "", mean, interval, count(gain.cells, "row"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor  # the report reads runs without PyTorch
 
+PARTS = ("all", "search", "rest")  # of the data, see tasks.common.parts
 PRECISIONS = ("fp32", "bf16")  # bf16: autocast where the task says so
 
 
@@ -85,6 +86,10 @@ class Artifact:
 
 
 Event = Row | Point | Scalars | Histogram | Flag | Note | Artifact
+
+
+class ConfigError(ValueError):
+    """Something the user can put right; the message is one line."""
 
 
 class Method(Protocol):

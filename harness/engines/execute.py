@@ -11,6 +11,7 @@ from pathlib import Path
 from dembench.harness import runs
 from dembench.harness.engines.job import Engine, Progress
 from dembench.harness.sweeps import Planned, failure_note
+from dembench.tasks.common.files import write_atomic
 
 RETRIES = 2
 
@@ -83,5 +84,5 @@ def _with_result(progress: Progress) -> Progress:
 def _record(progress: Progress, attempts: int) -> Path:
     path = failure_note(progress.run.directory)
     heading = progress.run.command if attempts == 1 else f"{progress.run.command}\n\nattempt {attempts}, the last"
-    runs.write_atomic(path, f"{heading}\n\n{progress.message.rstrip()}\n")
+    write_atomic(path, f"{heading}\n\n{progress.message.rstrip()}\n")
     return path

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dembench.harness import experiment, runs
-from dembench.harness.compose import compose
-from dembench.harness.sweeps import Planned, Words
+from dembench.harness.compose import Words, compose
+from dembench.harness.sweeps import Planned
 from dembench.tasks.base import Event, Point, Scalars
 
 REPORT_SECONDS = 0.2  # how often a run tells how far it is

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dembench.core import DEM
 from dembench.harness import runs
-from dembench.harness.compose import GROUPS, ConfigError, compose, locate
+from dembench.harness.compose import GROUPS, ConfigError, compose, locate, to_arguments
 from dembench.tasks.base import Note
 from dembench.tasks.common import parts
 
@@ -157,7 +157,6 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def command(cfg: DictConfig) -> str:
     """The command that searches for a run: its names, and every value that differs from theirs."""
-    from dembench.harness.sweeps import to_arguments
 
     names = {group: cfg.choices[group] for group in NAMED if cfg.choices.get(group)}
     try:

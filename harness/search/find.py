@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dembench.harness import experiment, runs
-from dembench.harness.compose import Choice, ConfigError, choose, compose, locate, lookup_or_fail
+from dembench.harness.compose import Choice, ConfigError, choose, compose, locate, lookup_or_fail, to_arguments
 from dembench.harness.search import dem_star
 from dembench.harness.search.space import ONE_ONE, Pair
 from dembench.harness.search.trials import Done, Outcome, Search, Settings, best
-from dembench.harness.sweeps import to_arguments
 from dembench.report.read.names import METRICS, PRIMARY, Metric
 from dembench.tasks.common.cache import short_hash
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from dembench.harness import runs
-from dembench.harness.sweeps import Words
+from dembench.harness.compose import Words
+from dembench.tasks.common.files import write_atomic
 
 
 def write_sweep(path: Path, many: Iterable[Words], about: str) -> Path:
@@ -31,5 +31,5 @@ def write_sweep(path: Path, many: Iterable[Words], about: str) -> Path:
         if seeds[key]:
             plain["seed"] = seeds[key]
         lines.append(f"  - {yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6).strip()}")
-    runs.write_atomic(path, "\n".join(lines) + "\n")
+    write_atomic(path, "\n".join(lines) + "\n")
     return path

@@ -16,6 +16,7 @@ from dembench.report.judge.group import contexts_of, label, leaf, method_of, set
 from dembench.report.judge.stats import Estimate, Pooled, estimate, paired, pooled
 from dembench.report.read.load import Run
 from dembench.report.read.names import (
+    COSTS,
     LOSS_ORDER,
     METHOD_ORDER,
     METRICS,
@@ -27,7 +28,6 @@ from dembench.report.read.names import (
     rank,
 )
 from dembench.report.read.selection import NAMES
-from dembench.report.tables.detail import COSTS
 from dembench.report.tables.wording import run_label
 
 Features = dict[str, Any]
@@ -114,7 +114,7 @@ def compare(a: Sequence[Run], b: Sequence[Run], metric: str | None = None) -> Co
 
     Raises: ValueError where nothing pairs, and for an unknown metric.
     """
-    if {(run.id, run.path) for run in a} == {(run.id, run.path) for run in b}:
+    if {(run.id, run.store.path) for run in a} == {(run.id, run.store.path) for run in b}:
         raise ValueError("A and B are the same runs")
     if metric is not None:
         metric_of(metric, "", [*a, *b])
@@ -289,7 +289,7 @@ def kind(row: Pairs) -> str:
 
 
 def total(rows: Sequence[Pairs]) -> Pooled:
-    """The mean gain over all rows of a task, with the bootstrap interval stratified by data set."""
+    """The mean gain over all rows of a task, with its interval, deviations within each data set."""
     strata: dict[str, list[dict[int, float]]] = defaultdict(list)
     for row in rows:
         strata[row.data].append(row.gains)

@@ -69,7 +69,7 @@ class Family:
 
     @cached_property
     def gains(self) -> dict[str, Pooled]:
-        """The mean gain of each loss over its cells, with its bootstrap interval stratified by data set."""
+        """The mean gain of each loss over its cells, with its interval, deviations within each data set."""
         return {loss: pooled(strata(self.having(loss), loss)) for loss in self.losses}
 
     @cached_property

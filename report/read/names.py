@@ -62,6 +62,11 @@ class Metric:
     digits: int
 
     @property
+    def column(self) -> str:
+        """The head of its column in a table."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
     def gain_unit(self) -> str:
         """The unit of a difference, in a word."""
         return "points" if self.unit == "%" else self.unit or self.label
@@ -106,6 +111,13 @@ METRICS = {
         Metric("nll", "NLL", "nats", 1, -1, 3),
         Metric("entropy", "entropy", "nats", 1, -1, 3),
     )
+}
+COSTS = {  # of a run: how each is called, and digits
+    "wall_seconds": ("wall time (s)", 1),
+    "forward_passes": ("forward passes", 0),
+    "backward_passes": ("backward passes", 0),
+    "updated": ("samples updated", 0),
+    "resets": ("automatic resets", 1),
 }
 PRIMARY = {
     "tta": ("error",),

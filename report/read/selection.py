@@ -24,25 +24,25 @@ class Side:
 
 
 def side(text: str, default: Path) -> Side:
-    """A word of the command as a Side: a folder, KEY=VALUE[,VALUE] filters on the runs of ``default``, or folders and
-    filters with spaces between them.
+    """A word of the command as a Side: a folder or a file of runs, KEY=VALUE[,VALUE] filters on the runs of
+    ``default``, or folders, files and filters with spaces between them.
 
-    Raises: ValueError for a folder that is not there and for a filter without key or value.
+    Raises: ValueError for a folder or file that is not there and for a filter without key or value.
     """
-    words = [text] if text.strip() and Path(text).is_dir() else text.split()
+    words = [text] if text.strip() and Path(text).exists() else text.split()
     folders, filters = [], []
     for word in words:
         key, equals, value = word.partition("=")
-        if Path(word).is_dir():
+        if Path(word).exists():
             folders.append(Path(word))
         elif equals and key and value:
             filters.append((key, tuple(value.split(","))))
         else:
-            kind = "a filter is KEY=VALUE" if equals else "expected a folder of runs, or KEY=VALUE"
+            kind = "a filter is KEY=VALUE" if equals else "expected a folder or file of runs, or KEY=VALUE"
             raise ValueError(f"{word!r}: {kind}; a side of several words needs quotes, as in 'runs loss=em'")
     if not words:
-        raise ValueError("an empty side: expected a folder of runs, or KEY=VALUE")
-    if not folders and not default.is_dir():
+        raise ValueError("an empty side: expected a folder or file of runs, or KEY=VALUE")
+    if not folders and not default.exists():
         raise ValueError(f"{text!r} names no folder, and there is no folder {default}; say --runs DIR")
     return Side(text, tuple(folders) or (default,), tuple(filters))
 

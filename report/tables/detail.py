@@ -7,18 +7,10 @@ from typing import Any
 
 from dembench.report.judge.group import Block, Cell, contexts_of, show
 from dembench.report.judge.stats import Estimate, estimate
-from dembench.report.read.names import METRICS, mean_of, pretty
+from dembench.report.read.names import COSTS, METRICS, mean_of, pretty
 from dembench.report.tables.results import flags, row_cells, setting_columns, setting_keys, sortable
 from dembench.report.tables.table import Column, Entry, Table, number, plain, slug
 from dembench.report.tables.wording import describe, parts
-
-COSTS = {
-    "wall_seconds": ("wall time (s)", 1),
-    "forward_passes": ("forward passes", 0),
-    "backward_passes": ("backward passes", 0),
-    "updated": ("samples updated", 0),
-    "resets": ("automatic resets", 1),
-}
 
 
 def cost_table(block: Block) -> Table:
@@ -28,7 +20,7 @@ def cost_table(block: Block) -> Table:
     costs = [name for name in COSTS if any(name in run.cost for run in block.runs)]
     keys = setting_keys(block)
     columns = [Column("Method", numeric=False), *setting_columns(block, keys), Column("Loss", numeric=False)]
-    columns += [Column(f"{m.label} ({m.unit})" if m.unit else m.label, ("mean", "sd")) for m in metrics]
+    columns += [Column(m.column, ("mean", "sd")) for m in metrics]
     columns += [Column(COSTS[name][0], ("mean", "sd")) for name in costs]
     columns.append(Column("seeds", ("n",)))
     rows = []
@@ -81,7 +73,7 @@ def runs_table(blocks: list[Block]) -> Table:
     keys = list(dict.fromkeys(key for context in contexts.values() for key in context))
     columns += [Column(key, numeric=False) for key in keys]
     metrics = [m for m in METRICS.values() if any(m.name in run.units for run in runs)]
-    columns += [Column(f"{m.label} ({m.unit})" if m.unit else m.label) for m in metrics]
+    columns += [Column(m.column) for m in metrics]
     columns += [Column(COSTS[name][0]) for name in COSTS]
     columns += [Column(name, numeric=False) for name in ("commit", "modified", "command")]
     rows = []

@@ -32,8 +32,9 @@ def describe(block: Block) -> str:
     context = {k: v for k, v in block.context.items() if k not in UNSAID and not k.endswith(" fingerprint")}
     said = [text for key, speak in SPOKEN.items() if key in context and (text := speak(context[key]))]
     sizes = sorted({run.sizes[name] for run in block.runs for name in run.slices})
-    samples = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "no"
-    said.append(f"{len(block.slices)} slice{'s' * (len(block.slices) != 1)} of {samples} samples")
+    if sizes:
+        samples = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        said.append(f"{len(block.slices)} slice{'s' * (len(block.slices) != 1)} of {samples} samples")
     for key, value in context.items():
         if key not in SPOKEN and value not in (None, "given"):
             said.append(f"{key.replace('.', ' ')} {show(value)}")

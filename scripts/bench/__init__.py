@@ -31,7 +31,7 @@ BENCHES = tuple(module.name for module in pkgutil.iter_modules(__path__) if modu
 
 
 def usage() -> str:
-    lines = [f"  {name:<8}{importlib.import_module(f'{__name__}.{name}').HELP}" for name in BENCHES]
+    lines = [f"  {name:<14}{importlib.import_module(f'{__name__}.{name}').HELP}" for name in BENCHES]
     return "\n".join(
         ["usage: dembench bench NAME ...", "", "Measure speed; every figure is a ratio inside one run.", "", *lines]
     )

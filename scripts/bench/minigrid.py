@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,8 +54,8 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
     return {"env": options.env, "load": load, "results": results}
 
 
-def agents(env_id: str) -> dict[str, Callable[[], int]]:
-    """Each agent as a call that trains on for one rollout and returns its environment steps."""
+def agents(env_id: str, device: str = "cpu", names: Sequence[str] | None = None) -> dict[str, Callable[[], int]]:
+    """Each agent, or those of ``names``, as a call that trains on for one rollout and returns its environment steps."""
     from stable_baselines3 import PPO
 
     from dembench.core import EM, AdaDEM
@@ -78,7 +78,7 @@ def agents(env_id: str) -> dict[str, Callable[[], int]]:
         "learning_rate": 2.5e-4,
         "ent_coef": 0.001,
         "seed": 0,
-        "device": "cpu",
+        "device": device,
     }
 
     def turn(agent: PPO) -> int:
@@ -87,6 +87,8 @@ def agents(env_id: str) -> dict[str, Callable[[], int]]:
         return agent.num_timesteps - before
 
     trained = {
-        name: PPO(policy, env, policy_kwargs=kwargs, **settings) for name, (policy, kwargs, env) in parts.items()
+        name: PPO(policy, env, policy_kwargs=kwargs, **settings)
+        for name, (policy, kwargs, env) in parts.items()
+        if names is None or name in names
     }
     return {name: partial(turn, agent) for name, agent in trained.items()}

@@ -105,8 +105,10 @@ def steps(size: tuple[int, ...], depth: int, device: str, seconds: float) -> dic
     }
 
 
-def training_step(size: tuple[int, ...], depth: int, device: str) -> Callable[[], object]:
-    """One step of the task's MinEnt with the textbook entropy: two passes, two gradients, one update."""
+def training_step(
+    size: tuple[int, ...], depth: int, device: str, loss: torch.nn.Module | None = None
+) -> Callable[[], object]:
+    """One step of the task's MinEnt, by default with the textbook entropy: two passes, two gradients, one update."""
     import numpy as np
     from mmengine.optim import OptimWrapper
 
@@ -117,7 +119,7 @@ def training_step(size: tuple[int, ...], depth: int, device: str) -> Callable[[]
     n, h, w = size
     torch.manual_seed(0)
     network = deeplab_v2(depth=depth)(CLASSES, dict(NORMALISATIONS["imagenet"]))
-    method = MinEnt(Textbook(), network=network, num_classes=CLASSES).to(device).train()
+    method = MinEnt(loss or Textbook(), network=network, num_classes=CLASSES).to(device).train()
     method.network.to(memory_format=torch.channels_last)
     optimizer = OptimWrapper(torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1e-4, momentum=0.9))
     rng = np.random.default_rng(0)

@@ -96,7 +96,9 @@ def step(images: np.ndarray, device: str, options: Namespace) -> dict[str, float
     }
 
 
-def our_step(images: np.ndarray, device: str, options: Namespace) -> tuple[Callable[[], None], Callable[[], None]]:
+def our_step(
+    images: np.ndarray, device: str, options: Namespace, loss: nn.Module | None = None
+) -> tuple[Callable[[], None], Callable[[], None]]:
     """One iteration of the trainer; and a forward and backward pass of the same network on as many images."""
     from dembench.tasks.semi.augment import Recipe
     from dembench.tasks.semi.methods.fixmatch import FixMatch
@@ -115,7 +117,7 @@ def our_step(images: np.ndarray, device: str, options: Namespace) -> tuple[Calla
     )  # fmt: skip
     regime = Regime(1 << 20, options.batch, options.ratio, ema=0.999)
     net = wide_resnet(options.depth)(CLASSES)
-    trainer = Trainer(make_fabric(device, "fp32", 1), data, net, FixMatch(None), regime, seed=0)
+    trainer = Trainer(make_fabric(device, "fp32", 1), data, net, FixMatch(loss), regime, seed=0)
 
     def ours() -> None:
         trainer._step()

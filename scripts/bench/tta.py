@@ -133,14 +133,19 @@ def build_model(name: str) -> tuple[nn.Module, int]:
     return models.torchvision_model(name, weights=None), 224
 
 
+def our_method(name: str, model: nn.Module, loss: Callable[[Tensor], Tensor], images: Tensor) -> Any:
+    """The method on ``model``, which it changes; EATA takes ``images`` for source images."""
+    module, options = OURS[name]
+    ours = getattr(importlib.import_module(f"dembench.tasks.tta.methods.{module}"), name)(model, loss, **options)
+    if getattr(ours, "source_images", 0):
+        ours.see_source(images)
+    return ours
+
+
 def both_sides(name: str, model: nn.Module, x: Tensor, loss: str) -> tuple[Any, Any]:
     """Our method and the textbook loop, each on a copy of the model; EATA takes x for source images."""
-    module, options = OURS[name]
     classes = [module for module in model.modules() if isinstance(module, nn.Linear)][-1].out_features
-    make = getattr(importlib.import_module(f"dembench.tasks.tta.methods.{module}"), name)
-    ours = make(deepcopy(model), EM() if loss == "em" else AdaDEM(classes).to(x.device), **options)
-    if getattr(ours, "source_images", 0):
-        ours.see_source(x)
+    ours = our_method(name, deepcopy(model), EM() if loss == "em" else AdaDEM(classes).to(x.device), x)
     plain = textbook_tta.entropy if loss == "em" else LiteralAdaDEM(classes, x)
     return ours, textbook(name, deepcopy(model), plain, x)
 

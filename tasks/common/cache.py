@@ -1,13 +1,11 @@
-"""The cache folder: files that can be made again, written so that a half-written one is never read."""
+"""The cache folder: files that can be made again."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -18,23 +16,6 @@ def cache_folder(cache: str | Path | None = None) -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dembench"
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls ``write`` with a temporary file beside ``path`` and puts that in its place once it is complete.
-
-    Two processes may do so at once: each writes its own file, the later one stays.
-    Raises: OSError where the folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load_array(path: Path) -> np.ndarray | None:

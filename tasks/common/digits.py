@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dembench.tasks.common.cache import cache_folder, short_hash, write_atomically
+from dembench.tasks.common.cache import cache_folder, short_hash
 from dembench.tasks.common.digits_nets import DigitsConvNet, DigitsTransformer, Normalized
+from dembench.tasks.common.files import write_atomic
 
 RENDERING = {"version": 1, "size": 32, "ground": 0.2, "contrast": 0.6}
 NETS: dict[str, type[nn.Module]] = {"digits_convnet": DigitsConvNet, "digits_transformer": DigitsTransformer}
@@ -76,7 +77,7 @@ def trained(name: str, seed: int = 0, cache: str | Path | None = None) -> Normal
     state = _read(path)
     if state is None:
         state = train(name, seed)
-        write_atomically(path, lambda file: torch.save(state, file))
+        write_atomic(path, lambda file: torch.save(state, file))
     with torch.random.fork_rng(devices=[]):
         net = NETS[name]()
     net.load_state_dict(state)

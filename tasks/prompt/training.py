@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.tasks.base import Note
-from dembench.tasks.common.cache import cache_folder, short_hash, write_atomically
+from dembench.tasks.common.cache import cache_folder, short_hash
+from dembench.tasks.common.files import write_atomic
 from dembench.tasks.prompt.captions import WordTokenizer, caption, style_templates
 from dembench.tasks.prompt.clip import Clip, require_open_clip
 
@@ -85,7 +86,7 @@ class SmallClip:
             state = _read(path)
             if state is None:
                 state = train(self, batches(), seed, steps, batch_size, device)
-                write_atomically(path, lambda file: torch.save(state, file))
+                write_atomic(path, lambda file: torch.save(state, file))
             return state
 
         with torch.random.fork_rng(devices=[]):

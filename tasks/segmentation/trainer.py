@@ -19,7 +19,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.nn import functional as F
 
-from dembench.harness.runs import write_atomic
+from dembench.tasks.common.files import write_atomic
 from dembench.tasks.segmentation.engine import Draws, QuietRunner
 from dembench.tasks.segmentation.methods.base import UDAMethod, bare
 from dembench.tasks.segmentation.metrics import SegMetrics

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dembench.harness.runs import write_atomic
 from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.devices import send
 from dembench.tasks.common.draws import Order, derived_seed, generator
+from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.metrics import StreamMetrics
 from dembench.tasks.semi import augment
 from dembench.tasks.semi.methods.base import Batch, SemiMethod, mean_over_ranks

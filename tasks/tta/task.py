@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from dembench.lookup import lookup
-from dembench.tasks.base import PRECISIONS, Event, Flag, Method, Note, Point, Row
+from dembench.tasks.base import PRECISIONS, ConfigError, Event, Flag, Method, Note, Point, Row
 from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
 from dembench.tasks.common.devices import send
 from dembench.tasks.common.digits_nets import keep_classes
 from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics, is_collapsed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.tta.data import DomainsPart, LongTailedDomains, size_of
-from dembench.tasks.tta.remarks import refusal, remarks
+from dembench.tasks.tta.remarks import remarks
 from dembench.tasks.tta.streams import Domain, Part, Protocol, image_order, parts
 from dembench.tasks.tta.window import Window
 
@@ -165,11 +165,11 @@ class CorruptionTTA:
         if not getattr(method, "source_images", 0):
             return
         if not hasattr(self.data, "clean"):
-            raise refusal(f"this method needs clean images, and {self.data.name} has none")
+            raise ConfigError(f"this method needs clean images, and {self.data.name} has none")
         try:
             images, note = self.data.clean(method.source_images, self.seed)
         except (ValueError, OSError) as error:
-            raise refusal(str(error)) from error
+            raise ConfigError(str(error)) from error
         method.see_source(images.to(self.device))
         yield note
 

@@ -16,15 +16,16 @@ import pytest
 import torch
 
 from dembench.harness import runs
-from dembench.harness.compose import ConfigError
+from dembench.harness.compose import ConfigError, Words
 from dembench.harness.engines import choose as choosing
 from dembench.harness.engines.choose import Settings, choose, choose_gpus
 from dembench.harness.engines.execute import execute
 from dembench.harness.engines.inline import Inline
 from dembench.harness.engines.job import Engine, Progress
 from dembench.harness.engines.processes import Processes
-from dembench.harness.sweeps import Planned, Words, plan
+from dembench.harness.sweeps import Planned, plan
 from dembench.scripts.sweep import main
+from dembench.tasks.common.files import write_atomic
 
 ENGINES = [pytest.param(Inline, id="inline"), pytest.param(lambda: Processes(2), id="processes")]
 
@@ -119,7 +120,7 @@ def _leads_to(link: Path, target: Path) -> bool:
 def test_a_failure_note_goes_when_the_run_succeeds(base: Words, stub_configs: Path) -> None:
     planned = plan([base], stub_configs)
     note = planned[0].directory.parent / "failed" / f"{planned[0].id}.txt"
-    runs.write_atomic(note, "failed yesterday")
+    write_atomic(note, "failed yesterday")
     assert execute(planned, Inline()).ran == 1
     assert not note.exists()
 

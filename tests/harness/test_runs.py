@@ -7,10 +7,8 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -71,14 +69,6 @@ def test_id_depends_on_every_setting_and_on_what_paths_hold() -> None:
     assert len(ids) == 1 + len(other)
 
 
-def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file.json"
-    runs.write_atomic(path, "one")
-    runs.write_atomic(path, "two")
-    assert path.read_text() == "two"
-    assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
-
-
 def test_write_json_refuses_what_json_cannot_say_and_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     runs.write_json(path, {"a": 1})
@@ -86,32 +76,6 @@ def test_write_json_refuses_what_json_cannot_say_and_keeps_the_old_file(tmp_path
         runs.write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from dembench.harness.runs import write_atomic
-i = 0
-while True:
-    write_atomic(Path(sys.argv[1]), f"{i}:" + str(i % 10) * 200_000)
-    i += 1
-"""
-
-
-def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], env=environment)
-        until = time.monotonic() + 60
-        before = path.stat().st_mtime_ns if path.exists() else None
-        while time.monotonic() < until and not (path.exists() and path.stat().st_mtime_ns != before):
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        number, _, body = path.read_text().partition(":")
-        assert body == str(int(number) % 10) * 200_000
 
 
 def hold(directory: Path, pipe: object) -> None:

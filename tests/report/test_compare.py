@@ -101,7 +101,7 @@ def test_a_nan_is_in_no_pair(root):
         ("loss=em", "loss=em", "A and B are the same runs"),
         ("loss=em seed=0", "loss=adadem seed=1", "A and B have no seed in common (A has 0; B has 1)"),
         ("loss=em method=source seed=1", "loss=em", "none of 10 runs has all of these values"),
-        ("nowhere", "loss=em", "'nowhere': expected a folder of runs, or KEY=VALUE"),
+        ("nowhere", "loss=em", "'nowhere': expected a folder or file of runs, or KEY=VALUE"),
         ("loss=", "loss=em", "'loss=': a filter is KEY=VALUE"),
         ("", "loss=em", "an empty side"),
     ],

@@ -37,7 +37,7 @@ def test_counts_unfinished_unreadable_and_repeated_runs(tmp_path: Path):
 def test_a_run_directory_itself_is_accepted(tmp_path: Path):
     folder = make_run(tmp_path, EM[0])
     make_run(tmp_path, EM[1], seed=1)
-    assert [run.path for run in load([folder]).runs] == [folder]
+    assert [run.store.path for run in load([folder]).runs] == [folder]
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "unfinished", "none"])
@@ -45,7 +45,9 @@ def test_says_in_one_line_when_there_is_nothing_to_report(tmp_path: Path, kind: 
     roots = {"missing": [tmp_path / "no"], "none": []}.get(kind, [tmp_path])
     if kind == "unfinished":
         make_run(tmp_path, finished=False)
-    with pytest.raises(ValueError, match="no such directory" if kind == "missing" else "no finished run") as caught:
+    with pytest.raises(
+        ValueError, match="no such directory or file" if kind == "missing" else "no finished run"
+    ) as caught:
         write_report(roots, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ from dembench.report.figures import parallel
 from dembench.report.judge.group import build_blocks
 from dembench.report.page import build as pages
 from dembench.report.read import load as loading
+from dembench.report.read import record as records_of_runs
 from dembench.report.read.load import load
 
 
@@ -26,9 +27,9 @@ def test_each_record_is_read_once_and_no_curve_without_figures(tmp_path: Path):
                 errors = tuple(float(x) for x in draws.uniform(0.1, 0.5, 3))
                 make_run(tmp_path / "runs", errors, loss=loss, seed=seed, data=f"d{data}")
     with (
-        mock.patch.object(loading, "read_record", wraps=loading.read_record) as records,
+        mock.patch.object(records_of_runs, "parse", wraps=records_of_runs.parse) as records,
         mock.patch.object(loading.Run, "_columns", side_effect=AssertionError) as columns,
-        mock.patch.object(loading.Run, "artifacts", return_value=[]) as folders,
+        mock.patch.object(loading.Run, "pictures", return_value=[]) as folders,
     ):
         page = write_report([tmp_path / "runs"], tmp_path / "out", with_figures=False)
     assert "200 finished" in Page(page.read_text()).text

@@ -13,7 +13,7 @@ from dembench.scripts.cli import main
 
 
 def test_both_paths_are_timed_next_to_each_other(tmp_path, capsys):
-    assert main(["bench", "rl", "--rounds", "1", "--json", str(tmp_path / "rl.json")]) == 0
+    assert main(["bench", "minigrid", "--rounds", "1", "--json", str(tmp_path / "rl.json")]) == 0
     assert "x stock" in capsys.readouterr().out
     found = {row["name"]: row for row in json.loads((tmp_path / "rl.json").read_text())["results"]}
     assert found["stock, EM"]["ratio"] == 1
@@ -25,5 +25,5 @@ def test_both_paths_are_timed_next_to_each_other(tmp_path, capsys):
     ("words", "message"), [(["--env", "MiniGrid-DorKey-5x5-v0"], "nearest"), (["--rounds", "0"], "at least 1")]
 )
 def test_mistakes_are_one_line(words, message, capsys):
-    assert main(["bench", "rl", *words]) == 2
+    assert main(["bench", "minigrid", *words]) == 2
     assert message in capsys.readouterr().err

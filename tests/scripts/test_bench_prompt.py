@@ -2,12 +2,12 @@
 
 from rich.console import Console
 
-from dembench.scripts.bench import BENCHES, tpt
+from dembench.scripts.bench import BENCHES, prompt
 
 
 def test_the_stages_tune_to_the_same_and_their_gains_are_ratios():
-    found = tpt.measure("digits", "cpu", images=3, classes=10, steps=1)
-    assert [m.stage for m in found] == [name for name, *_ in tpt.STAGES]
+    found = prompt.measure("digits", "cpu", images=3, classes=10, steps=1)
+    assert [m.stage for m in found] == [name for name, *_ in prompt.STAGES]
     assert found[0].gain == 1.0
     for m in found:
         assert m.same_prediction == 1.0
@@ -17,8 +17,8 @@ def test_the_stages_tune_to_the_same_and_their_gains_are_ratios():
     assert found[-1].seconds == found[-1].text_seconds
     assert found[-2].seconds > found[-2].text_seconds
     console = Console(record=True, width=80)
-    tpt.show(found, console)
+    prompt.show(found, console)
     text = console.export_text()
     assert "…" not in text
     assert "view features kept" in text
-    assert "tpt" in BENCHES
+    assert "prompt" in BENCHES

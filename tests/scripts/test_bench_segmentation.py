@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from dembench.scripts import bench
-from dembench.scripts.bench import seg
+from dembench.scripts.bench import segmentation
 
 
 def test_the_bench_prints_and_writes_losses_and_steps(tmp_path, capsys):
     file = tmp_path / "seg.json"
     small = ["--logits", "1", "16", "32", "--step", "2", "32", "48", "--depth", "18"]
-    assert bench.main(["seg", "--device", "cpu", "--seconds", "0.01", "--json", str(file), *small]) == 0
+    assert bench.main(["segmentation", "--device", "cpu", "--seconds", "0.01", "--json", str(file), *small]) == 0
     record = json.loads(file.read_text())["cpu"]
     assert record["logits"] == [1, 19, 16, 32]
     assert set(record["losses"]) == set(record["step"]) == {"textbook entropy", "EM", "DEM(1.2, 0.8)", "AdaDEM"}
@@ -24,23 +24,23 @@ def test_the_bench_prints_and_writes_losses_and_steps(tmp_path, capsys):
 
 
 def test_adadem_holds_less_than_one_further_copy_of_the_logits():
-    found = seg.losses((2, 19, 256, 512), "cpu", 0.01)
+    found = segmentation.losses((2, 19, 256, 512), "cpu", 0.01)
     assert 0 < found["AdaDEM"]["copies"] <= 1
     assert found["textbook entropy"]["copies"] > 2  # it keeps softmax, its logarithm and their product
 
 
 def test_the_step_learns_by_the_textbook_entropy(monkeypatch):
     seen = []
-    monkeypatch.setattr(seg, "textbook_entropy", lambda z: seen.append(z.shape) or (z.softmax(1) * z).sum(1))
-    seg.training_step((2, 32, 48), 18, "cpu")()
+    monkeypatch.setattr(segmentation, "textbook_entropy", lambda z: seen.append(z.shape) or (z.softmax(1) * z).sum(1))
+    segmentation.training_step((2, 32, 48), 18, "cpu")()
     assert seen == [torch.Size((2, 19, 32, 48))] * 2  # both heads, at the images' size
 
 
 def test_wrong_sizes_are_refused(capsys):
-    assert bench.main(["seg", "--logits", "0", "16", "32"]) == 2
+    assert bench.main(["segmentation", "--logits", "0", "16", "32"]) == 2
     assert "at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
 def test_the_bench_runs_on_a_gpu():
-    assert bench.main(["seg", "--device", "cuda", "--seconds", "0.1", "--logits", "1", "64", "128"]) == 0
+    assert bench.main(["segmentation", "--device", "cuda", "--seconds", "0.1", "--logits", "1", "64", "128"]) == 0
