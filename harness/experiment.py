@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     Raises: ConfigError where the device or a logger asked for is not there.
     """
     cfg = cfg.copy()
-    cfg.device = resolve_device(cfg.device)
+    cfg.device = resolve_device(cfg.device, getattr(locate(cfg.task._target_, "task"), "auto_device", "cuda"))
     if cfg.precision == "bf16" and cfg.device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError(f"precision=bf16: {torch.cuda.get_device_name()} cannot; use precision=fp32")
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -66,12 +67,15 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     return parts.without_default(config)
 
 
-def resolve_device(device: str) -> str:
-    """ "auto" to "cuda" where there is one, else "cpu"; raises ConfigError for "cuda" where there is none."""
+def resolve_device(device: str, auto: str = "cuda") -> str:
+    """ "auto" to ``auto``, what the task runs best on, or to "cpu" where there is no such device.
+
+    Raises: ConfigError for "cuda" where there is none.
+    """
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
         raise ConfigError("device=cuda: PyTorch finds no CUDA device here; use device=cpu or device=auto")
-    return ("cuda" if there else "cpu") if device == "auto" else device
+    return (auto if there else "cpu") if device == "auto" else device
 
 
 def seed_all(seed: int) -> None:
@@ -89,6 +93,26 @@ def make_repeatable(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; matrix products are so by torch's default
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in no fixed order
+
+
+@contextmanager
+def without_fixed_order() -> Iterator[list[str]]:
+    """Collects the operations of which torch warns inside that they have no deterministic form on their device."""
+    found: list[str] = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=".* does not have a deterministic implementation")
+        show = warnings.showwarning
+
+        def keep(message: Warning | str, *place: Any, **more: Any) -> None:
+            name, told, _ = str(message).partition(" does not have a deterministic implementation")
+            if not told:
+                show(message, *place, **more)
+            elif name not in found:
+                found.append(name)
+
+        warnings.showwarning = keep
+        yield found
 
 
 @contextmanager
@@ -240,11 +264,15 @@ def _measure(
     recorder = runs.Recorder()
     total = len(prepared.task)
     start, start_cpu = time.perf_counter(), time.process_time()
-    for event in itertools.chain(prepared.notes, prepared.task.run(make_method)):
-        recorder.add(event)
-        log(event)
-        if watch is not None:
-            watch(event, total)
+    with without_fixed_order() as loose:
+        for event in itertools.chain(prepared.notes, prepared.task.run(make_method)):
+            recorder.add(event)
+            log(event)
+            if watch is not None:
+                watch(event, total)
+    if loose:
+        text = f"not bit-identical from run to run on {prepared.config['device']}: {', '.join(sorted(loose))}"
+        recorder.add(Note("repeatable", text))
     if prepared.config["device"] == "cuda":
         torch.cuda.synchronize()
     cost = {
