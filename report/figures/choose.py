@@ -14,7 +14,7 @@ from dembench.report.figures.shares import share_figure, shares_figure
 from dembench.report.figures.stream_accuracy import stream_figure, streams_figure
 from dembench.report.judge.group import Block
 from dembench.report.judge.verdict import Verdict
-from dembench.report.tables.wording import FEW
+from dembench.report.judge.wording import FEW
 
 
 def block_figures(block: Block, verdicts: list[Verdict]) -> Iterator[Figure]:

@@ -15,7 +15,7 @@ from dembench.report.page.readme import BLOCK, gains, rewrite
 from dembench.report.read.load import load
 from dembench.scripts.cli import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = [page for page in sorted((ROOT / "docs" / "results").glob("*/README.md")) if page.parent.name != "dem_star"]
 COMMAND = re.compile(r"^dembench report (docs/results/.*?)(?:\s+#.*)?$", re.MULTILINE)
 ROW = re.compile(r"^\|.*\d.*\|$", re.MULTILINE)
