@@ -129,9 +129,7 @@ def metrics_of(cfg: Any) -> dict[str, int]:
     return {str(name): -1 if (own or {}).get("better") == "lower" else 1 for name, own in declared.items()}
 
 
-def outcome_of(
-    results: Sequence[Mapping[str, Any]], metrics: Mapping[str, int], metric: str | None = None
-) -> Outcome:
+def outcome_of(results: Sequence[Mapping[str, Any]], metrics: Mapping[str, int], metric: str | None = None) -> Outcome:
     """The mean over runs that differ in the seed; as bad as the worst of them where one is not ok."""
     statuses = [result["status"] for result in results]
     status = next((status for status in statuses if status != "ok"), "ok")
