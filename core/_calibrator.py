@@ -32,6 +32,7 @@ from ._kernels import (
     cut,
     eager_cpu,
     full_precision,
+    fused,
     join,
     maximum,
     probabilities,
@@ -97,16 +98,15 @@ def _gather(table: Tensor, address: Tensor, like: Tensor, room: Tensor | None) -
         return address @ table if address.dim() == 2 else table.t() @ address
 
 
-class _Tally:
+class Tally:
     """Sums of p and counts per pseudo label over the batch, and the table's step from them.
 
     A float32 sum of many like numbers drifts, so none runs over more than ``_RUN`` rows of few classes, or
     ``_LONG_RUN`` rows of many, before it joins the others.
     """
 
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None
-        self.counts: Tensor | None = None
+    def __init__(self, sums: Tensor | None = None, counts: Tensor | None = None) -> None:
+        self.sums, self.counts = sums, counts
 
     def add(self, p: Tensor, address: Tensor, skip: Tensor | None) -> None:
         """Adds a block, whose p is 0 at positions to skip."""
@@ -183,7 +183,7 @@ def distributed() -> bool:
 
 
 def _step_named_rows(table: Tensor, p: Tensor, rows: Tensor, skip: Tensor | None, momentum: float) -> None:
-    """``_Tally.step`` in place where the batch is smaller than the table: only rows that the batch names are touched.
+    """``Tally.step`` in place where the batch is smaller than the table: only rows that the batch names are touched.
 
     Of N_k samples that name row k, each moves it by momentum / N_k of the way from where it was to its own p.
     """
@@ -217,10 +217,13 @@ def adadem(
     ``across_ranks`` whether the batch is spread over the ranks of ``torch.distributed``.
     Returns the value and the table that was used.
     """
-    wanted = wants_gradient(z)
+    wanted, graph = wants_gradient(z), partial(_reward_graph, mec=options.mec)
+    if (kernels := fused(z, table)) is not None:
+        alone = not (across_ranks and distributed())
+        return kernels.adadem(z, table, skip, options, momentum, inplace, alone, graph)  # type: ignore[no-any-return]
     with torch.no_grad():
         value, kept, delta, table = _adadem(z.detach(), table, skip, options, momentum, inplace, across_ranks)
-    return closed_form(z, value, kept if wanted else None, delta, skip, partial(_reward_graph, mec=options.mec)), table
+    return closed_form(z, value, kept if wanted else None, delta, skip, graph), table
 
 
 def _adadem(
@@ -273,7 +276,7 @@ def _look(
     ranks = None if z.numel() <= _LITTLE and z.dim() == 2 and index else _ranks(z)
     few = index and inplace and alone and z.dim() == 2 and z.shape[0] <= z.shape[1] and not transformed()
     together = few or (z.dim() == 2 and z.shape[1] > _MANY_CLASSES)
-    tally = _Tally()
+    tally = Tally()
     looks = []
     for block in blocks:
         zb, skipped = cut(z, block), cut(skip, block)
@@ -336,6 +339,13 @@ def _calibrate(
     return (silence(value.div_(delta), skip), delta), reward
 
 
+def smallest_delta(options: Options) -> float:
+    """What delta is held above: AdaDEM-V's vanishes; CADF's L1 norm is not below 1, since its gradient's sum is -1."""
+    if options.norm_of == "em":
+        return _SMALLEST_EM_NORM
+    return 1 if options.norm_type == 1 else 0
+
+
 def _delta(slope: Tensor, options: Options, skip: Tensor | None, room: Tensor | None) -> Tensor:
     """Norm over the classes of CADF's gradient, or of the entropy's (AdaDEM-V); 1 at positions to skip."""
     if not options.norm:
@@ -346,10 +356,7 @@ def _delta(slope: Tensor, options: Options, skip: Tensor | None, room: Tensor | 
         norm = slope.square().sum(1, keepdim=True).sqrt_()
     else:
         norm = torch.abs(slope, out=room).amax(1, keepdim=True)
-    if options.norm_of == "em":
-        norm = norm.clamp(min=_SMALLEST_EM_NORM)
-    elif options.norm_type == 1:
-        norm = norm.clamp(min=1)  # its sum is 1, so its L1 norm is not below 1
+    norm = norm.clamp(min=smallest_delta(options))
     return norm if skip is None else norm.masked_fill(skip, 1)
 
 
