@@ -108,8 +108,11 @@ class Tally:
     def __init__(self, sums: Tensor | None = None, counts: Tensor | None = None) -> None:
         self.sums, self.counts = sums, counts
 
-    def add(self, p: Tensor, address: Tensor, skip: Tensor | None) -> None:
-        """Adds a block, whose p is 0 at positions to skip."""
+    def add(self, p: Tensor, address: Tensor, skip: Tensor | None, m: Tensor) -> None:
+        """Adds a block, whose p is 0 at positions to skip, but for samples whose logits are not finite."""
+        outside = _outside(m, skip)
+        if outside is not skip:
+            p, skip = silence(p, outside), outside
         if address.dim() == 1:
             counts = _counts(p, address, skip)
             if p.shape[1] <= _MANY_CLASSES and eager_cpu(p):
@@ -143,6 +146,15 @@ class Tally:
             return table.lerp_(means, weight)
         moved = table.lerp(means, weight)
         return table.copy_(moved) if inplace else moved
+
+
+def _outside(m: Tensor, skip: Tensor | None) -> Tensor | None:
+    """The positions that do not enter the table: those to skip, and samples with NaN or infinite logits, whose
+    maximum m is not finite. One of these would make a row NaN for good."""
+    if eager_cpu(m) and math.isfinite(m.sum().item()):
+        return skip
+    broken = ~m.isfinite()
+    return broken if skip is None else skip | broken
 
 
 def _sums_of_many(p: Tensor, rows: Tensor) -> Tensor:
@@ -292,17 +304,17 @@ def _look(
             p = probabilities(c, skipped, room=cut(room, block))
             address = _search(c, ranks, index, spare)
         if momentum is not None and not together:
-            tally.add(p, address, skipped)
+            tally.add(p, address, skipped, m)
         looks.append(_Look(block, m, c if room is None else None, p, address))
     if momentum is None:
         return looks, table
     if together and room is not None:
-        p, address = room, torch.cat([look.address for look in looks])
+        p, m, address = room, torch.cat([look.m for look in looks]), torch.cat([look.address for look in looks])
     if few:
-        _step_named_rows(table, p, address, skip, momentum)
+        _step_named_rows(table, p, address, _outside(m, skip), momentum)
         return looks, table
     if together:
-        tally.add(p, address, skip)
+        tally.add(p, address, skip, m)
     return looks, tally.step(table, momentum, inplace, alone)
 
 
