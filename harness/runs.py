@@ -1,8 +1,8 @@
 """Run directories: what a run is called, what is written into it and in which order, and reading it back.
 
-``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start; when the run ends, as far as there are
-such, curve.csv (a line per batch), series.csv (learning curves) and files/ (pictures); and result.json last: where that
-file is, the run is finished. Files appear whole or not at all.
+``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start; when the run ends, curve.csv (a line
+per batch), series.csv (learning curves) and files/ (pictures), if present, and result.json last: a run with that file
+is finished. Files appear whole or not at all.
 """
 
 from __future__ import annotations
