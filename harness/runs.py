@@ -38,6 +38,8 @@ NAMED_PATHS = frozenset(  # likewise where they hold text; their null is in the 
 FIRST_NAMES = {  # of classes that moved: an id holds the name under which a class first appeared
     "harness.search.dem_star.DEMStar": "tasks.search.dem_star.DEMStar",
     "tasks.common.noloss.no_loss": "tasks.noloss.no_loss",
+    "tasks.segmentation.protocol.Protocol": "tasks.segmentation.schedule.Schedule",
+    "tasks.semi.protocol.Protocol": "tasks.semi.regime.Regime",
     **{
         f"tasks.common.generated.{name}": f"tasks.tta.data.{name}"
         for name in ("GeneratedCIFAR10C", "GeneratedCIFAR100C")
