@@ -29,12 +29,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dembench.lookup import lookup
-from dembench.tasks.base import PRECISIONS, ConfigError
-from dembench.tasks.common import parts
+from dembench.tasks.base import PARTS, PRECISIONS, ConfigError
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
-VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": parts.NAMES}
+LABEL = "_label_"  # key of a group's file: how results call it and judge it; it is no argument and in no id
+NOT_SET = ("choices", "labels", "task")  # nodes whose values no one sets
+VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": PARTS}
 Words = dict[str, Any]  # a run: key as on the command line -> plain value
 
 
@@ -196,7 +197,8 @@ def compose(
         words: overrides as a user writes them, or a mapping from keys to plain values.
         config_dir: own configurations, beside the package's.
         complete: refuse values that the user has to give and has not given.
-    Returns: the configuration, unresolved, with a node ``choices`` of the names chosen per group.
+    Returns: the configuration, unresolved, with nodes ``choices``, the names chosen per group, and
+        ``labels``, how results call them.
     Raises: ConfigError, one line, with the valid names and the nearest ones.
     """
     choice = words if isinstance(words, Choice) else choose(words)
@@ -266,9 +268,9 @@ def flat_keys(cfg: DictConfig) -> list[str]:
     """Every dotted key that a user may set: groups, then top-level values, then the arguments inside the groups."""
     inside = []
     for name, node in cfg.items_ex(resolve=False):
-        if name not in ("choices", "task") and isinstance(node, DictConfig):
+        if name not in NOT_SET and isinstance(node, DictConfig):
             inside += [f"{name}.{key}" for key in _leaves(node)]
-    top = [str(key) for key, node in cfg.items_ex(resolve=False) if key not in (*GROUPS, "choices")]
+    top = [str(key) for key, node in cfg.items_ex(resolve=False) if key not in (*GROUPS, *NOT_SET)]
     return [*GROUPS, *top, *inside]
 
 
@@ -302,6 +304,7 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     cfg.choices = {g: name.split("/")[-1] if name else None for g, name in chosen.items()}
+    cfg.labels = {g: cfg[g].pop(LABEL) for g in GROUPS if LABEL in (cfg.get(g) or {})}
     return cfg
 
 
@@ -309,7 +312,7 @@ def _set(cfg: DictConfig, key: str, value: Any, new: bool) -> None:
     """Sets a known key to a value of its kind, or a new argument of a known node (``+key=value``)."""
     parent_key, _, leaf = key.rpartition(".")
     parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
-    if key.split(".")[0] in ("choices", "task") or not isinstance(parent, DictConfig):
+    if key.split(".")[0] in NOT_SET or not isinstance(parent, DictConfig):
         _unknown_key(cfg, key)
     if leaf not in parent:
         if not new or not parent_key:

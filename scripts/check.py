@@ -89,9 +89,10 @@ def parts(options: argparse.Namespace) -> list[Any]:
 
 
 def tests(workers: int) -> list[str]:
-    """pytest on the files that have tests for a GPU; without workers in one process."""
-    files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
-    flags = ["-m", "gpu", "-p", f"{__package__}.gpu.outcomes", "-p", "no:cacheprovider", "--tb=short", "-q", "-ra"]
+    """pytest on the files that can have tests for a GPU, those with the marker's name; no workers: in one process."""
+    files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if ".gpu" in file.read_text()]
+    plugins = ["-p", f"{__package__}.gpu.outcomes", "-p", "no:cacheprovider"]
+    flags = ["-m", "gpu", "--continue-on-collection-errors", "--tb=short", "-q", "-ra", *plugins]
     parallel = ["-n", str(workers)] if workers else []
     return [sys.executable, "-m", "pytest", "--rootdir", str(ROOT), *flags, *parallel, *files]
 

@@ -112,11 +112,11 @@ def state_of(group: str, name: str, task: str, config_dir: Path | None) -> tuple
 
     Returns: "here", "library" (its weights are downloaded on first use), "missing" or, for other groups, ""; and why.
     """
+    if group not in ("data", "model"):
+        return "", ""
     from dembench.harness.compose import ConfigError, compose
     from dembench.harness.suite.available import data_state, model_state
 
-    if group not in ("data", "model"):
-        return "", ""
     try:
         node = compose({"task": task, group: name}, config_dir, complete=group == "data")[group]
     except ConfigError as error:

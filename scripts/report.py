@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="about how many to draw where comparisons are many; 0: none (default: 120)",
     )
+    p.add_argument("--readme", type=Path, metavar="FILE", help="also make the marked tables of this Markdown file anew")
     return p
 
 
@@ -38,10 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         page = write_report(args.runs, args.out, with_figures=args.figures != 0, most_figures=args.figures)
+        if args.readme is not None:
+            rewrite_readme(args.readme, args.runs, page.parent)
     except (ValueError, OSError) as error:
         return fail(f"dembench report: {error}")
     print(page)
     return 0
+
+
+def rewrite_readme(readme: Path, runs: list[Path], out: Path) -> None:
+    from dembench.report.page.readme import rewrite
+    from dembench.report.read.load import load
+
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(rewrite(text, load(runs).runs, out / "tables"), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--engine", metavar="NAME", help="inline (this process), processes (the default) or ray")
     where.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs or GPUs allow); 0: inline")
     where.add_argument("--gpus", metavar="0,1", help="of this machine, for processes (default: all that are visible)")
-    where.add_argument("--gpus-per-run", type=float, metavar="X", help="0.5 puts two runs on a GPU (default 1)")
+    where.add_argument(
+        "--gpus-per-run", type=float, metavar="X", help="0.5 puts two runs on a GPU (default: by memory)"
+    )
     where.add_argument("--cpus-per-run", type=float, metavar="X", help="default: the run's threads, which are 1")
     where.add_argument("--address", metavar="A", help="of the Ray cluster: auto (default), HOST:PORT, ray://HOST:PORT")
     return p
@@ -104,7 +106,7 @@ def sweep(
     labels = sweeps.labels(planned)
     if not missing:
         print(f"{len(planned)} runs: {len(planned)} done, 0 to run", file=sys.stderr)
-    engine = choose(settings, planned) if missing else None
+    engine = choose(settings, planned, times) if missing else None
     if engine is not None:
         print(f"{plan_line(planned, settings, engine.slots, times)}", file=sys.stderr)
     if dry_run:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor  # the report reads runs without PyTorch
 
+PARTS = ("all", "search", "rest")  # of the data, see tasks.common.parts
 PRECISIONS = ("fp32", "bf16")  # bf16: autocast where the task says so
 
 
@@ -109,7 +110,10 @@ class Method(Protocol):
 
 
 class Task(Protocol):
-    """A protocol over data and a model. ``len()`` is the number of Points and Scalars that ``run`` will yield."""
+    """A protocol over data and a model. ``len()`` is the number of Points and Scalars that ``run`` will yield.
+
+    A class may have ``auto_device = "cpu"``: what device=auto means for it where there is a GPU, too.
+    """
 
     def __len__(self) -> int: ...
 

@@ -25,7 +25,7 @@ SCHEMA = 1
 TARGET = "dembench.harness.search.dem_star.DEMStar"
 FOLDER = "searches"
 NAMED = tuple(group for group in GROUPS if group != "loss")
-NOT_SEARCHED = ("choices", "task", "loss", "seed", "part", "force", "progress", "logger")  # of a configuration
+NOT_SEARCHED = ("choices", "labels", "task", "loss", "seed", "part", "force", "progress", "logger")  # in no identity
 
 
 class NotSearched(ConfigError):

@@ -7,7 +7,7 @@ import numpy as np
 from dembench.report.figures.drawing import COLOURS, GREY, SPARE, STYLE, Figure, canvas
 from dembench.report.judge.group import Block
 from dembench.report.judge.verdict import Verdict
-from dembench.report.read.names import LOSS_ORDER, pretty, rank
+from dembench.report.read.names import pretty, rank
 from dembench.report.tables.table import slug
 from dembench.report.tables.wording import points
 
@@ -21,7 +21,7 @@ def forest_figure(block: Block, verdicts: list[Verdict]) -> Figure | None:
     methods = list(dict.fromkeys(verdict.method for verdict in verdicts))
     if len(methods) < 2:
         return None
-    losses = sorted({v.column[0] for v in verdicts}, key=lambda name: (rank(LOSS_ORDER, name), name))
+    losses = sorted({v.column[0] for v in verdicts}, key=lambda name: (rank("loss", name), name))
     figure, axes = canvas(6.8, 0.9 + 0.24 * len(methods) * max(2, len(losses)))
     ax = axes[0][0]
     with matplotlib.rc_context(STYLE):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dembench.report.read import runs_csv
+from dembench.report.read import names, runs_csv
 from dembench.report.read.record import Directory, Store, clean, lines
 
 RUN_FILES = ("result.json", "config.yaml", "environment.json", "curve.csv", "series.csv")
@@ -55,6 +55,7 @@ class Run:
     config: dict[str, Any]
     environment: dict[str, Any]
     fingerprints: dict[str, str]
+    labels: dict[tuple[str, str], names.Label]
     command: str
     store: Store
 
@@ -168,6 +169,7 @@ def load(roots: list[Path]) -> Collection:
         except BROKEN as error:
             unreadable.append(Aside(clean(store.name), clean(f"{type(error).__name__}: {error}")[:LONGEST]))
             continue
+        names.learn(run.labels)
         first = runs.setdefault(run.id, run)
         if first is not run:
             same = first.scores == run.scores
@@ -250,6 +252,18 @@ def read_run(store: Store, shared: Shared) -> Run:
         config={str(key): shared(value) for key, value in dict(record.get("config") or {}).items()},
         environment=shared(dict(record.get("environment") or {})),
         fingerprints=shared({str(k): str(v) for k, v in (record.get("fingerprints") or {}).items()}),
+        labels=shared(labels_of(record)),
         command=str(record.get("command") or ""),
         store=store,
     )
+
+
+def labels_of(record: dict[str, Any]) -> dict[tuple[str, str], names.Label]:
+    """What a record says of its task, method and loss, by (group, name); the presets of a method share its name."""
+    found: dict[tuple[str, str], names.Label] = {}
+    preset = ((record.get("config") or {}).get("method") or {}).get("preset")
+    for group in names.LABELLED:
+        if (label := dict(record.get("labels") or {}).get(group)) and record[group] is not None:
+            name = str(record[group])
+            found[group, name.removesuffix(f"_{preset}") if group == "method" else name] = names.checked(label)
+    return found

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dembench.report.read.names import COSTS, METRICS
+from dembench.report.read.names import COSTS, metrics_of
 from dembench.report.read.record import SCHEMA, clean
 
 NAMES = ("task", "data", "model", "protocol", "method", "loss", "status")
@@ -37,11 +37,11 @@ class Row:
         row = {**dict.fromkeys(OPTIONAL, ""), **clean(self._row)}
         config: dict[str, Any] = {"seed": int(row["seed"]), "choices": {"method": row["method"], "loss": row["loss"]}}
         fingerprints, rows, cost = {}, [], {}
+        metrics = {metric.column: metric for metric in metrics_of(row["task"]).values()}
         for column, text in row.items():
             if text == "" or column in NEEDED or column in OPTIONAL:
                 continue
-            if column in BY_LABEL:
-                metric = BY_LABEL[column]
+            if metric := metrics.get(column):
                 value = float(text) / metric.scale
                 rows.append({"slice": "mean", "metric": metric.name, "value": value, "unit": "", "n": 0})
             elif column in COST_BY_LABEL:
@@ -127,5 +127,4 @@ def settings(text: str) -> dict[str, Any]:
     return {key: parse(value) for key, value in items}
 
 
-BY_LABEL = {metric.column: metric for metric in reversed(METRICS.values())}
 COST_BY_LABEL = {label: name for name, (label, _) in COSTS.items()}

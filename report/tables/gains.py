@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dembench.report.judge.comparisons import Family, median, time_ratios
 from dembench.report.judge.significance import Ranking, SignedRanks, holm
 from dembench.report.judge.stats import Pooled
-from dembench.report.read.names import LOSS_ORDER, Metric, pretty, rank
+from dembench.report.read.names import Metric, pretty, rank
 from dembench.report.tables.table import Column, Entry, Table, number, plain
 from dembench.report.tables.wording import COLLAPSED
 
@@ -18,7 +18,7 @@ COVERS = {"seeds": "seeds", "cells": "cells", "": "no interval"}
 
 def losses_in(found: Sequence[Family]) -> list[str]:
     names = {loss for family in found for loss in family.losses}
-    return sorted(names, key=lambda name: (rank(LOSS_ORDER, name), name))
+    return sorted(names, key=lambda name: (rank("loss", name), name))
 
 
 def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | None) -> Table:

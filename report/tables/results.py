@@ -9,7 +9,7 @@ from typing import Any
 from dembench.report.judge.group import DEFAULT_LR, Block, Cell, Key, leaf, show
 from dembench.report.judge.ranking import RULE, leaders, ranks
 from dembench.report.judge.stats import Estimate
-from dembench.report.read.names import METRICS, Metric, mean_of, pretty
+from dembench.report.read.names import Metric, mean_of, metric_of, metrics_of, pretty
 from dembench.report.tables.table import Column, Entry, Table, capital, number, plain, slug
 from dembench.report.tables.wording import COLLAPSED, FEW, NAN, describe, points, settings_of, slice_labels
 
@@ -201,8 +201,8 @@ def slice_metric(block: Block) -> Metric:
     """The block's metric where its slices have it, else the first known one that they have: recall of each class under
     an accuracy over all of them."""
     recorded = {metric for run in block.runs for part, metric in run.scores if part != "mean"}
-    names = (block.metric.name, *PER_CLASS, *METRICS)
-    return next((METRICS.get(name, block.metric) for name in names if name in recorded), block.metric)
+    names = (block.metric.name, *PER_CLASS, *metrics_of(block.task))
+    return next((metric_of(block.task, name) for name in names if name in recorded), block.metric)
 
 
 def picked_cells(block: Block) -> list[tuple[Cell, str]]:

@@ -17,8 +17,8 @@ LARGEST = 1 << 26  # pixels, before decoding and after a resize: 200 MB as RGB
 LONGEST = 256  # times the shorter side: a side of 224 after a resize leaves 13 million pixels
 
 
-def load(file: str | Path | bytes, where: str | None = None) -> Image.Image:
-    """An image in its own mode, decoded.
+def load(file: str | Path | bytes, where: str | None = None, *, pixels: bool = True) -> Image.Image:
+    """An image in its own mode, decoded; without ``pixels`` its header alone.
 
     Args:
         file: its path or its bytes.
@@ -30,7 +30,8 @@ def load(file: str | Path | bytes, where: str | None = None) -> Image.Image:
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             check_size(*image.size, where)
-            image.load()
+            if pixels:
+                image.load()
             return image
     except ConfigError:
         raise

@@ -101,27 +101,32 @@ def arrange(names: Iterable[str], folders: Iterable[str] = (), *, where: str, wr
     images, left_out = _images(names)
     splits = _splits(images, where, wrapped)
     outside: tuple[str, ...] = next(iter(splits))[:-1] if splits else _wrapping(images) if wrapped else ()
+    beside = None if "train" in splits.values() else "all"  # beside train/ other folders are no classes
     found: dict[str, Files] = {part: {} for part in splits.values()}
-    alone = "all" if "train" not in found else None  # beside train/ other folders are no classes
     for image in images:
-        part, depth = splits.get(image[: len(outside) + 1]) if splits else None, len(outside) + 1
-        if part is None:
-            part, depth = alone, len(outside)
+        name, depth = "/".join(image), len(outside)
+        part = beside
+        if image[: depth + 1] in splits:
+            part, depth = splits[image[: depth + 1]], depth + 1
         rest = image[depth:]
         if part is None or image[: len(outside)] != outside:
-            left_out.setdefault("beside the split folders", []).append("/".join(image))
+            left_out.setdefault("beside the split folders", []).append(name)
         elif len(rest) < 2:
-            left_out.setdefault("outside of class folders", []).append("/".join(image))
-        elif any(name.casefold() in SPLITS for name in rest[1:-1]):
-            raise ConfigError(f"{where}: {'/'.join(image)}: a split inside a class; expected <split>/<class>/<image>")
+            left_out.setdefault("outside of class folders", []).append(name)
+        elif any(inner.casefold() in SPLITS for inner in rest[1:-1]):
+            raise ConfigError(f"{where}: {name}: a split inside a class; expected <split>/<class>/<image>")
         else:
             found.setdefault(part, {}).setdefault(rest[0], []).append("/".join(rest))
-    places = {part: folder for folder, part in splits.items()} | (
-        {"all": outside} if "all" in found or not splits else {}
-    )
-    for folder in (tuple(name.split("/")) for name in folders):
+    classes = found.get("all", {})
+    if classes and all(name.casefold() in SPLITS for name in classes):
+        shown = ", ".join("/".join((*outside, name)) for name in sorted(classes))
+        raise ConfigError(f"{where}: pictures in {shown} themselves; expected <split>/<class>/<image>")
+    places = {part: folder for folder, part in splits.items()}
+    if "all" in found or not splits:
+        places["all"] = outside
+    for folder in (tuple(name.split("/")) for name in folders):  # classes, although nothing may be in them
         for part, place in places.items():
-            if folder[:-1] == place and not is_hidden(folder) and (part != "all" or folder not in splits):
+            if folder[:-1] == place and not is_hidden(folder) and folder not in splits:
                 found.setdefault(part, {}).setdefault(folder[-1], [])
     parts = {
         part: {c: sorted(own, key=lambda name: name.rpartition("/")) for c, own in sorted(classes.items())}
@@ -170,6 +175,11 @@ def _wrapping(images: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def file_names(source: Path, layout: str) -> list[str]:
+    """Names of all regular files of a folder or an archive, relative; raises what archives and links raise."""
+    return list(member_sizes(source, layout)) if source.is_file() else walk(source).files
 
 
 def contents(source: Path, layout: str, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:

@@ -15,11 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dembench.tasks.base import Note
+from dembench.tasks.base import PARTS, Note
 from dembench.tasks.common.draws import generator
 
-ALL = "all"
-NAMES = (ALL, "search", "rest")
+ALL = PARTS[0]
 KEYS = ("part", "search_share", "search_seed")  # of a configuration; a run on all of the data is recorded without them
 
 

@@ -75,6 +75,7 @@ class Minigrid:
     """
 
     splits = False  # the search of DEM* has seeds of its own
+    auto_device = "cpu"  # a small network and one step at a time: a GPU would mostly wait
     searched = "layouts of other seeds, in training and evaluation"
 
     def __init__(

@@ -48,7 +48,7 @@ class Preprocess:
         return f"{side} to {self.resize} ({self.interpolation}), centre crop {self.crop}"
 
     def __call__(self, image: Image.Image, where: str = "an image") -> np.ndarray:
-        """RGB uint8 (crop, crop, 3); raises ConfigError, naming ``where``, where the resized image would be too large."""
+        """RGB uint8 (crop, crop, 3). Raises: ConfigError, naming ``where``, for a resized image that is too large."""
         image = image.convert("RGB")
         width, height = image.size
         if self.squash:

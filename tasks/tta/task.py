@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, ConfigError, Event, Flag, Method, Note, Point, Row
 from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
+from dembench.tasks.common.devices import send
 from dembench.tasks.common.digits_nets import keep_classes
 from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics, is_collapsed
 from dembench.tasks.common.parts import DataPart
@@ -188,9 +189,7 @@ class CorruptionTTA:
         else:
             batches = images[order].batches(size)
         for start, batch in zip(range(0, len(order), size), batches, strict=True):
-            if self.device.type == "cuda" and not batch.is_cuda:
-                batch = batch.pin_memory().to(self.device, non_blocking=True)
-            x = batch.float().div_(255).contiguous(memory_format=torch.channels_last)
+            x = send(batch, self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
             now = slice(start, start + size)
             yield x, shown[now], owners[now]
 
@@ -224,8 +223,8 @@ class Scores:
             return
         logits, labels, owners = (torch.cat(column) for column in zip(*self._waiting, strict=True))
         self._waiting = []
-        for number, metrics in enumerate(self.metrics):
-            own = (owners == number).nonzero()[:, 0].to(logits.device)
+        rows = tuple((owners == number).nonzero()[:, 0] for number in range(len(self.metrics)))
+        for own, metrics in zip(send(rows, logits.device), self.metrics, strict=True):
             if len(own):
                 metrics.update(logits[own], labels[own])
 

@@ -15,7 +15,7 @@ from scipy import stats
 from dembench.core import EM
 from dembench.harness.compose import compose, header, options, read_option
 from dembench.harness.figures import STUDIES, densities, descent
-from dembench.harness.sweeps import expand, fit, read_overrides, read_sweep
+from dembench.harness.sweeps import axes, expand, fit, read_overrides, read_sweep
 from dembench.report.read.reference import references
 from dembench.scripts.figure import main
 
@@ -46,18 +46,15 @@ def test_studies_compose_and_take_overrides(name: str):
         assert compose(moved[-1]).seed == 7
 
 
-PAPER = [
-    (name, line[9:].partition(" (")[0])
-    for name in OWN
-    for line in read_option("sweep/study", name).splitlines()
-    if line.startswith("# Paper: ")
-]
+PAPER = [(name, number) for name in OWN for number in range(len(read_sweep(f"study={name}")["paper"]))]
 
 
-@pytest.mark.parametrize(("name", "line"), PAPER)
-def test_what_a_study_says_about_the_paper_can_be_typed(name: str, line: str):
-    """The overrides compose in every grid, and take no values away that the study compares."""
-    overrides, sweep = read_overrides(line.split()), read_sweep(f"study={name}")
+@pytest.mark.parametrize(("name", "number"), PAPER)
+def test_the_papers_settings_of_a_study_fit_it(name: str, number: int):
+    """They compose in every grid, and take no values away that the study compares."""
+    sweep = read_sweep(f"study={name}")
+    overrides = axes(sweep["paper"][number])
+    overrides = {key: ["DIR"] if values == ["???"] else values for key, values in overrides.items()}
     words, _ = fit(expand(sweep, overrides), overrides)
     for key in {json.dumps({k: v for k, v in w.items() if k != "seed"}): w for w in words}.values():
         cfg = compose(key)

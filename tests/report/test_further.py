@@ -35,7 +35,7 @@ def test_what_was_chosen_on_the_test_is_not_ranked(tmp_path: Path):
                 {"slice": "mean", "metric": metric, "value": value + seed * value / 100, "unit": "fraction", "n": 10}
                 for metric in ("accuracy", "accuracy_test_best", "geometric_mean")
             ]
-            make_run(tmp_path, task="semi", rows=rows, loss=loss, seed=seed)
+            make_run(tmp_path, task="longtail", rows=rows, loss=loss, seed=seed)
     table = further_table(only_block(tmp_path))
     marks = {column.title: [row[i].mark for row in table.rows] for i, column in enumerate(table.columns)}
     assert marks["geometric mean of recalls ↑"] == ["", "best"]

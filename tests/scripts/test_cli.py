@@ -175,10 +175,20 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 """
 
 
-def test_help_imports_nothing_heavy() -> None:
+LIST = """
+import sys
+from dembench.scripts.cli import main
+for argv in (["list", "loss"], ["list", "study"], ["list", "method"]):
+    assert main(argv) == 0
+sys.exit("imported torch" if "torch" in sys.modules else 0)
+"""
+
+
+def test_help_imports_nothing_heavy_and_names_need_no_torch() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 0, done.stderr
+    for code in (LIGHT, LIST):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("module", ["run", "sweep", "list", "report", "demo"])

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from dembench.tasks.common.corruptions.draws import Draws
 from dembench.tasks.common.corruptions.recipes import CIFAR, Recipe
+from dembench.tasks.common.decoding import decode
 
 PHOTOS = ("frost1", "frost2", "frost3", "frost4", "frost5")  # the original names six and never draws the sixth
 WHERE = (
@@ -67,11 +67,7 @@ def load_photos(folder: str | Path, recipe: Recipe = CIFAR, side: int = 32) -> t
 @lru_cache(maxsize=32)
 def _load(path: Path, changed: int, recipe: Recipe, side: int) -> Tensor:
     """One photo; ``changed`` is the file's time, so that another file under the same name is read anew."""
-    try:
-        with Image.open(path) as file:
-            photo = np.array(file.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"frost: {str(path)!r} cannot be read as an image: {error}") from error
+    photo = np.array(decode(path, f"frost: {str(path)!r}"))
     if recipe.package:
         return _enlarged(torch.from_numpy(photo).permute(2, 0, 1), side)
     height, width = (round(extent / recipe.shrink) for extent in photo.shape[:2])

@@ -14,9 +14,9 @@ from PIL import Image
 from dembench.tasks.common.choice import balanced_subset
 from dembench.tasks.common.corruptions import CORRUPTIONS, corrupt
 from dembench.tasks.common.corruptions.recipes import IMAGECORRUPTIONS, IMAGENET
+from dembench.tasks.common.generated import GeneratedCIFAR10C
 from dembench.tasks.common.wnids import imagenet_wnids
 from dembench.tasks.tta import photographs
-from dembench.tasks.tta.data import GeneratedCIFAR10C
 from dembench.tasks.tta.images import Preprocess
 from dembench.tasks.tta.photographs import GeneratedImageNetC, Photographs
 
