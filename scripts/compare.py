@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = " ".join([args.a, args.b, *args.more])
         return fail(f"dembench compare: expected two sides, got {words!r}; quote each side, as in 'runs loss=em'")
     from dembench.report.judge.compare import compare
-    from dembench.report.read.selection import read, side
+    from dembench.report.judge.selection import read, side
 
     try:
         found = compare(*(read(side(text, args.runs)) for text in (args.a, args.b)), args.metric)
@@ -79,8 +79,8 @@ def write_tables(found: Compared, a: str, b: str) -> None:
     from rich.text import Text
 
     from dembench.report.judge.compare import described
+    from dembench.report.judge.wording import number
     from dembench.report.read.names import pretty
-    from dembench.report.tables.table import number
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(Text(f"A  {a}: {count(len(found.a), 'run')}\nB  {b}: {count(len(found.b), 'run')}"))
@@ -138,14 +138,14 @@ def style(verdict: int) -> str:
 
 
 def spread_text(score: Estimate, digits: int) -> str:
-    from dembench.report.tables.table import number
+    from dembench.report.judge.wording import number
 
     return number(score.mean, digits) + (f" ± {number(score.sd, digits)}" if score.sd is not None else "")
 
 
 def interval_text(found: Estimate | Pooled, digits: int) -> str:
     """An interval, or why there is none."""
-    from dembench.report.tables.table import number
+    from dembench.report.judge.wording import number
 
     if found.low is not None and found.high is not None:
         return f"[{number(found.low, digits, sign=True)}, {number(found.high, digits, sign=True)}]"

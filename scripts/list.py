@@ -61,9 +61,9 @@ def list_runs(path: Path) -> int:
     from rich.text import Text
 
     from dembench.report.judge.group import method_of
+    from dembench.report.judge.wording import number
     from dembench.report.read.load import load
     from dembench.report.read.names import primary
-    from dembench.report.tables.table import number
 
     try:
         found = load([path])

@@ -112,7 +112,7 @@ class Method(Protocol):
 class Task(Protocol):
     """A protocol over data and a model. ``len()`` is the number of Points and Scalars that ``run`` will yield.
 
-    A class may have ``auto_device = "cpu"``: what device=auto means for it where there is a GPU, too.
+    A class attribute ``auto_device`` of "cpu" keeps ``device=auto`` on the CPU where there is a GPU.
     """
 
     def __len__(self) -> int: ...

@@ -8,8 +8,9 @@ import numpy as np
 
 from dembench.report.figures.drawing import INK, STYLE, Figure, canvas, colour_of, line_of
 from dembench.report.judge.group import Block, Cell, Key
+from dembench.report.judge.wording import number
 from dembench.report.read.names import Metric, pretty
-from dembench.report.tables.table import number, slug
+from dembench.report.tables.table import slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dembench.report.figures.drawing import GREY, INK, STYLE, Figure, canvas
+from dembench.report.judge.wording import number, plain
 from dembench.report.read.names import Metric, metrics_of, pretty
-from dembench.report.tables.table import Column, Entry, Table, number, plain, slug
+from dembench.report.tables.table import Column, Entry, Table, slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,12 +13,12 @@ import numpy as np
 
 from dembench.lookup import lookup
 from dembench.report.judge.group import contexts_of, label, leaf, method_of, setting_of, show
+from dembench.report.judge.selection import NAMES
 from dembench.report.judge.stats import Estimate, Pooled, estimate, paired, pooled
+from dembench.report.judge.wording import run_label
 from dembench.report.read.load import Run
 from dembench.report.read.names import COSTS, Metric, pretty, primary, rank
 from dembench.report.read.names import metric_of as metric_named
-from dembench.report.read.selection import NAMES
-from dembench.report.tables.wording import run_label
 
 Features = dict[str, Any]
 Difference = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]

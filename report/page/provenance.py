@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dembench.report.judge.group import Block, method_of
+from dembench.report.judge.wording import run_label
 from dembench.report.read.load import Collection, Run
 from dembench.report.read.names import pretty, rank
-from dembench.report.tables import wording as captions
 
 QUIET = ("adapts", "aggregate", "fisher", "tipi")  # notes on what a method is made of
 
@@ -106,7 +106,7 @@ def commands_of(block: Block) -> list[tuple[str, str, str]]:
 def flags_of(runs: Iterable[Run]) -> list[tuple[str, str, str, str]]:
     """(run id, what it was, kind and slice, message) of each flag."""
     return [
-        (run.id, captions.run_label(run), f"{kind} in {part}" if part else kind, message)
+        (run.id, run_label(run), f"{kind} in {part}" if part else kind, message)
         for run in runs
         if run.status != "ok" or run.flags
         for kind, part, message in run.flags or ((run.status, "", "no detail recorded"),)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dembench.report.judge.compare import Compared, compare, described
+from dembench.report.judge.selection import select, side
 from dembench.report.judge.stats import Estimate, Pooled
+from dembench.report.judge.wording import number
 from dembench.report.read.load import Run
-from dembench.report.read.selection import select, side
-from dembench.report.tables.table import md, number
+from dembench.report.tables.table import md
 
 BLOCK = re.compile(r"<!-- (?P<kind>table|compare)(?P<body>.*?)-->\n(?P<old>.*?)<!-- end -->\n", re.DOTALL)
 SAID = {1: "better", -1: "worse", 0: "not told apart"}

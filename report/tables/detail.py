@@ -7,10 +7,10 @@ from typing import Any
 
 from dembench.report.judge.group import Block, Cell, contexts_of, show
 from dembench.report.judge.stats import Estimate, estimate
+from dembench.report.judge.wording import describe, number, plain, settings_text
 from dembench.report.read.names import COSTS, mean_of, metrics_of, pretty
 from dembench.report.tables.results import flags, row_cells, setting_columns, setting_keys, sortable
-from dembench.report.tables.table import Column, Entry, Table, number, plain, slug
-from dembench.report.tables.wording import describe, parts
+from dembench.report.tables.table import Column, Entry, Table, slug
 
 
 def cost_table(block: Block) -> Table:
@@ -82,7 +82,7 @@ def runs_table(blocks: list[Block]) -> Table:
         method = run.config.get("method")
         preset = method.get("preset") if isinstance(method, dict) else None
         texts = [run.id, run.task, run.data, run.model, run.protocol, run.method, run.loss, run.seed, run.status]
-        texts += [preset or "", parts(method), parts(run.config.get("loss"))]
+        texts += [preset or "", settings_text(method), settings_text(run.config.get("loss"))]
         texts += ["" if (value := contexts[run.id].get(key)) is None else show(value) for key in keys]
         entries = [Entry(str(text)) for text in texts]
         entries += [Entry(repr(v) if math.isfinite(v := run.score(m.name) * m.scale) else "") for m in metrics]

@@ -11,8 +11,9 @@ import numpy as np
 from dembench.report.judge import aggregate
 from dembench.report.judge.aggregate import Interval
 from dembench.report.judge.group import Block, Cell
+from dembench.report.judge.wording import number, plain
 from dembench.report.read.names import Metric, pretty
-from dembench.report.tables.table import Column, Entry, Table, number, plain, slug
+from dembench.report.tables.table import Column, Entry, Table, slug
 
 RETURN, SUCCESS = Metric("return", "return", "", 1, 1, 3), Metric("success", "success rate", "%", 100, 1, 1)
 EPISODE_SD = Metric("episode_sd", "SD over episodes", "", 1, -1, 3)

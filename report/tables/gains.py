@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dembench.report.judge.comparisons import Family, median, time_ratios
 from dembench.report.judge.significance import Ranking, SignedRanks, holm
 from dembench.report.judge.stats import Pooled
+from dembench.report.judge.wording import COLLAPSED, number, plain
 from dembench.report.read.names import Metric, pretty, rank
-from dembench.report.tables.table import Column, Entry, Table, number, plain
-from dembench.report.tables.wording import COLLAPSED
+from dembench.report.tables.table import Column, Entry, Table
 
 PARTS = ("gain", "low", "high", "cells")
 COVERS = {"seeds": "seeds", "cells": "cells", "": "no interval"}

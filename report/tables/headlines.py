@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dembench.report.figures.forest import best_per_method
 from dembench.report.judge.group import Block, Cell
 from dembench.report.judge.ranking import leaders
-from dembench.report.judge.verdict import Verdict, said
+from dembench.report.judge.verdict import Verdict, best_per_method, said
+from dembench.report.judge.wording import gain_text, number, points
 from dembench.report.read.names import pretty, rank
-from dembench.report.tables.results import gain_text
-from dembench.report.tables.table import number
-from dembench.report.tables.wording import points
 
 BASELINES = ("source", "norm", "zero_shot")
 

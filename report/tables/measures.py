@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dembench.report.judge.group import Block, Cell
 from dembench.report.judge.ranking import RULE, ranks
+from dembench.report.judge.wording import COLLAPSED, NAN, describe, number, plain
 from dembench.report.read.names import Metric, mean_of, metrics_of, pretty
 from dembench.report.tables.results import flags, footnotes, picked_cells
-from dembench.report.tables.table import Column, Entry, Table, number, plain, slug
-from dembench.report.tables.wording import COLLAPSED, NAN, describe
+from dembench.report.tables.table import Column, Entry, Table, slug
 
 
 def further_table(block: Block) -> Table | None:

@@ -33,9 +33,9 @@ def content_hashes(paths: Sequence[str | Path], cache: str | Path | None = None)
     """
     if not paths:
         return []
-    store = (
-        cache_folder(cache) / "hashes" / f"{short_hash(os.path.commonpath([os.path.abspath(p) for p in paths]))}.bin"
-    )
+    paths = list(map(str, paths))
+    place = os.path.commonpath([os.path.abspath(path) for path in (min(paths), max(paths))])
+    store = cache_folder(cache) / "hashes" / f"{short_hash(place)}.bin"
     known = _read(store)
     keys = list(map(_key, paths))
     unknown = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
@@ -60,18 +60,18 @@ def path_hash(path: str | Path, cache: str | Path | None = None) -> str:
     path = Path(path).expanduser()
     if path.is_dir():
         names = [name for name in walk(path).files if not is_hidden(name.split("/"))]
-        return names_hash(names, content_hashes([path / name for name in names], cache))
+        return names_hash(names, content_hashes([f"{path}/{name}" for name in names], cache))
     return content_hashes([path], cache)[0].hex() if path.exists() else "absent"
 
 
-def _key(path: str | Path) -> Key:
+def _key(path: str) -> Key:
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):
         raise ConfigError(f"{path} is not a regular file")
     return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
-def _hash(path: str | Path) -> bytes:
+def _hash(path: str) -> bytes:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

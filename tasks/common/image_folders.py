@@ -193,7 +193,7 @@ def contents(source: Path, layout: str, wanted: Collection[str]) -> Iterator[tup
 
 def fingerprint(root: Path, names: Sequence[str], cache: str | Path | None = None) -> str:
     """The sha256, hexadecimal, of names and bytes of files in ``root``."""
-    return names_hash(names, content_hashes([root / name for name in names], cache))
+    return names_hash(names, content_hashes([f"{root}/{name}" for name in names], cache))
 
 
 def remark(total: int, left_out: Mapping[str, Sequence[str]]) -> tuple[Note, ...]:

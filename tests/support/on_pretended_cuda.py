@@ -1,12 +1,13 @@
 """Steps of every task, method and loss on the pretended device; ``tests/tasks/test_pretended_cuda.py`` runs them.
 
-The tables say how often a step may make the host wait, where that is not never.
+``TTA_WAITS`` says how often a step may make the host wait, where that is not never.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tta_models import FeatureNet
 from tta_pairs import LOSSES as TTA_LOSSES
 
 from dembench import core
+from dembench.harness.experiment import make_repeatable, without_fixed_order
 from dembench.tasks.base import Flag, Row
 from dembench.tasks.longtail.data import LongTailData
 from dembench.tasks.longtail.task import LongTail
@@ -61,22 +63,23 @@ LOSSES: dict[str, Callable[[], Any]] = {
     "adadem of 10": lambda: core.AdaDEM(10),  # its table is there before the device is known
 }
 TTA_WAITS = {"T3A": 1, "DeYO": 1}  # a batch; they need the number of samples that pass a gate
-UNREPEATABLE: dict[str, set[str]] = {  # by task: operations whose CUDA form has no fixed order
-    "tta": set(),
-    "semi": set(),
-    "prompt": set(),
-    "segmentation": {"upsample_bilinear2d_backward", "nll_loss2d_forward", "_adaptive_avg_pool2d_backward"},
-}
 
 
-def counted(task: str, step: Callable[[], object], *, waits: int = 0) -> None:
-    """One step, of which the table's number of waits is true, and that copies nothing the host has to stay for."""
+@pytest.fixture(autouse=True)
+def repeatable() -> Iterator[None]:
+    """As in a run."""
+    make_repeatable(threads=1)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def counted(step: Callable[[], object], *, waits: int = 0) -> None:
+    """One step: so many waits, no blocking copy, and no operation whose bits may differ from run to run."""
     pretended_cuda.clear()
     step()
     assert pretended_cuda.waits.total() == waits, dict(pretended_cuda.waits)
     assert not pretended_cuda.blocking, dict(pretended_cuda.blocking)
-    names = {key.split(" ")[0] for key in pretended_cuda.unrepeatable}
-    assert names <= UNREPEATABLE[task], dict(pretended_cuda.unrepeatable)
+    assert not pretended_cuda.unrepeatable, dict(pretended_cuda.unrepeatable)
 
 
 def test_devices_and_generators_are_not_mixed() -> None:
@@ -138,6 +141,15 @@ def test_gradients_have_the_values_of_the_cpu() -> None:
         torch.testing.assert_close(cuda, cpu)
 
 
+def test_a_run_says_which_operations_have_no_fixed_order() -> None:
+    with without_fixed_order() as found:
+        for _ in range(2):
+            torch.histc(torch.rand(9, device="cuda"))
+        with pytest.warns(UserWarning, match="other"):
+            warnings.warn("other", stacklevel=1)
+    assert found == ["histc"]
+
+
 # --- corruption TTA
 
 
@@ -149,7 +161,7 @@ def test_tta(name: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, *others = [x.cuda() for x in image_batches(4)]
     method(first)
     for x in others:
-        counted("tta", lambda x=x: method(x), waits=TTA_WAITS.get(name, 0))
+        counted(lambda x=x: method(x), waits=TTA_WAITS.get(name, 0))
     method.reset()
 
 
@@ -190,7 +202,7 @@ def semi_trainer(data: SemiData, kind: Callable[..., Any], loss: Any, regime: Re
 def test_semi(kind: Callable[..., Any], loss: str, digits: SemiData) -> None:
     trainer = semi_trainer(digits, kind, LOSSES[loss]())
     for _ in range(3):
-        counted("semi", trainer._step)
+        counted(trainer._step)
         trainer.done += 1
 
 
@@ -198,7 +210,7 @@ def test_semi_by_adamw_with_resized_crops_of_all_operations(digits: SemiData) ->
     trainer = semi_trainer(digits, FixMatch, None, Regime(8, batch_size=32, optimizer="adamw", eval_every=8))
     trainer.recipe = Recipe(size=8, pad=0, strong_scale=(0.3, 1.0))
     for _ in range(2):
-        counted("semi", trainer._step)
+        counted(trainer._step)
         trainer.done += 1
 
 
@@ -228,7 +240,7 @@ def test_prompt(name: str, loss: str) -> None:
     method = PROMPT[name](prompts, core.AdaDEM(6) if loss == "adadem of 6" else LOSSES[loss]())
     method(features(3))
     views = features(3)
-    counted("prompt", lambda: method(views))
+    counted(lambda: method(views))
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -244,7 +256,7 @@ def test_tpt_of_several_steps(aggregate: Any, encoding: Any) -> None:
         views = features(3)
         if device == "cuda":
             method(views)
-            counted("prompt", lambda method=method, views=views: found.append(method(views)))
+            counted(lambda method=method, views=views: found.append(method(views)))
             found[-1] = found[-1].cpu()
         else:
             found.append(method(views.cpu()))
@@ -302,7 +314,7 @@ def test_segmentation(kind: str, loss: str, net: str) -> None:
     def watched(*args: Any, **kwargs: Any) -> Any:
         found = []
         next(looked)
-        counted("segmentation", lambda: found.append(step(*args, **kwargs)))
+        counted(lambda: found.append(step(*args, **kwargs)))
         return found[0]
 
     trainer.method.train_step = watched
@@ -320,9 +332,9 @@ def test_segmentation_evaluates_without_a_wait_but_one(kind: str) -> None:
         trainer.evaluate(trainer.data.target_test, adapt=True)
     found = []
     adapt = kind == "tent_seg"
-    counted("segmentation", lambda: found.append(trainer.evaluate(trainer.data.target_test, adapt=adapt)))
-    counted("segmentation", found[0].rows, waits=1)
-    counted("segmentation", found[0].rows)
+    counted(lambda: found.append(trainer.evaluate(trainer.data.target_test, adapt=adapt)))
+    counted(found[0].rows, waits=1)
+    counted(found[0].rows)
 
 
 # --- reinforcement learning, which by default stays on the CPU

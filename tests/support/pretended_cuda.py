@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import traceback
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 STRICT = {"cat", "stack", "gather", "scatter", "index_select", "embedding", "mm", "bmm", "addmm", "convolution"}
 UNREPEATABLE = {
     "histc", "kthvalue", "median", "put_", "ctc_loss", "nll_loss2d_forward", "max_unpool2d", "max_unpool3d",
-    "grid_sampler_2d_backward", "grid_sampler_3d_backward", "_embedding_bag", "embedding_dense_backward",
+    "grid_sampler_2d_backward", "grid_sampler_3d_backward", "_embedding_bag",
     "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
     "upsample_trilinear3d_backward", "_upsample_bilinear2d_aa_backward", "_upsample_bicubic2d_aa_backward",
     "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward",
@@ -243,6 +244,8 @@ def _count(function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, An
     weighed = name == "bincount" and len(pytree.tree_leaves((args, kwargs))) > 2
     if name in UNREPEATABLE or weighed or (name == "cumsum" and args[0].is_floating_point()):
         _note(unrepeatable, name)
+        if torch.are_deterministic_algorithms_enabled():
+            warnings.warn(f"{name} does not have a deterministic implementation, but you asked for one", stacklevel=2)
 
 
 def pin(tensor: Tensor, *_: Any) -> Tensor:

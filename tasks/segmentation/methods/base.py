@@ -211,8 +211,11 @@ class UDAMethod(nn.Module, ABC):
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the labelled pixels, nats; 0 where there are none (torch would give NaN)."""
+    count = (labels != IGNORED).sum().clamp(min=1)
+    if logits.is_cuda:  # of maps it adds in no fixed order there
+        logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.flatten()
     total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    return total / (labels != IGNORED).sum().clamp(min=1)
+    return total / count
 
 
 def padding_mask(samples: list[Any], images: Tensor) -> Tensor | None:

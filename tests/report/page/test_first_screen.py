@@ -10,9 +10,10 @@ from scipy import stats
 from dembench.report.figures.critical import critical_figure
 from dembench.report.judge.comparisons import families, ranking
 from dembench.report.judge.group import build_blocks
-from dembench.report.judge.verdict import summary_table, verdicts
+from dembench.report.judge.verdict import verdicts
 from dembench.report.page.first_screen import first_screen
 from dembench.report.read.load import load
+from dembench.report.tables.summary import summary_table
 
 NOISE = (0.0, 0.004, -0.003)
 METRICS = {"semi": ("accuracy", "fraction"), "minigrid": ("return", "return"), "segmentation": ("iou", "fraction")}

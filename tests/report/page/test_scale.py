@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -95,3 +97,22 @@ def test_the_budget_of_figures_is_shared(tmp_path: Path):
     blocks = build_blocks(load([tmp_path]).runs)
     for most, shares in ((60, [6] * 10), (9, [3] * 3), (1, [3])):
         assert [share for *_, share in pages.plan(blocks, [[]] * 10, most)] == shares
+
+
+def test_the_report_needs_neither_torch_nor_a_task(tmp_path: Path):
+    """Everything it draws and writes, in a process of its own."""
+    for loss in ("em", "adadem"):
+        for seed in range(2):
+            make_run(tmp_path / "runs", EM[seed], loss=loss, seed=seed)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from dembench.report import write_report\n"
+        f"write_report([Path({str(tmp_path / 'runs')!r})], Path({str(tmp_path / 'out')!r}))\n"
+        "rooms = {'.'.join(name.split('.')[:2]) for name in sys.modules if name.startswith('dembench.')}\n"
+        "assert rooms <= {'dembench.report', 'dembench.lookup', 'dembench.configs'}, rooms\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "figures" / "reward-curves.png").is_file()

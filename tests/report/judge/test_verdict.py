@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from report_runs import ADADEM, ADADEM_FAST, EM, interval, make_run, only_block, percent
 
-from dembench.report.judge.verdict import summary_table, verdicts
+from dembench.report.judge.verdict import verdicts
+from dembench.report.tables.summary import summary_table
 
 
 def test_verdict_compares_at_equal_and_at_best_rate(golden: tuple[Path, Path]):

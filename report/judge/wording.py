@@ -1,4 +1,4 @@
-"""Sentences of the report: the protocol behind a table, and what each method and loss was set to."""
+"""Words of the report: numbers and gains, the protocol behind a table, and what each method and loss was set to."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from dembench.report.judge.group import Block, label, leaf, method_of, setting_of, show
+from dembench.report.judge.stats import Estimate
 from dembench.report.read.load import Run
 from dembench.report.read.names import Metric, pretty
 
+MINUS = "\N{MINUS SIGN}"
 COLLAPSED, NAN = "†", "‡"
 FEW = 3  # methods whose settings a caption can hold
 SPOKEN: dict[str, Callable[[Any], str]] = {
@@ -20,6 +22,35 @@ SPOKEN: dict[str, Callable[[Any], str]] = {
     "protocol.corruptions": lambda v: f"corruptions {show(v)}" if v else "",
 }
 UNSAID = ("data.num_images", "task.num_images")  # the sizes of the slices say it
+
+
+def number(value: float | None, digits: int, sign: bool = False) -> str:
+    """Fixed-point text with a true minus sign; empty for None."""
+    if value is None:
+        return ""
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.replace("-", "+" if sign else "")
+    return text.replace("-", MINUS)
+
+
+def plain(text: str) -> str:
+    """``number`` for machines: an ASCII minus and no plus."""
+    return text.replace(MINUS, "-").removeprefix("+")
+
+
+def gain_text(gain: Estimate, metric: Metric) -> str:
+    """Signed difference and interval; a single pair, or pairs that are all alike, get no interval and say so."""
+    if not gain.n:
+        return "no pair"
+    mean, low, high = (number(x, metric.digits, sign=True) for x in (gain.mean, gain.low, gain.high))
+    return f"{mean} [{low}, {high}]" if low else f"{mean} ({'1 seed' if gain.n == 1 else 'seeds alike'})"
+
+
+def gain_numbers(gain: Estimate, metric: Metric) -> tuple[str, ...]:
+    if not gain.n:
+        return "", "", "", "0"
+    return *(plain(number(x, metric.digits, sign=True)) for x in (gain.mean, gain.low, gain.high)), str(gain.n)
 
 
 def points(metric: Metric) -> str:
@@ -63,7 +94,7 @@ def listed(values: dict[str, Any]) -> str:
     return ", ".join(f"{leaf(key)} {show(value)}" for key, value in sorted(values.items()))
 
 
-def parts(node: Any) -> str:
+def settings_text(node: Any) -> str:
     """All settings of a method's or loss's node in words."""
     setting = setting_of(node)
     return label("", setting, tuple(key for key, _ in setting))
@@ -71,7 +102,7 @@ def parts(node: Any) -> str:
 
 def run_label(run: Run) -> str:
     """Which run it was, in words."""
-    setting = parts(run.config.get("method"))
+    setting = settings_text(run.config.get("method"))
     method = f"{pretty(method_of(run))} + {pretty(run.loss)}" + (f" ({setting})" if setting else "")
     return f"{run.data} · {run.model} · {run.protocol} · {method}, seed {run.seed}"
 

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from report_runs import EM, interval, make_run, only_block
 
+from dembench.core import DEM, AdaDEM
+from dembench.core import EM as EntropyMinimisation
+from dembench.core import functional as F
 from dembench.report.figures.classes import class_figure
 from dembench.report.figures.rewards import curves
 from dembench.report.figures.sensitivity import rate_figure
@@ -38,33 +42,41 @@ def test_shares_are_sorted_within_each_slice(tmp_path: Path):
     np.testing.assert_allclose(label, [55, 45])
 
 
-def test_reward_curves_equal_the_closed_forms():
-    """Minus the gradients of the paper, for one class with p and nine that share the rest."""
+def test_reward_curves_are_those_of_the_losses_by_autograd():
+    """The closed forms of the report against minus the gradients of the library's losses."""
+
+    def frozen(row: list[float], **options: bool) -> AdaDEM:
+        loss = AdaDEM(10, **options).eval()
+        loss.table = torch.tensor([row] * 10, dtype=torch.float64)
+        return loss
+
+    fresh, easy = [0.1] * 10, [0.9, *[0.1 / 9] * 9]
+    losses = {
+        "EM and its parts": {"EM": EntropyMinimisation(), "CADF (rewards)": F.cadf, "GMC (penalises)": F.gmc},
+        "DEM, α = 1": {f"τ = {tau}": DEM(tau, 1.0) for tau in (0.5, 0.8, 1.0, 1.3, 1.6, 2.0)},
+        "DEM, τ = 1": {f"α = {alpha}": DEM(1.0, alpha) for alpha in (0.0, 0.5, 0.8, 1.0, 1.3, 1.6)},
+        "AdaDEM and its parts": {
+            "EM": EntropyMinimisation(),
+            "AdaDEM, fresh table": frozen(fresh),
+            "AdaDEM, easy class": frozen(easy),
+            "norm only": frozen(fresh, mec=False),
+            "MEC only": frozen(fresh, norm=False),
+        },
+    }
     panels = curves(10)
-    p = panels["EM and its parts"]["EM"].p
-    q = (1 - p) / 9
-    z, z_other = np.log(p), np.log(q)
-    entropy = -(p * z + 9 * q * z_other)
-    em = panels["EM and its parts"]["EM"]
-    np.testing.assert_allclose(em.top, p * (z + entropy), atol=1e-12)
-    np.testing.assert_allclose(em.other, q * (z_other + entropy), atol=1e-12)
-    cadf = p * (z + entropy + 1)
-    np.testing.assert_allclose(panels["EM and its parts"]["CADF (rewards)"].top, cadf, atol=1e-12)
-    np.testing.assert_allclose(panels["EM and its parts"]["GMC (penalises)"].top, -p, atol=1e-12)
-    for panel, name in (("DEM, α = 1", "τ = 1.0"), ("DEM, τ = 1", "α = 1.0")):
-        np.testing.assert_allclose(panels[panel][name].top, em.top, atol=1e-12)
-    np.testing.assert_allclose(panels["DEM, τ = 1"]["α = 0.0"].top, cadf, atol=1e-12)
-    s, s_other = (x ** (1 / 1.3) / (p ** (1 / 1.3) + 9 * q ** (1 / 1.3)) for x in (p, q))
-    energy = -(s * z + 9 * s_other * z_other)
-    np.testing.assert_allclose(panels["DEM, α = 1"]["τ = 1.3"].top, s / 1.3 * (z + energy + 1.3) - p, atol=1e-12)
-    delta = np.abs(cadf) + 9 * np.abs(q * (z_other + entropy + 1))
-    adadem = panels["AdaDEM and its parts"]
-    np.testing.assert_allclose(adadem["AdaDEM, fresh table"].top, (cadf - 0.1) / delta, atol=1e-9)
-    np.testing.assert_allclose(adadem["AdaDEM, easy class"].top, (cadf - 0.9) / delta, atol=1e-9)
-    np.testing.assert_allclose(adadem["MEC only"].top, cadf - 0.1, atol=1e-9)
+    assert {panel: list(lines) for panel, lines in panels.items()} == {k: list(v) for k, v in losses.items()}
+    for panel, lines in panels.items():
+        for name, line in lines.items():
+            p = torch.from_numpy(line.p)[:, None]
+            logits = torch.cat([p.log(), ((1 - p) / 9).log().repeat(1, 9)], 1).requires_grad_()
+            (gradient,) = torch.autograd.grad(losses[panel][name](logits).sum(), logits)
+            np.testing.assert_allclose(line.top, -gradient[:, 0], atol=1e-9, err_msg=f"{panel}: {name}")
+            np.testing.assert_allclose(line.other, -gradient[:, 1], atol=1e-9, err_msg=f"{panel}: {name}")
+    em, adadem = panels["EM and its parts"]["EM"], panels["AdaDEM and its parts"]["AdaDEM, fresh table"]
+    assert (em.p[0], em.p[-1]) == pytest.approx((0.1, 1))
     assert abs(em.top[0]) < 1e-12  # the reward collapses at both ends,
     assert abs(em.top[-1]) < 1e-6
-    assert adadem["AdaDEM, fresh table"].top[-1] == pytest.approx(0.9, abs=1e-6)  # AdaDEM's does not
+    assert adadem.top[-1] == pytest.approx(0.9, abs=1e-6)  # AdaDEM's does not
 
 
 def test_what_varies_alone_gets_a_line(tmp_path: Path):

@@ -12,7 +12,7 @@ import pytest
 from report_runs import ADADEM, EM, interval, make_run, percent
 
 from dembench.report.judge.compare import compare
-from dembench.report.read.selection import Side, read, side
+from dembench.report.judge.selection import Side, read, side
 from dembench.scripts import cli
 
 
