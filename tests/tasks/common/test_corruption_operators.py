@@ -255,7 +255,7 @@ def test_frost_uses_each_photo_and_every_place(photos: Path):
 
 def test_frost_folder_errors_come_before_work(photos: Path):
     images, index = pictures(), torch.arange(12)
-    with pytest.raises(FileNotFoundError, match=r"no folder .*hendrycks/robustness.*give no folder"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*hendrycks/robustness.*say made"):
         corrupt(images, "frost", 1, index, frost=photos / "none")
     (photos / "frost2.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"frost2.png' cannot be read as an image"):
