@@ -7,6 +7,7 @@ from adadem_rank import check_rank
 from torch.testing import assert_close
 
 from dembench import core
+from dembench.core import functional as F
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (10, 150), (1, 5, 4, 4)])

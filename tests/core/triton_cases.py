@@ -10,6 +10,7 @@ import published_losses as published
 import pytest
 import torch
 
+from dembench import core
 from dembench.core import _kernels, _triton
 from dembench.core import functional as F
 
