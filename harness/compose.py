@@ -10,6 +10,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,21 +25,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dembench.lookup import lookup
-from dembench.tasks.base import PRECISIONS
-from dembench.tasks.common import parts
+from dembench.tasks.base import PARTS, PRECISIONS, ConfigError
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
-VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": parts.NAMES}
-
-
-class ConfigError(ValueError):
-    """Something the user can put right; the message is one line."""
+LABEL = "_label_"  # key of a group's file: how results call it and judge it; it is no argument and in no id
+NOT_SET = ("choices", "labels", "task")  # nodes whose values no one sets
+VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": PARTS}
+Words = dict[str, Any]  # a run: key as on the command line -> plain value
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,35 @@ def parse(words: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def to_arguments(words: Words) -> list[str]:
+    """Words as the command line takes them: ``{"seed": 1, "data.frost": None}`` -> ``seed=1 data.frost=null``."""
+    return [f"{key}={as_text(value)}" for key, value in words.items()]
+
+
+def as_text(value: Any) -> str:
+    """A value as ``parse`` reads it back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple, ListConfig)):
+        return f"[{','.join(map(as_text, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{as_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str) and not _plain(value):
+        # Hydra's grammar: backslashes are doubled where a quote follows them, and nowhere else
+        doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", value)
+        return "'" + doubled.replace("'", "\\'") + "'"
+    return str(value)
+
+
+def _plain(text: str) -> bool:
+    """Whether Hydra's grammar reads a text as this text, without quotes."""
+    if not re.fullmatch(r"[\w/.:+@-]+", text, flags=re.ASCII):
+        return False
+    return parse([f"x={text}"])[0].value() == text
+
+
 def choose(words: Sequence[str] | Mapping[str, Any]) -> Choice:
     """Sorts overrides into names per group and values per key.
 
@@ -170,7 +198,8 @@ def compose(
         words: overrides as a user writes them, or a mapping from keys to plain values.
         config_dir: own configurations, beside the package's.
         complete: refuse values that the user has to give and has not given.
-    Returns: the configuration, unresolved, with a node ``choices`` of the names chosen per group.
+    Returns: the configuration, unresolved, with nodes ``choices``, the names chosen per group, and
+        ``labels``, how results call them.
     Raises: ConfigError, one line, with the valid names and the nearest ones.
     """
     choice = words if isinstance(words, Choice) else choose(words)
@@ -240,9 +269,9 @@ def flat_keys(cfg: DictConfig) -> list[str]:
     """Every dotted key that a user may set: groups, then top-level values, then the arguments inside the groups."""
     inside = []
     for name, node in cfg.items_ex(resolve=False):
-        if name not in ("choices", "task") and isinstance(node, DictConfig):
+        if name not in NOT_SET and isinstance(node, DictConfig):
             inside += [f"{name}.{key}" for key in _leaves(node)]
-    top = [str(key) for key, node in cfg.items_ex(resolve=False) if key not in (*GROUPS, "choices")]
+    top = [str(key) for key, node in cfg.items_ex(resolve=False) if key not in (*GROUPS, *NOT_SET)]
     return [*GROUPS, *top, *inside]
 
 
@@ -276,6 +305,7 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     cfg.choices = {g: name.split("/")[-1] if name else None for g, name in chosen.items()}
+    cfg.labels = {g: cfg[g].pop(LABEL) for g in GROUPS if LABEL in (cfg.get(g) or {})}
     return cfg
 
 
@@ -283,7 +313,7 @@ def _set(cfg: DictConfig, key: str, value: Any, new: bool) -> None:
     """Sets a known key to a value of its kind, or a new argument of a known node (``+key=value``)."""
     parent_key, _, leaf = key.rpartition(".")
     parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
-    if key.split(".")[0] in ("choices", "task") or not isinstance(parent, DictConfig):
+    if key.split(".")[0] in NOT_SET or not isinstance(parent, DictConfig):
         _unknown_key(cfg, key)
     if leaf not in parent:
         if not new or not parent_key:

@@ -6,7 +6,8 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from dembench.harness.compose import GROUPS, ConfigError, check_signatures, loca
 from dembench.harness.search import dem_star
 from dembench.tasks.base import Event, Method, Note, Task
 from dembench.tasks.common import parts
+from dembench.tasks.common.cache import short_hash
 from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.hashes import path_hash
 
 Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points and Scalars the whole run has
 
@@ -56,7 +59,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     Raises: ConfigError where the device or a logger asked for is not there.
     """
     cfg = cfg.copy()
-    cfg.device = resolve_device(cfg.device)
+    cfg.device = resolve_device(cfg.device, str(OmegaConf.select(cfg, "task._target_") or ""))
     if cfg.precision == "bf16" and cfg.device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError(f"precision=bf16: {torch.cuda.get_device_name()} cannot; use precision=fp32")
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -64,9 +67,14 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     return parts.without_default(config)
 
 
-def resolve_device(device: str) -> str:
-    """ "auto" to "cuda" where there is one, else "cpu"; raises ConfigError for "cuda" where there is none."""
+def resolve_device(device: str, task: str = "") -> str:
+    """ "auto" to "cuda" where there is one and the task, given by its class, does not prefer the CPU; else "cpu".
+
+    Raises: ConfigError for "cuda" where there is none.
+    """
     there = torch.cuda.is_available()
+    if device == "auto" and there and task and getattr(locate(task, "task"), "auto_device", None) == "cpu":
+        return "cpu"
     if device == "cuda" and not there:
         raise ConfigError("device=cuda: PyTorch finds no CUDA device here; use device=cpu or device=auto")
     return ("cuda" if there else "cpu") if device == "auto" else device
@@ -80,13 +88,33 @@ def seed_all(seed: int) -> None:
 
 
 def make_repeatable(threads: int) -> None:
-    """Sets torch's threads, and algorithms that give the same bits each time where there are such."""
+    """Sets torch's threads, and deterministic algorithms if present."""
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; matrix products are so by torch's default
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in no fixed order
+
+
+@contextmanager
+def without_fixed_order() -> Iterator[list[str]]:
+    """Collects the operations of which torch warns inside that they have no deterministic form on their device."""
+    found: list[str] = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=".* does not have a deterministic implementation")
+        show = warnings.showwarning
+
+        def keep(message: Warning | str, *place: Any, **more: Any) -> None:
+            name, told, _ = str(message).partition(" does not have a deterministic implementation")
+            if not told:
+                show(message, *place, **more)
+            elif name not in found:
+                found.append(name)
+
+        warnings.showwarning = keep
+        yield found
 
 
 @contextmanager
@@ -110,10 +138,19 @@ def user_errors() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def fingerprints(data: Any = None, model: Any = None) -> dict[str, str]:
+def fingerprints(data: Any = None, model: Any = None, config: Mapping[str, Any] | None = None) -> dict[str, str]:
     """What the id has in place of paths; parts that have none are left out."""
     found = {"data": getattr(data, "fingerprint", None), "weights": getattr(model, "weights_id", None)}
-    return {name: str(value) for name, value in found.items() if value is not None}
+    return {name: str(value) for name, value in found.items() if value is not None} | files(config or {})
+
+
+def files(config: Mapping[str, Any]) -> dict[str, str]:
+    """ "files": a hash of the bytes of all that ``runs.NAMED_PATHS`` name, of the text where that names nothing; empty
+    where none of them is given."""
+    texts = runs.named_paths({group: config.get(group) for group in GROUPS if group != "task"})
+    with user_errors():
+        content = {text: path_hash(text) if Path(text).expanduser().exists() else text for text in set(texts.values())}
+    return {"files": short_hash(sorted((key, content[text]) for key, text in texts.items()))} if texts else {}
 
 
 def prepare(cfg: DictConfig) -> Prepared:
@@ -126,7 +163,8 @@ def prepare(cfg: DictConfig) -> Prepared:
     make_repeatable(config["threads"])
     seed_all(config["seed"])
     task = build_task(config)
-    found = fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+    with user_errors():
+        found = fingerprints(getattr(task, "data", None), getattr(task, "model", None), config)
     config, search = dem_star.settle(cfg, config, found)
     with user_errors():
         method = instantiate(config["method"], loss=instantiate(config["loss"]))
@@ -173,7 +211,8 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         for left in directory.glob(".*.tmp"):
             left.unlink()
         environment = runs.environment(config["device"], config["threads"])
-        write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        kept = {key: value for key, value in config.items() if key != "labels"}
+        write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
         runs.write_json(directory / "environment.json", environment)
         started = runs.now()
         checkpoint = directory / "checkpoint.pt"  # of tasks that can continue where they were cut off
@@ -192,7 +231,8 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
             "seed": config["seed"],
             **recorder.body(),
             "cost": cost,
-            "config": config,
+            "labels": config["labels"],
+            "config": kept,
             "fingerprints": prepared.fingerprints,
             **({} if prepared.search is None else {"search": prepared.search}),
             "environment": environment,
@@ -227,18 +267,27 @@ def _measure(
     seed_all(prepared.config["seed"])  # again: preparing draws more numbers when it trains than when it loads
     recorder = runs.Recorder()
     total = len(prepared.task)
+    on_gpu = prepared.config["device"] == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     start, start_cpu = time.perf_counter(), time.process_time()
-    for event in itertools.chain(prepared.notes, prepared.task.run(make_method)):
-        recorder.add(event)
-        log(event)
-        if watch is not None:
-            watch(event, total)
-    if prepared.config["device"] == "cuda":
+    with without_fixed_order() as loose:
+        for event in itertools.chain(prepared.notes, prepared.task.run(make_method)):
+            recorder.add(event)
+            log(event)
+            if watch is not None:
+                watch(event, total)
+    if loose:
+        text = f"not bit-identical from run to run on {prepared.config['device']}: {', '.join(sorted(loose))}"
+        recorder.add(Note("repeatable", text))
+    if on_gpu:
         torch.cuda.synchronize()
-    cost = {
+    cost: dict[str, Any] = {
         "wall_seconds": round(time.perf_counter() - start, 3),
         "cpu_seconds": round(time.process_time() - start_cpu, 3),
     }
+    if on_gpu:
+        cost["peak_gpu_bytes"] = int(torch.cuda.max_memory_allocated())
     for name in ("forward_passes", "backward_passes", "updated"):
         cost[name] = sum(int(getattr(method, name, 0)) for method in made)
     if any(hasattr(method, "resets") for method in made):  # of methods that start again by themselves

@@ -7,7 +7,6 @@ written whatever it says. TensorBoard's files lie in ``<out>/<id>/tensorboard``,
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -17,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from dembench.harness.compose import ConfigError, lookup_or_fail
 from dembench.tasks.base import Event, Point, Row, Scalars
@@ -144,8 +145,7 @@ def _mlflow(config: Mapping[str, Any], id: str, directory: Path) -> Any:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 prefers a database, and asks for this
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     logger = MLFlowLogger(experiment, run_name=_title(config, id), tracking_uri=uri)
-    with open(directory.parent / ".mlflow.lock", "w") as turn:  # two processes would each make the experiment
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with FileLock(directory.parent / ".mlflow.lock"):  # two processes would each make the experiment
         _ = logger.run_id
     return logger
 

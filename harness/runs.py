@@ -1,8 +1,8 @@
 """Run directories: what a run is called, what is written into it and in which order, and reading it back.
 
-``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start; when the run ends, as far as there are
-such, curve.csv (a line per batch), series.csv (learning curves) and files/ (pictures); and result.json last: where that
-file is, the run is finished. Files appear whole or not at all.
+``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start; when the run ends, curve.csv (a line
+per batch), series.csv (learning curves) and files/ (pictures), if present, and result.json last: a run with that file
+is finished. Files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
 from dembench.tasks.common.files import write_atomic
 
@@ -30,11 +32,24 @@ SCHEMA = 1
 PATH_KEYS = frozenset(  # of data and model nodes
     {"root", "source", "frost", "cache", "weights", "subset", "classes", "config_file"}
 )
+NAMED_PATHS = frozenset(  # likewise where they hold text; their null is in the ids of older records
+    {"file", "train", "class_names", "folders"}
+)
 FIRST_NAMES = {  # of classes that moved: an id holds the name under which a class first appeared
     "harness.search.dem_star.DEMStar": "tasks.search.dem_star.DEMStar",
     "tasks.common.noloss.no_loss": "tasks.noloss.no_loss",
+    "tasks.segmentation.protocol.Protocol": "tasks.segmentation.schedule.Schedule",
+    "tasks.semi.protocol.Protocol": "tasks.semi.regime.Regime",
+    **{
+        f"tasks.common.generated.{name}": f"tasks.tta.data.{name}"
+        for name in ("GeneratedCIFAR10C", "GeneratedCIFAR100C")
+    },
+    **{
+        f"tasks.semi.published.{name}": f"tasks.semi.sources.{name}"
+        for name in ("CIFAR", "EuroSAT", "MedMNIST", "STL10", "SemiAves")
+    },
 }
-NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices"})
+NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices", "labels"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
 
@@ -69,7 +84,7 @@ def run_id(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> str:
 
 def _without_paths(node: Any) -> Any:
     if isinstance(node, Mapping):
-        kept = {k: _without_paths(v) for k, v in node.items() if k not in PATH_KEYS}
+        kept = {k: _without_paths(v) for k, v in node.items() if k not in PATH_KEYS and not is_path(k, v)}
         if isinstance(target := kept.get("_target_"), str):
             target = target.removeprefix("dembench.")
             kept["_target_"] = FIRST_NAMES.get(target, target)
@@ -82,6 +97,25 @@ def _without_paths(node: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Valid JSON only: a NaN or an infinity raises ValueError."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def is_path(key: str, value: Any) -> bool:
+    """Whether an option counts by what it names: a text, or texts by name, under one of ``NAMED_PATHS``."""
+    texts = list(value.values()) if isinstance(value, Mapping) else [value]
+    return key in NAMED_PATHS and bool(texts) and all(isinstance(text, str) for text in texts)
+
+
+def named_paths(node: Any, place: str = "") -> dict[str, str]:
+    """Dotted key -> text of all options for which ``is_path`` holds."""
+    found: dict[str, str] = {}
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if is_path(str(key), value):
+                texts = value if isinstance(value, Mapping) else {"": value}
+                found |= {f"{place}{key}.{name}".rstrip("."): text for name, text in texts.items()}
+            else:
+                found |= named_paths(value, f"{place}{key}.")
+    return found
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
@@ -107,14 +141,12 @@ def lock(directory: Path) -> Iterator[None]:
 
     Raises: RunBusy where another process holds it.
     """
-    import fcntl
-
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusy(f"another process is writing {directory}") from None
+    try:
+        held = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise RunBusy(f"another process is writing {directory}") from None
+    with held:
         yield
 
 

@@ -2,15 +2,15 @@
 
 A sweep file has ``base`` (what all runs share) and ``grids``, a list; each grid is a mapping from keys, as on the
 command line, to a value or a list of values, and gives every combination. The grids are put one after the other, so
-that a grid can tie values together (a loss's options to a protocol). What is done is read from the disk: a run with a
-result is done, everything else is missing. ``harness.engines`` runs what is missing.
+that a grid can tie values together (a loss's options to a protocol). A study also has ``paper``, a list of such
+mappings that replace keys for the source's own data and model (``harness.suite.papers``). What is done is read from
+the disk: a run with a result is done, everything else is missing. ``harness.engines`` runs what is missing.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -28,19 +28,21 @@ from dembench.harness import experiment, runs
 from dembench.harness.compose import (
     GROUPS,
     ConfigError,
+    Words,
+    as_text,
     check_signatures,
     compose,
     lookup_or_fail,
     options,
     parse,
     read_option,
+    to_arguments,
 )
 from dembench.harness.search import dem_star
 from dembench.harness.times import Times, past_results
 from dembench.tasks.common import parts
 
 STUDIES = "sweep/study"  # the folder of the sources' tables and figures
-Words = dict[str, Any]  # key -> plain value, as ``harness.compose.choose`` takes them
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,17 @@ def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, A
     if not isinstance(content, DictConfig) or not isinstance(plain, dict):
         raise ConfigError(f"sweep {file_or_name}: expected the keys base and grids")
     for key in plain:
-        lookup_or_fail(str(key), ("base", "grids"), f"key of sweep {file_or_name}")
-    base, grids = plain.get("base") or {}, plain.get("grids")
-    if not isinstance(base, dict) or not isinstance(grids, list) or not all(isinstance(g, dict) for g in grids):
+        lookup_or_fail(str(key), ("base", "grids", "paper"), f"key of sweep {file_or_name}")
+    base, grids, paper = plain.get("base") or {}, plain.get("grids"), plain.get("paper") or []
+    if not isinstance(base, dict) or not _mappings(grids):
         raise ConfigError(f"sweep {file_or_name}: base must be a mapping and grids a list of mappings")
-    return {"base": base, "grids": grids or [{}]}
+    if not _mappings(paper):
+        raise ConfigError(f"sweep {file_or_name}: paper must be a list of mappings")
+    return {"base": base, "grids": grids or [{}], "paper": paper}
+
+
+def _mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, list[Any]]:
@@ -109,14 +117,18 @@ def read_overrides(words: Sequence[str]) -> dict[str, list[Any]]:
     return found
 
 
+def axes(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Values per key of a grid, where a value that is no list stands for itself."""
+    return {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
+
+
 def expand(sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]] | None = None) -> list[Words]:
     """Every run of a sweep, in the order of the file, each once; an override replaces a key in all grids."""
     expanded: dict[str, Words] = {}
     for grid in sweep["grids"]:
-        axes = {k: v if isinstance(v, list) else [v] for k, v in {**sweep["base"], **grid}.items()}
-        axes.update(overrides or {})
-        for values in itertools.product(*axes.values()):
-            words = dict(zip(axes, values, strict=True))
+        varied = axes({**sweep["base"], **grid}) | (overrides or {})
+        for values in itertools.product(*varied.values()):
+            words = dict(zip(varied, values, strict=True))
             expanded.setdefault(json.dumps(words, sort_keys=True), words)
     return list(expanded.values())
 
@@ -183,7 +195,7 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
         raise ConfigError(f"loss=dem_star needs {len(searches)} searches first: {'; '.join(searches)}")
     planned: dict[str, Planned] = {}
     for words, config, key in order:
-        id = runs.run_id(config, found[key])
+        id = runs.run_id(config, found[key] | experiment.files(config))
         directory = Path(config["out"]) / id
         with _named_errors(words), experiment.user_errors():
             result = runs.read_result(directory)
@@ -214,16 +226,16 @@ def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: 
     Returns: what stands for the task's paths in the id.
     """
     words, _, config = alike[0]
-    with _named_errors(words):
+    with _named_errors(words), experiment.user_errors():
         check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
         experiment.seed_all(config["seed"])
         task = experiment.build_task(config)
-    found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+        found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None))
     seen = set()
     for words, cfg, config in alike:
         try:
             with _named_errors(words):
-                config.update(dem_star.settle(cfg, config, found)[0])
+                config.update(dem_star.settle(cfg, config, found | experiment.files(config))[0])
         except dem_star.NotSearched as error:
             searches.setdefault(error.command)
             continue
@@ -251,7 +263,7 @@ def labels(planned: Sequence[Planned]) -> dict[str, str]:
     keys = [key for key in dict.fromkeys((*GROUPS, *itertools.chain(*asked))) if key not in ("seed", *runs.NOT_IN_ID)]
     texts = {run.id: [] for run in planned}
     for key in (*keys, "seed"):
-        values = [_as_text(words.get(key)) for words in asked]
+        values = [as_text(words.get(key)) for words in asked]
         told = dict(zip(map(tuple, texts.values()), values, strict=True))  # what the words so far would make of it
         if all(told[tuple(text)] == value for text, value in zip(texts.values(), values, strict=True)):
             continue
@@ -278,31 +290,3 @@ def estimate(planned: Sequence[Planned], slots: int, times: Times | None = None)
     expected = [times.expected(run.config) for run in planned if not run.done]
     known = [seconds for seconds in expected if seconds is not None]
     return sum(known) / max(1, slots) if known else None
-
-
-def to_arguments(words: Words) -> list[str]:
-    """Words as the command line takes them: ``{"seed": 1, "data.frost": None}`` -> ``seed=1 data.frost=null``."""
-    return [f"{key}={_as_text(value)}" for key, value in words.items()]
-
-
-def _as_text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple, ListConfig)):
-        return f"[{','.join(map(_as_text, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{_as_text(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str) and not _plain(value):
-        # Hydra's grammar: backslashes are doubled where a quote follows them, and nowhere else
-        doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", value)
-        return "'" + doubled.replace("'", "\\'") + "'"
-    return str(value)
-
-
-def _plain(text: str) -> bool:
-    """Whether Hydra's grammar reads a text as this text, without quotes."""
-    if not re.fullmatch(r"[\w/.:+@-]+", text, flags=re.ASCII):
-        return False
-    return parse([f"x={text}"])[0].value() == text

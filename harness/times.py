@@ -1,4 +1,4 @@
-"""How long runs will take, by how long others took."""
+"""How long runs will take, and how much of a GPU's memory, by what others took."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Times:
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[Any, ...], list[float]] = {}
+        self._gpu_bytes: dict[tuple[Any, ...], int] = {}
         self.runs = 0
 
     def add(self, config: Mapping[str, Any], seconds: float) -> None:
@@ -35,13 +36,24 @@ class Times:
 
     def add_result(self, result: Mapping[str, Any]) -> None:
         """A finished run, from its result.json."""
-        self.add(result["config"], result["cost"]["wall_seconds"])
+        config, cost = result["config"], result["cost"]
+        self.add(config, cost["wall_seconds"])
+        for level in LEVELS[:-2]:  # a method alone says little: data and model decide
+            key = _key(config, level)
+            self._gpu_bytes[key] = max(self._gpu_bytes.get(key, 0), int(cost.get("peak_gpu_bytes") or 0))
 
     def expected(self, config: Mapping[str, Any]) -> float | None:
         """Seconds for a run of this configuration; None where no run of its task is known."""
         for level in LEVELS:
             if (found := self._seconds.get(_key(config, level))) is not None:
                 return statistics.fmean(found)
+        return None
+
+    def gpu_bytes(self, config: Mapping[str, Any]) -> int | None:
+        """The most that runs like this one held on a GPU; None where no run with its method and data is known."""
+        for level in LEVELS[:-2]:
+            if found := self._gpu_bytes.get(_key(config, level)):
+                return found
         return None
 
 

@@ -32,7 +32,7 @@ had."""
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench check", description="Check the CUDA device of this machine.", epilog=EPILOG)
     p.add_argument("what", choices=["gpu"], help="the device to check")
-    p.add_argument("--out", type=Path, default=Path("report/gpu"), metavar="DIR", help="of the results (report/gpu)")
+    p.add_argument("--out", type=Path, default=Path("reports/gpu"), metavar="DIR", help="of the results (reports/gpu)")
     p.add_argument("--seconds", type=float, default=480, help="for everything (default 480)")
     p.add_argument("--part", action="append", choices=list(LIMITS), help="only this one; may be given again")
     p.add_argument("--study", metavar="FILE", help="a sweep file to run in the time that is left at the end")
@@ -89,9 +89,10 @@ def parts(options: argparse.Namespace) -> list[Any]:
 
 
 def tests(workers: int) -> list[str]:
-    """pytest on the files that have tests for a GPU; without workers in one process."""
-    files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
-    flags = ["-m", "gpu", "-p", f"{__package__}.gpu.outcomes", "-p", "no:cacheprovider", "--tb=short", "-q", "-ra"]
+    """pytest on the files that can have tests for a GPU, those with the marker's name; no workers: in one process."""
+    files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if ".gpu" in file.read_text()]
+    plugins = ["-p", f"{__package__}.gpu.outcomes", "-p", "no:cacheprovider"]
+    flags = ["-m", "gpu", "--continue-on-collection-errors", "--tb=short", "-q", "-ra", *plugins]
     parallel = ["-n", str(workers)] if workers else []
     return [sys.executable, "-m", "pytest", "--rootdir", str(ROOT), *flags, *parallel, *files]
 

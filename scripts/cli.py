@@ -13,15 +13,17 @@ COMMANDS = {
     "run": "run once: task, method, loss, model, data and protocol by name",
     "sweep": "run a grid of runs, by a file or by name; what is done is skipped",
     "search": "find (tau, alpha) of DEM* on a labelled part of the data",
-    "data": "fetch datasets that lie openly on the web",
+    "data": "download public datasets (checksum-verified)",
     "list": "names that can be used, and whether their data is on this machine",
-    "report": "one page of tables and figures from run directories",
+    "report": "one page of tables and figures from runs",
+    "export": "the records of many runs as one file",
     "compare": "two sets of runs side by side, with paired differences",
     "suite": "many grids under one name: quick, full, paper",
     "demo": "the suite quick: all tasks and losses on embedded data, and the report of it",
-    "figure": "a figure of the sources that is no grid of runs",
+    "figure": "figures not produced by a sweep",
     "bench": "time the losses and the methods",
     "check": "whether all works on the GPU of this machine, and how fast",
+    "kit": "a folder with wheels, this tree and chosen data, for a machine without network",
 }
 
 

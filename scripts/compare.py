@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OVER = {"seeds": "seeds", "cells": "rows"}
 LISTED = 20  # lines on runs without a pair that the terminal shows on each side
 EXAMPLES = """
-A and B are each a folder of runs, filters on the runs of --runs, or both in quotes:
+A and B are each a folder or a file of runs, filters on the runs of --runs, or both in quotes:
 
   dembench compare runs_monday runs_tuesday
   dembench compare loss=em loss=adadem
@@ -33,7 +33,7 @@ every key but those in which A and B have no value in common; these keys are wha
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench compare", description="Compare two sets of runs, pair by pair.", epilog=EXAMPLES)
-    p.add_argument("a", metavar="A", help="folder, KEY=VALUE, or both in quotes: what to compare with")
+    p.add_argument("a", metavar="A", help="folder or file, KEY=VALUE, or both in quotes: what to compare with")
     p.add_argument("b", metavar="B", help="the same: what is compared; a positive gain says that B is better")
     p.add_argument("more", nargs="*", help=argparse.SUPPRESS)
     p.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="for sides without a folder (runs)")
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = " ".join([args.a, args.b, *args.more])
         return fail(f"dembench compare: expected two sides, got {words!r}; quote each side, as in 'runs loss=em'")
     from dembench.report.judge.compare import compare
-    from dembench.report.read.selection import read, side
+    from dembench.report.judge.selection import read, side
 
     try:
         found = compare(*(read(side(text, args.runs)) for text in (args.a, args.b)), args.metric)
@@ -79,8 +79,8 @@ def write_tables(found: Compared, a: str, b: str) -> None:
     from rich.text import Text
 
     from dembench.report.judge.compare import described
+    from dembench.report.judge.wording import number
     from dembench.report.read.names import pretty
-    from dembench.report.tables.table import number
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(Text(f"A  {a}: {count(len(found.a), 'run')}\nB  {b}: {count(len(found.b), 'run')}"))
@@ -109,7 +109,7 @@ def write_tables(found: Compared, a: str, b: str) -> None:
             table.add_section()
             for name, gain in gains.items():
                 mean = Text(number(gain.mean, metric.digits, sign=True), style=style(gain.verdict))
-                words = ["mean of the rows"] + [f"bootstrap over {OVER.get(gain.over)}"] * bool(gain.over)
+                words = ["mean of the rows"] + [f"interval over {OVER.get(gain.over)}"] * bool(gain.over)
                 words += [f"{gain.alone} with one seed left out"] * bool(gain.alone) + [name] * bool(name)
                 interval = interval_text(gain, metric.digits)
                 table.add_row(Text(", ".join(words)), "", "", mean, interval, count(gain.cells, "row"))
@@ -138,14 +138,14 @@ def style(verdict: int) -> str:
 
 
 def spread_text(score: Estimate, digits: int) -> str:
-    from dembench.report.tables.table import number
+    from dembench.report.judge.wording import number
 
     return number(score.mean, digits) + (f" ± {number(score.sd, digits)}" if score.sd is not None else "")
 
 
 def interval_text(found: Estimate | Pooled, digits: int) -> str:
     """An interval, or why there is none."""
-    from dembench.report.tables.table import number
+    from dembench.report.judge.wording import number
 
     if found.low is not None and found.high is not None:
         return f"[{number(found.low, digits, sign=True)}, {number(found.high, digits, sign=True)}]"

@@ -1,4 +1,4 @@
-"""dembench list: names that can be used, and whether what they need is on this machine."""
+"""dembench list: names that can be used, and whether what they need is on this machine; or the runs of a folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ FOR_ALL = ("task", "loss", "sweep", "study", "figure", "suite")  # groups whose 
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser("dembench list", description="Show names, and whether what they need is on this machine.")
-    p.add_argument("group", nargs="?", help=f"one of {', '.join(ORDER)}; all without it")
+    p = Parser(
+        "dembench list",
+        description="Show names, and whether what they need is on this machine; or what runs there are.",
+    )
+    p.add_argument(
+        "group",
+        nargs="?",
+        help=f"one of {', '.join(ORDER)}; all without it; or a folder of runs, a file of `dembench export`, a runs.csv",
+    )
     p.add_argument("--task", help="whose methods, models, data and protocols; those of every task without it")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
+    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
     return p
 
 
@@ -25,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     from dembench.lookup import lookup
 
+    if args.group is not None and args.group not in ORDER and Path(args.group).exists():
+        return list_runs(Path(args.group))
     groups = ORDER
     try:
         if args.group is not None:
@@ -42,6 +51,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             title = group if group in FOR_ALL or args.task else f"{group} of task={task}"
             found[title] = rows(group, task, args.config_dir)
     show(found)
+    return 0
+
+
+def list_runs(path: Path) -> int:
+    """Prints a line for each finished run: names, seed, status and its main number."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from dembench.report.judge.group import method_of
+    from dembench.report.judge.wording import number
+    from dembench.report.read.load import load
+    from dembench.report.read.names import primary
+
+    try:
+        found = load([path])
+    except (ValueError, OSError) as error:
+        return fail(f"dembench list: {str(error).removeprefix('report: ')}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("run", "task", "data", "model", "protocol", "method", "loss", "seed", "status", "result"):
+        table.add_column(name, no_wrap=True)
+    for run in sorted(found.runs, key=lambda run: (run.task, run.data, run.protocol, run.method, run.loss, run.seed)):
+        metric = primary(run.task, [run])
+        result = f"{metric.label} {number(run.score(metric.name) * metric.scale, metric.digits) or '-'} {metric.unit}"
+        names = (run.id, run.task, run.data, run.model, run.protocol, method_of(run), run.loss, str(run.seed))
+        table.add_row(*map(Text, (*names, run.status, result.strip())))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    asides = ((found.unfinished, "unfinished"), (found.unreadable, "unreadable"))
+    counts = [f"{len(found.runs)} finished", *(f"{len(items)} {name}" for items, name in asides if items)]
+    print(f"{', '.join(counts)} in {path}")
     return 0
 
 
@@ -73,11 +112,11 @@ def state_of(group: str, name: str, task: str, config_dir: Path | None) -> tuple
 
     Returns: "here", "library" (its weights are downloaded on first use), "missing" or, for other groups, ""; and why.
     """
+    if group not in ("data", "model"):
+        return "", ""
     from dembench.harness.compose import ConfigError, compose
     from dembench.harness.suite.available import data_state, model_state
 
-    if group not in ("data", "model"):
-        return "", ""
     try:
         node = compose({"task": task, group: name}, config_dir, complete=group == "data")[group]
     except ConfigError as error:

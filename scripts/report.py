@@ -12,7 +12,9 @@ from dembench.scripts.cli import Parser, fail
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench report", description="Write a report of finished runs; print the path of its page last.")
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders that hold run directories")
+    p.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, files of `dembench export`, or a runs.csv"
+    )
     p.add_argument(
         "--out", type=Path, default=Path("reports"), metavar="DIR", help="where to write it (default: reports)"
     )
@@ -22,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="about how many to draw where comparisons are many; 0: none (default: 120)",
     )
+    p.add_argument("--readme", type=Path, metavar="FILE", help="also make the marked tables of this Markdown file anew")
     return p
 
 
@@ -30,16 +33,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.figures is not None and args.figures < 0:
         return fail(f"dembench report: expected --figures of 0 or more, got {args.figures}")
     for folder in args.runs:
-        if not folder.is_dir():
-            return fail(f"dembench report: no folder {folder}; `dembench run` and `dembench sweep` make runs")
+        if not folder.exists():
+            return fail(f"dembench report: no folder or file {folder}; `dembench run` and `dembench sweep` make runs")
     from dembench.report import write_report
 
     try:
         page = write_report(args.runs, args.out, with_figures=args.figures != 0, most_figures=args.figures)
+        if args.readme is not None:
+            rewrite_readme(args.readme, args.runs, page.parent)
     except (ValueError, OSError) as error:
         return fail(f"dembench report: {error}")
     print(page)
     return 0
+
+
+def rewrite_readme(readme: Path, runs: list[Path], out: Path) -> None:
+    from dembench.report.page.readme import rewrite
+    from dembench.report.read.load import load
+
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(rewrite(text, load(runs).runs, out / "tables"), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

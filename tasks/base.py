@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor  # the report reads runs without PyTorch
 
+PARTS = ("all", "search", "rest")  # of the data, see tasks.common.parts
 PRECISIONS = ("fp32", "bf16")  # bf16: autocast where the task says so
 
 
@@ -87,6 +88,10 @@ class Artifact:
 Event = Row | Point | Scalars | Histogram | Flag | Note | Artifact
 
 
+class ConfigError(ValueError):
+    """Something the user can put right; the message is one line."""
+
+
 class Method(Protocol):
     """Adapts a model to the inputs that it is shown. Sees inputs, never labels."""
 
@@ -105,7 +110,10 @@ class Method(Protocol):
 
 
 class Task(Protocol):
-    """A protocol over data and a model. ``len()`` is the number of Points and Scalars that ``run`` will yield."""
+    """A protocol over data and a model. ``len()`` is the number of Points and Scalars that ``run`` will yield.
+
+    A class attribute ``auto_device`` of "cpu" keeps ``device=auto`` on the CPU where there is a GPU.
+    """
 
     def __len__(self) -> int: ...
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dembench.harness.compose import ConfigError
+from dembench.harness.engines.inline import Inline
 from dembench.harness.engines.job import Engine
+from dembench.harness.engines.processes import Processes
 from dembench.harness.sweeps import Planned
+from dembench.harness.times import Times
 from dembench.lookup import lookup
 
 ENGINES = ("inline", "processes", "ray")
-MOST_WORKERS = 8  # that are started unasked
+MOST_WORKERS = 8  # that are started unasked, on CPUs and on each GPU
+GIB = 2**30
+ASSUMED_BYTES = 16 * GIB  # of a GPU's memory, for a run unlike all past ones
+BESIDE_BYTES = GIB  # what a process needs on a GPU beside its tensors
+SLACK = 1.3  # that the allocator holds beside the tensors
 
 
 @dataclass(frozen=True)
@@ -21,10 +29,11 @@ class Settings:
 
     Args:
         engine: one of ENGINES; None is "processes", or "inline" for no workers.
-        workers: of "processes"; None fills the CPUs, up to 8, or the GPUs where runs use them.
+        workers: of "processes", in all; None fills the CPUs, up to 8, and the GPUs where runs use them.
         gpus: of "processes", such as "0,2", among those that are visible; None takes all where runs use them.
         cpus_per_run: None takes the threads of a run.
-        gpus_per_run: None takes 1 where runs use a GPU, else 0; 0.5 puts two runs on one GPU.
+        gpus_per_run: 0.5 puts two runs on one GPU. None goes by memory: what past runs like these took at most, 16 GiB
+            where there are none; with "ray" it is 1 where runs use a GPU, else 0.
         address: of "ray".
     Raises: ConfigError for values that do not fit.
     """
@@ -68,8 +77,8 @@ class Settings:
         return self.engine or ("inline" if self.workers == 0 else "processes")
 
 
-def choose(settings: Settings, planned: Sequence[Planned]) -> Engine:
-    """The engine for the runs of a plan that are missing.
+def choose(settings: Settings, planned: Sequence[Planned], times: Times | None = None) -> Engine:
+    """The engine for the runs of a plan that are missing; ``times`` of past runs tell how much of a GPU they take.
 
     Raises: ConfigError where the machine or the cluster has no room for a run, or Ray is not installed.
     """
@@ -77,8 +86,6 @@ def choose(settings: Settings, planned: Sequence[Planned]) -> Engine:
     threads = max((config["threads"] for config in missing), default=1)
     on_gpu = any(config["device"] == "cuda" for config in missing)
     if settings.name == "inline":
-        from dembench.harness.engines.inline import Inline
-
         return Inline()
     if settings.name == "ray":
         try:
@@ -87,24 +94,32 @@ def choose(settings: Settings, planned: Sequence[Planned]) -> Engine:
             raise ConfigError(str(error)) from None
         gpus = settings.gpus_per_run or (1.0 if on_gpu else 0.0)
         return Ray(settings.address or "auto", settings.cpus_per_run or threads, gpus)
-    from dembench.harness.engines.processes import Processes
-
     if not on_gpu and (settings.gpus or settings.gpus_per_run):
         option = "--gpus" if settings.gpus else "--gpus-per-run"
         raise ConfigError(f"{option}: none of the runs uses a GPU (device=cuda)")
-    names = choose_gpus(settings.gpus) if on_gpu else None
-    workers = settings.workers or _workers(settings, threads, names)
-    return Processes(min(workers, max(1, len(missing))), names, threads)
-
-
-def _workers(settings: Settings, threads: int, gpus: Sequence[str] | None) -> int:
-    room = int(cpus() // (settings.cpus_per_run or threads))
-    if gpus is not None:
-        share = settings.gpus_per_run or 1.0
-        if share > 1:
+    room = max(1, int(cpus() // (settings.cpus_per_run or threads)))
+    gpus: list[str] = []
+    on_cpu = sum(config["device"] != "cuda" for config in missing)
+    if on_gpu:
+        names = choose_gpus(settings.gpus)
+        share = settings.gpus_per_run
+        if share is not None and share > 1:
             raise ConfigError(f"--gpus-per-run: a run uses one GPU or a part of it, got {share:g}")
-        return len(gpus) * int(1 / share + 1e-9)
-    return min(max(1, room), MOST_WORKERS)
+        each = int(1 / share + 1e-9) if share else min(_by_memory(missing, names, times or Times()), room, MOST_WORKERS)
+        wanted = settings.workers or len(names) * each
+        if on_cpu and settings.workers:  # what the GPUs have no room for is left to the CPUs
+            wanted = min(wanted, len(names) * each)
+        gpus = [names[i % len(names)] for i in range(min(wanted, len(missing) - on_cpu))] if names else []
+    rest = settings.workers - len(gpus) if settings.workers else min(max(1, room - len(gpus)), MOST_WORKERS)
+    return Processes(min(rest, on_cpu if gpus else max(1, len(missing))), gpus, threads)
+
+
+def _by_memory(missing: Sequence[Mapping[str, Any]], gpus: Sequence[str], times: Times) -> int:
+    """Runs that fit on one GPU at a time, at least 1: by the largest that past runs let expect."""
+    needs = [times.gpu_bytes(config) or ASSUMED_BYTES for config in missing if config["device"] == "cuda"]
+    visible = visible_gpus()
+    least = min((gpu_memory(visible.index(name)) for name in gpus), default=0)
+    return max(1, int(least // (SLACK * max(needs) + BESIDE_BYTES)))
 
 
 def cpus() -> int:
@@ -126,6 +141,13 @@ def choose_gpus(asked: str | None) -> list[str]:
             raise ConfigError(f"--gpus: no GPU {word.strip()!r}; {len(visible)} are visible, counted from 0")
         chosen.append(visible[int(word)])
     return chosen
+
+
+def gpu_memory(place: int) -> int:
+    """Bytes of the GPU that PyTorch counts at ``place``."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(place).total_memory)
 
 
 def visible_gpus() -> list[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dembench.harness import experiment, runs
-from dembench.harness.compose import compose
-from dembench.harness.sweeps import Planned, Words
+from dembench.harness.compose import Words, compose
+from dembench.harness.sweeps import Planned
 from dembench.tasks.base import Event, Point, Scalars
 
 REPORT_SECONDS = 0.2  # how often a run tells how far it is
@@ -124,7 +124,7 @@ class Waiting:
         self._runs.append((time.monotonic() + RETRY_SECONDS, run))
 
     def due(self) -> Iterator[Planned]:
-        """Gives back those whose time has come."""
+        """Yields runs whose retry delay is over."""
         while self._runs and self._runs[0][0] <= time.monotonic():
             yield self._runs.popleft()[1]
 

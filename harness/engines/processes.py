@@ -25,36 +25,46 @@ class Processes:
     """Workers that are started afresh (spawn).
 
     Args:
-        workers: how many, at least 1.
-        gpus: as CUDA_VISIBLE_DEVICES names them; worker i sees the one that is i-th in turn, and no other. None
-            leaves the variable as it is.
+        cpus: workers without a GPU.
+        gpus: one worker each, as CUDA_VISIBLE_DEVICES names them; a name that is given twice is shared by two. Such a
+            worker sees its GPU and no other, and takes runs of the CPU where none of a GPU is left; the others see no
+            GPU. Without ``gpus`` all workers see what this process sees, and take every run.
         threads: of the numerical libraries in each worker.
     """
 
-    def __init__(self, workers: int, gpus: Sequence[str] | None = None, threads: int = 1) -> None:
-        self.slots = workers
+    def __init__(self, cpus: int = 0, gpus: Sequence[str] = (), threads: int = 1) -> None:
+        self.slots = len(gpus) + cpus
         self.gpus = gpus
         self.threads = threads
 
     def environment(self, worker: int) -> dict[str, str]:
-        """What the environment of a worker has of its own."""
+        """What the environment of a worker has of its own; those with a GPU come first."""
         own = {"OMP_NUM_THREADS": str(self.threads)}  # which libraries read when they load
         if self.gpus:
-            own["CUDA_VISIBLE_DEVICES"] = self.gpus[worker % len(self.gpus)]
+            own["CUDA_VISIBLE_DEVICES"] = self.gpus[worker] if worker < len(self.gpus) else ""
         return own
+
+    def take(self, worker: int, todo: deque[Planned]) -> Planned | None:
+        """The next run for a worker, taken from the queue, or None where no run there is for it."""
+        first = next((run for run in todo if (worker < len(self.gpus)) == _on_gpu(run)), None)
+        if first is None and todo and (worker < len(self.gpus) or not self.gpus):
+            first = todo[0]
+        if first is not None:
+            todo.remove(first)
+        return first
 
     def run(self, todo: deque[Planned]) -> Iterator[Progress]:
         waiting = Waiting()
         with tempfile.TemporaryDirectory(prefix="dembench-") as folder, contextlib.ExitStack() as stack:
             pool: list[_Worker] = []
             stack.callback(_end, pool)
-            for number in range(min(self.slots, len(todo))):
+            for number in range(self.slots):  # their processes start with their first runs
                 pool.append(_Worker(number, Path(folder) / f"{number}.log", self.environment(number)))
             while todo or waiting or any(worker.run for worker in pool):
                 todo.extend(waiting.due())
                 for worker in pool:
-                    if worker.run is None and todo:
-                        worker.give(run := todo.popleft())
+                    if worker.run is None and (run := self.take(worker.number, todo)) is not None:
+                        worker.give(run)
                         yield Progress("start", run, worker.place)
                 busy = {worker.pipe: worker for worker in pool if worker.run}
                 if not busy:
@@ -67,6 +77,10 @@ class Processes:
                     yield progress
 
 
+def _on_gpu(run: Planned) -> bool:
+    return run.config["device"] == "cuda"
+
+
 class _Worker:
     """A process that runs one run after the other, and the parent's end of the pipe to it."""
 
@@ -76,7 +90,7 @@ class _Worker:
         self.environment = environment
         self.run: Planned | None = None
         gpu = environment.get("CUDA_VISIBLE_DEVICES")
-        self.place = f"worker {number}" if gpu is None else f"worker {number}, GPU {gpu}"
+        self.place = f"worker {number}, GPU {gpu}" if gpu else f"worker {number}"
         self.process: multiprocessing.process.BaseProcess | None = None
 
     def _start(self) -> None:

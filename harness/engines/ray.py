@@ -7,19 +7,20 @@ counts as done only when its result can be read where the sweep was started.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import socket
 import sys
-import tempfile
 import time
 import traceback
+import uuid
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from dembench.harness.compose import ConfigError
 from dembench.harness.engines.job import REPORT_SECONDS, Job, Kind, Progress, Waiting, attempt, teller
@@ -189,12 +190,11 @@ class _Place:
 
     def locked_elsewhere(self) -> bool:
         """Whether the sweep's lock is seen from here."""
-        with open(self.mark, "r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        try:
+            with FileLock(self.mark).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
 
 
 class _Places:
@@ -207,11 +207,11 @@ class _Places:
     def of(self, out: Path) -> _Place:
         if out not in self._places:
             out.mkdir(parents=True, exist_ok=True)
-            temporary = tempfile.NamedTemporaryFile(dir=out.resolve(), prefix=".sweep-")  # noqa: SIM115
-            file = self._stack.enter_context(temporary)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            mark = out.resolve() / f".sweep-{uuid.uuid4().hex}"
+            self._stack.callback(mark.unlink, missing_ok=True)
+            self._stack.enter_context(FileLock(mark))
             settings = {name: value for name, value in os.environ.items() if name.startswith("DEMBENCH_")}
-            self._places[out] = _Place(os.getcwd(), tuple(filter(None, sys.path)), settings, file.name)
+            self._places[out] = _Place(os.getcwd(), tuple(filter(None, sys.path)), settings, str(mark))
         return self._places[out]
 
 
@@ -271,7 +271,7 @@ class _Unseen:
         self._ended.append((time.monotonic() + VISIBLE_SECONDS, progress))
 
     def visible(self) -> list[Progress]:
-        """Those whose result is here, and those for which it is no use to wait on."""
+        """Those whose result is here, and those past the timeout."""
         now = time.monotonic()
         ready = [((p.run.directory / "result.json").exists() or until < now, until, p) for until, p in self._ended]
         self._ended = [(until, progress) for here, until, progress in ready if not here]

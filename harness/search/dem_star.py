@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dembench.core import DEM
 from dembench.harness import runs
-from dembench.harness.compose import GROUPS, ConfigError, compose, locate
+from dembench.harness.compose import GROUPS, ConfigError, compose, locate, to_arguments
 from dembench.tasks.base import Note
 from dembench.tasks.common import parts
 
@@ -25,14 +25,14 @@ SCHEMA = 1
 TARGET = "dembench.harness.search.dem_star.DEMStar"
 FOLDER = "searches"
 NAMED = tuple(group for group in GROUPS if group != "loss")
-NOT_SEARCHED = ("choices", "task", "loss", "seed", "part", "force", "progress", "logger")  # of a configuration
+NOT_SEARCHED = ("choices", "labels", "task", "loss", "seed", "part", "force", "progress", "logger")  # in no identity
 
 
 class NotSearched(ConfigError):
     """There is no result of a search for a run; ``command`` makes one."""
 
     def __init__(self, command: str) -> None:
-        super().__init__(f"loss=dem_star: no pair (tau, alpha) was searched for this run yet; first: {command}")
+        super().__init__(f"loss=dem_star: no search result for this configuration; run: {command}")
         self.command = command
 
 
@@ -103,9 +103,7 @@ def _check_part(config: Mapping[str, Any]) -> None:
     name = config["choices"]["task"]
     splits = getattr(locate(config["task"]["_target_"], "task"), "splits", None)
     if splits is None:
-        raise ConfigError(
-            f"loss=dem_star: the task {name} knows no parts of its data, so there is nothing to search on"
-        )
+        raise ConfigError(f"loss=dem_star: the task {name} does not support part=search")
     if not splits:
         if evaluation != "held_out" or part == "search":
             raise ConfigError(
@@ -157,7 +155,6 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def command(cfg: DictConfig) -> str:
     """The command that searches for a run: its names, and every value that differs from theirs."""
-    from dembench.harness.sweeps import to_arguments
 
     names = {group: cfg.choices[group] for group in NAMED if cfg.choices.get(group)}
     try:

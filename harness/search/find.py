@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from dembench.harness import experiment, runs
-from dembench.harness.compose import Choice, ConfigError, choose, compose, locate, lookup_or_fail
+from dembench.harness.compose import Choice, ConfigError, choose, compose, locate, lookup_or_fail, to_arguments
 from dembench.harness.search import dem_star
 from dembench.harness.search.space import ONE_ONE, Pair
 from dembench.harness.search.trials import Done, Outcome, Search, Settings, best
-from dembench.harness.sweeps import to_arguments
-from dembench.report.read.names import METRICS, PRIMARY, Metric
 from dembench.tasks.common.cache import short_hash
 
 BUSY_SECONDS = 1.0  # how often a run that another process is writing is looked at
@@ -47,9 +47,10 @@ def search(
     for key in (*choice.groups, *choice.values):
         if key.split(".")[0] in SET_HERE:
             raise ConfigError(f"{key}: a search sets {', '.join(SET_HERE)} itself")
-    if settings.metric is not None:
-        lookup_or_fail(settings.metric, METRICS, "metric")
     cfg = compose(trial(choice, ONE_ONE, settings.run_seeds[0]), config_dir)
+    metrics = metrics_of(cfg)
+    if settings.metric is not None:
+        lookup_or_fail(settings.metric, metrics, "metric")
     _check_task(cfg)
     prepared = experiment.prepare(cfg)
     folder = dem_star.folder(cfg, prepared.fingerprints)
@@ -57,7 +58,7 @@ def search(
     def evaluate(pair: Pair) -> Outcome:
         words = (trial(choice, pair, seed, folder / "trials") for seed in settings.run_seeds)
         results = [result_of(each, config_dir) for each in words]
-        return outcome_of(results, settings.metric)
+        return outcome_of(results, metrics, settings.metric)
 
     with experiment.user_errors():
         found = Search(folder, settings)
@@ -121,36 +122,43 @@ def result_of(choice: Choice, config_dir: Path | None = None) -> dict[str, Any]:
             time.sleep(BUSY_SECONDS)
 
 
-def outcome_of(results: Sequence[Mapping[str, Any]], metric: str | None = None) -> Outcome:
+def metrics_of(cfg: Any) -> dict[str, int]:
+    """{metric: 1 where higher is better, else -1}, as the task declares it, the one it is judged by first."""
+    declared = OmegaConf.select(cfg, "labels.task.metrics") or {}
+    return {str(name): -1 if (own or {}).get("better") == "lower" else 1 for name, own in declared.items()}
+
+
+def outcome_of(results: Sequence[Mapping[str, Any]], metrics: Mapping[str, int], metric: str | None = None) -> Outcome:
     """The mean over runs that differ in the seed; as bad as the worst of them where one is not ok."""
     statuses = [result["status"] for result in results]
     status = next((status for status in statuses if status != "ok"), "ok")
-    rows = [judged(result, metric) for result in results]
-    shown, first = rows[0]
+    rows = [judged(result, metrics, metric) for result in results]
+    name, first = rows[0]
     values = [row["value"] for _, row in rows if row["value"] is not None]
     if len(values) < len(rows):
         status = "nan"
     value = statistics.fmean(values) if values else None
     details = {
-        "metric": shown.name,
+        "metric": name,
         "value": value,
         "samples": first["n"],
         "runs": {result["id"]: {name: result["cost"].get(name, 0) for name in COSTS} for result in results},
     }
-    return Outcome(0.0 if value is None else shown.sign * value, status, details)
+    return Outcome(0.0 if value is None else metrics[name] * value, status, details)
 
 
-def judged(result: Mapping[str, Any], metric: str | None = None) -> tuple[Metric, Mapping[str, Any]]:
+def judged(
+    result: Mapping[str, Any], metrics: Mapping[str, int], metric: str | None = None
+) -> tuple[str, Mapping[str, Any]]:
     """The row that a search goes by: of slice "mean", the metric asked for or the first that the task is judged by.
 
     Raises: ConfigError where the run has no such row.
     """
     means = {row["metric"]: row for row in result["rows"] if row["slice"] == "mean"}
-    wanted = (*PRIMARY.get(result["task"], ()), *METRICS) if metric is None else (metric,)
-    for name in wanted:
+    for name in metrics if metric is None else (metric,):
         if name in means:
-            return METRICS[name], means[name]
-    known = sorted(means.keys() & METRICS.keys())
+            return name, means[name]
+    known = sorted(means.keys() & metrics.keys())
     raise ConfigError(
         f"{result['task']} has no mean {metric or 'of a known metric'}; valid: {', '.join(known) or 'none'}"
     )
@@ -166,7 +174,7 @@ def subset_of(cfg: Any, task: Any) -> str:
 def _check_task(cfg: Any) -> None:
     task = locate(cfg.task["_target_"], "task")
     if getattr(task, "splits", None) is None:
-        raise ConfigError(f"the task {cfg.choices.task} knows no parts of its data to search on (see tasks.parts)")
+        raise ConfigError(f"the task {cfg.choices.task} does not support part=search")
 
 
 def _optuna() -> dict[str, str]:

@@ -9,15 +9,14 @@ looks.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import JournalStorage
@@ -120,8 +119,9 @@ class Search:
         self.folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal = self.folder / f"{settings.name}.journal"
+        lock: Any = FileLock(journal.with_suffix(".lock"))  # no dead process can hold it
         with self._alone():
-            storage = JournalStorage(JournalFileBackend(str(journal), FileLock(journal.with_suffix(".lock"))))
+            storage = JournalStorage(JournalFileBackend(str(journal), lock))
             self.study = optuna.create_study(
                 storage=storage,
                 sampler=ByTrial(settings),
@@ -211,11 +211,8 @@ class Search:
             return False
         return True
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        with open(self.folder / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _alone(self) -> FileLock:
+        return FileLock(self.folder / ".lock")
 
 
 def best(trials: list[Done]) -> Done | None:
@@ -244,21 +241,3 @@ class ByTrial(BaseSampler):
         seed = derived_seed(self.settings.seed, trial.number, param_name) % 2**32
         sampler = TPESampler(n_startup_trials=self.settings.startup, multivariate=False, constant_liar=True, seed=seed)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
-
-
-class FileLock:
-    """Optuna's lock of the journal by ``flock``, which no dead process can hold."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: int | None = None
-
-    def acquire(self) -> bool:
-        self._file = os.open(self.path, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None

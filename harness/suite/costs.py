@@ -15,8 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dembench.harness.compose import compose
-from dembench.harness.sweeps import Words
+from dembench.harness.compose import Words, compose
 
 GPU_FLOPS = 1e14  # a second: what "GPU hours at 100 TFLOP/s" are counted with
 

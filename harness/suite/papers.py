@@ -1,7 +1,7 @@
 """The tables and figures of the sources and the studies of our own, with the settings that each can run in.
 
-A study file stands for its item: as it is, mostly on embedded data, and once for every header line ``# Paper:``, which
-gives the overrides for the paper's own data and model; DIR and FILE in them are what the user has to give.
+A study file gives its item: as it is, mostly on embedded data, and once for every entry of its key ``paper``, which
+replaces keys for the paper's own data and model; ``???`` is what the user has to give.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dembench.harness.compose import ConfigError, header, lookup_or_fail, option
 from dembench.harness.figures import STUDIES as FIGURES
 from dembench.harness.suite.suites import Group, checked, grouped, only
 
-PLACEHOLDERS = ("=DIR", "=FILE")
+ASKED = "???"  # OmegaConf's mark of a value that is missing
 SOURCES = ("dem_", "ttc_")  # how names of the sources' tables and figures begin; the others are studies of our own
 
 
@@ -25,8 +25,8 @@ class Setting:
     """One way to run an item: its runs by what they need."""
 
     groups: tuple[Group, ...]
-    paper: bool  # from a line ``# Paper:``; otherwise as the file stands
-    asked: tuple[str, ...] = ()  # keys that the line leaves to the user
+    paper: bool  # an entry of ``paper``; otherwise the file as it is
+    asked: tuple[str, ...] = ()  # keys that the entry leaves to the user
 
     @property
     def data(self) -> list[str]:
@@ -105,26 +105,17 @@ def _item(
     text = read_option(sweeps.STUDIES, name, config_dir=config_dir)
     content = sweeps.read_sweep(f"study={name}", config_dir)
     settings = []
-    for paper, words, asked in [(False, [], []), *((True, *line) for line in paper_lines(text))]:
-        given = sweeps.read_overrides([*words, *overrides])
+    own = sweeps.read_overrides(overrides)
+    for entry in (None, *content["paper"]):
+        replaced = sweeps.axes(entry or {})
+        asked = [key for key, values in replaced.items() if values == [ASKED]]
+        given = {key: values for key, values in replaced.items() if key not in asked} | own
         many, _ = sweeps.fit(sweeps.expand(content, given), given, config_dir)
         groups = only(grouped(name, many, config_dir), tasks, config_dir)
         groups = [group for group in groups if not data or group.data in data]
         if groups:
-            settings.append(Setting(tuple(groups), paper, tuple(key for key in asked if key not in given)))
+            settings.append(Setting(tuple(groups), entry is not None, tuple(key for key in asked if key not in given)))
     return Item(name, header(text, "About"), tuple(settings), name in FIGURES)
-
-
-def paper_lines(text: str) -> list[tuple[list[str], list[str]]]:
-    """Of each line ``# Paper:`` the overrides, without remarks in brackets, and the keys whose value is left to the
-    user."""
-    lines = [line.removeprefix("# Paper: ") for line in text.splitlines() if line.startswith("# Paper: ")]
-    found = []
-    for line in lines:
-        words = re.sub(r"\([^)]*\)", " ", line).split()
-        asked = [word.partition("=")[0] for word in words if word.endswith(PLACEHOLDERS)]
-        found.append(([word for word in words if not word.endswith(PLACEHOLDERS)], asked))
-    return found
 
 
 def _checked(setting: Setting, memo: dict[tuple[object, ...], tuple[str, ...]], config_dir: Path | None) -> Setting:

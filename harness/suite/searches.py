@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dembench.harness.compose import ConfigError, compose
-from dembench.harness.sweeps import Words, to_arguments
+from dembench.harness.compose import ConfigError, Words, compose, to_arguments
 
 STAR = "dem_star"
 

@@ -17,9 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dembench.harness import sweeps
-from dembench.harness.compose import ConfigError, compose, header, lookup_or_fail, options, read_option
+from dembench.harness.compose import ConfigError, Words, compose, header, lookup_or_fail, options, read_option
 from dembench.harness.suite.available import what_is_missing
-from dembench.harness.sweeps import Words
 
 KEYS = ("out", "search", "parts", "costs")
 

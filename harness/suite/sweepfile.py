@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dembench.harness.sweeps import Words
+from dembench.harness.compose import Words
 from dembench.tasks.common.files import write_atomic
 
 

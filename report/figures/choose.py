@@ -8,12 +8,13 @@ from dembench.report.figures.classes import class_figure
 from dembench.report.figures.drawing import COLOURS, GREY, LINES, PALETTE, SPARE, STYLE, Figure, canvas
 from dembench.report.figures.forest import forest_figure
 from dembench.report.figures.learning import learning_figure
+from dembench.report.figures.rewards import curves
 from dembench.report.figures.sensitivity import params_figure, rate_figure
 from dembench.report.figures.shares import share_figure, shares_figure
 from dembench.report.figures.stream_accuracy import stream_figure, streams_figure
 from dembench.report.judge.group import Block
 from dembench.report.judge.verdict import Verdict
-from dembench.report.tables.wording import FEW
+from dembench.report.judge.wording import FEW
 
 
 def block_figures(block: Block, verdicts: list[Verdict]) -> Iterator[Figure]:
@@ -34,8 +35,6 @@ def block_figures(block: Block, verdicts: list[Verdict]) -> Iterator[Figure]:
 def reward_curves(num_classes: int = 10) -> Figure:
     """Reward of the top logit against the top probability: EM, DEM over tau and alpha, AdaDEM; see ``rewards``."""
     import matplotlib
-
-    from dembench.report.figures.rewards import curves
 
     panels = curves(num_classes)
     figure, axes = canvas(9.2, 5.8, 2, 2)
@@ -65,8 +64,7 @@ def reward_curves(num_classes: int = 10) -> Figure:
             ax.legend(loc="upper center" if crowded else "best", ncols=3 if crowded else 1, fontsize=7.5)
     caption = (
         f"Reward (minus the gradient of the loss) of the top logit against its probability, {num_classes} classes, the "
-        "others equally likely; computed from the library's losses by autograd. Thin dots: each other logit. EM's "
-        "reward "
+        "others equally likely; by the closed forms of the paper. Thin dots: each other logit. EM's reward "
         "falls to zero at both ends (reward collapse); τ and α reshape it; AdaDEM's stays up at high confidence unless "
         "the table says that the class is predicted easily. After figures 2 to 4 (left) of arXiv 2511.03256."
     )

@@ -8,14 +8,15 @@ import numpy as np
 
 from dembench.report.figures.drawing import INK, STYLE, Figure, canvas, colour_of, line_of
 from dembench.report.judge.group import Block, Cell, Key
-from dembench.report.read.names import METRICS, pretty
-from dembench.report.tables.table import number, slug
+from dembench.report.judge.wording import number
+from dembench.report.read.names import Metric, pretty
+from dembench.report.tables.table import slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BARS = 20  # classes up to which there are bars and not lines
-F1 = METRICS["f1"]
+F1 = Metric("f1", "F1", "%", 100, 1, 2)
 Cells = dict[Key, Cell]
 
 

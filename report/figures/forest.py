@@ -6,10 +6,10 @@ import numpy as np
 
 from dembench.report.figures.drawing import COLOURS, GREY, SPARE, STYLE, Figure, canvas
 from dembench.report.judge.group import Block
-from dembench.report.judge.verdict import Verdict
-from dembench.report.read.names import LOSS_ORDER, pretty, rank
+from dembench.report.judge.verdict import Verdict, best_per_method
+from dembench.report.judge.wording import points
+from dembench.report.read.names import pretty, rank
 from dembench.report.tables.table import slug
-from dembench.report.tables.wording import points
 
 MARKERS = ("o", "s", "D", "^")
 
@@ -21,7 +21,7 @@ def forest_figure(block: Block, verdicts: list[Verdict]) -> Figure | None:
     methods = list(dict.fromkeys(verdict.method for verdict in verdicts))
     if len(methods) < 2:
         return None
-    losses = sorted({v.column[0] for v in verdicts}, key=lambda name: (rank(LOSS_ORDER, name), name))
+    losses = sorted({v.column[0] for v in verdicts}, key=lambda name: (rank("loss", name), name))
     figure, axes = canvas(6.8, 0.9 + 0.24 * len(methods) * max(2, len(losses)))
     ax = axes[0][0]
     with matplotlib.rc_context(STYLE):
@@ -48,15 +48,3 @@ def forest_figure(block: Block, verdicts: list[Verdict]) -> Figure | None:
         + "."
     )
     return Figure(slug("gains", block.task, block.title), f"{block.title}: gain over EM", caption, figure)
-
-
-def best_per_method(verdicts: list[Verdict], loss: str) -> list[Verdict]:
-    """One verdict on ``loss`` per method: that of its best parameters where there are several."""
-    found: dict[str, Verdict] = {}
-    for verdict in verdicts:
-        if verdict.column[0] == loss:
-            old, metric = found.get(verdict.method), verdict.block.metric
-            score = metric.sign * verdict.own.estimate(metric).mean
-            if old is None or score > metric.sign * old.own.estimate(metric).mean:
-                found[verdict.method] = verdict
-    return list(found.values())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dembench.report.judge.group import Block, Cell
-from dembench.report.read.load import clean
 from dembench.report.read.names import pretty
+from dembench.report.read.record import clean
 
 KINDS = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -55,7 +55,7 @@ class Gallery:
         found: dict[str, list[Picture]] = {}
         out = 0
         for cell in (*block.free.values(), *block.cells.values()):
-            kept = ((run, files) for run in cell.runs if (files := run.artifacts()))
+            kept = ((run, files) for run in cell.runs if (files := run.pictures()))
             for number, (run, files) in enumerate(kept):
                 for path in files:
                     room = not number and sum(map(len, found.values())) < MANY

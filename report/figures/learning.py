@@ -10,7 +10,7 @@ import numpy as np
 from dembench.report.figures.drawing import LINES, STYLE, Figure, canvas, colour_of
 from dembench.report.judge.group import Block, Cell
 from dembench.report.judge.stats import t_quantile
-from dembench.report.read.names import METRICS, pretty
+from dembench.report.read.names import metrics_of, pretty
 from dembench.report.tables.table import slug
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def learning_figure(block: Block) -> Figure | None:
     found = dict.fromkeys(key for curves in series.values() for key in curves)
     if not found:
         return None
-    order = [block.metric.name, *METRICS]
+    order = [block.metric.name, *metrics_of(block.task)]
     keys = sorted(found, key=lambda key: order.index(key[1]) if key[1] in order else len(order))
     shown, columns = keys[:PANELS], min(2, len(keys))
     rows = -(-len(shown) // columns)
@@ -47,7 +47,7 @@ def learning_figure(block: Block) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         for number, (ax, key) in enumerate(zip(axes.flat, shown, strict=False)):
             learning_panel(ax, block, cells, [series[id(run)] for cell in cells for run in cell.runs], key)
-            ax.set_ylabel(ylabel(key[1]))
+            ax.set_ylabel(ylabel(block.task, key[1]))
             ax.set_xlabel("step")
             ax.set_title(key[0] if len(slices) > 1 else "")
             if not number:
@@ -107,6 +107,7 @@ def mean_band(
     return grid, values.mean(0), half
 
 
-def ylabel(name: str) -> str:
+def ylabel(task: str, name: str) -> str:
     """The metric as recorded, unscaled."""
-    return METRICS[name].label if name in METRICS else name.replace("_", " ")
+    declared = metrics_of(task)
+    return declared[name].label if name in declared else name.replace("_", " ")

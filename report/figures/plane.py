@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dembench.report.figures.drawing import GREY, INK, STYLE, Figure, canvas
-from dembench.report.read.names import METRICS, Metric, pretty
-from dembench.report.tables.table import Column, Entry, Table, number, plain, slug
+from dembench.report.judge.wording import number, plain
+from dembench.report.read.names import Metric, metrics_of, pretty
+from dembench.report.tables.table import Column, Entry, Table, slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def read(path: Path) -> Record:
     found = json.loads(path.read_text(encoding="utf-8"))
     if found["schema"] != SCHEMA:
         raise ValueError(f"expected schema {SCHEMA}")
-    metric = METRICS[found["metric"]]
+    metric = metrics_of(str(found["task"]))[found["metric"]]
     trials = tuple(
         Trial(int(t["number"]), float(t["tau"]), float(t["alpha"]), finite(t["value"]), t["status"] == "ok")
         for t in found["trials"]

@@ -10,8 +10,9 @@ import numpy as np
 
 from dembench.report.figures.drawing import GREY, LINES, SPARE, STYLE, Figure, canvas, colour_of, line_of
 from dembench.report.judge.group import Block, Cell, Key, leaf, show
+from dembench.report.judge.wording import number
 from dembench.report.read.names import pretty
-from dembench.report.tables.table import capital, number, slug
+from dembench.report.tables.table import capital, slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

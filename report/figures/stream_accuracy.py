@@ -10,11 +10,11 @@ import numpy as np
 
 from dembench.report.figures.drawing import GREY, LINES, STYLE, Figure, canvas, colour_of, line_of
 from dembench.report.judge.group import Block, Cell
+from dembench.report.judge.wording import FEW, slice_labels
 from dembench.report.read.load import Run
 from dembench.report.read.names import pretty
 from dembench.report.tables.results import default_cell
 from dembench.report.tables.table import slug
-from dembench.report.tables.wording import FEW, slice_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

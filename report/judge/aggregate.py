@@ -10,7 +10,6 @@ Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statisti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -123,6 +122,8 @@ def _interval(value: np.ndarray, drawn: np.ndarray) -> Interval:
 
 def sign_test(difference: np.ndarray) -> float:
     """Two-sided p value of as many or more pairs on one side, by the binomial; ties are left out, 1 without a pair."""
+    from scipy.stats import binomtest
+
     wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
-    n, k = wins + losses, min(wins, losses)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+    n = wins + losses
+    return float(binomtest(wins, n).pvalue) if n else 1.0

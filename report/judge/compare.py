@@ -13,22 +13,12 @@ import numpy as np
 
 from dembench.lookup import lookup
 from dembench.report.judge.group import contexts_of, label, leaf, method_of, setting_of, show
+from dembench.report.judge.selection import NAMES
 from dembench.report.judge.stats import Estimate, Pooled, estimate, paired, pooled
+from dembench.report.judge.wording import run_label
 from dembench.report.read.load import Run
-from dembench.report.read.names import (
-    LOSS_ORDER,
-    METHOD_ORDER,
-    METRICS,
-    PROTOCOL_ORDER,
-    TASK_ORDER,
-    Metric,
-    pretty,
-    primary,
-    rank,
-)
-from dembench.report.read.selection import NAMES
-from dembench.report.tables.detail import COSTS
-from dembench.report.tables.wording import run_label
+from dembench.report.read.names import COSTS, Metric, pretty, primary, rank
+from dembench.report.read.names import metric_of as metric_named
 
 Features = dict[str, Any]
 Difference = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -98,7 +88,7 @@ def metric_of(name: str | None, task: str, runs: Sequence[Run]) -> Metric:
     lookup(name, recorded, "metric")
     if name in COSTS:
         return Metric(name, COSTS[name][0], "", 1, -1, max(2, COSTS[name][1]))
-    return METRICS.get(name, Metric(name, name, "", 1, 1, 3))
+    return metric_named(task or runs[0].task, name)
 
 
 def value_of(run: Run, metric: Metric) -> float:
@@ -114,14 +104,14 @@ def compare(a: Sequence[Run], b: Sequence[Run], metric: str | None = None) -> Co
 
     Raises: ValueError where nothing pairs, and for an unknown metric.
     """
-    if {(run.id, run.path) for run in a} == {(run.id, run.path) for run in b}:
+    if {(run.id, run.store.path) for run in a} == {(run.id, run.store.path) for run in b}:
         raise ValueError("A and B are the same runs")
     if metric is not None:
         metric_of(metric, "", [*a, *b])
     pairs: list[Pairs] = []
     differs: dict[str, Difference] = {}
     only: dict[str, list[str]] = {"a": [], "b": []}
-    for task in sorted({run.task for run in (*a, *b)}, key=lambda name: (rank(TASK_ORDER, name), name)):
+    for task in sorted({run.task for run in (*a, *b)}, key=lambda name: (rank("task", name), name)):
         ours, theirs = ([run for run in runs if run.task == task] for runs in (a, b))
         known = features([*ours, *theirs])
         left, right = known[: len(ours)], known[len(ours) :]
@@ -194,9 +184,7 @@ def pair(
 def order_of(own: Features) -> tuple[Any, ...]:
     """Rows as in the report: data, model, protocol, method, loss, then the rest as text."""
     names = [str(own.get(name)) for name in ("data", "model", "protocol", "method", "loss")]
-    places = [
-        rank(order, name) for order, name in zip((PROTOCOL_ORDER, METHOD_ORDER, LOSS_ORDER), names[2:], strict=True)
-    ]
+    places = [rank(group, name) for group, name in zip(("protocol", "method", "loss"), names[2:], strict=True)]
     return (*names[:2], *(item for pair in zip(places, names[2:], strict=True) for item in pair), freeze(own))
 
 
@@ -289,7 +277,7 @@ def kind(row: Pairs) -> str:
 
 
 def total(rows: Sequence[Pairs]) -> Pooled:
-    """The mean gain over all rows of a task, with the bootstrap interval stratified by data set."""
+    """The mean gain over all rows of a task, with its interval, deviations within each data set."""
     strata: dict[str, list[dict[int, float]]] = defaultdict(list)
     for row in rows:
         strata[row.data].append(row.gains)

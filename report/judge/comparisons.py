@@ -14,7 +14,7 @@ from dembench.report.judge.group import VARIANTS, Block, Cell, Key
 from dembench.report.judge.significance import Ranking, SignedRanks, friedman, signed_ranks
 from dembench.report.judge.stats import Pooled, pooled
 from dembench.report.judge.verdict import Verdict
-from dembench.report.read.names import LOSS_ORDER, TASK_ORDER, Metric, rank
+from dembench.report.read.names import Metric, rank
 
 BASE = "em"
 
@@ -69,7 +69,7 @@ class Family:
 
     @cached_property
     def gains(self) -> dict[str, Pooled]:
-        """The mean gain of each loss over its cells, with its bootstrap interval stratified by data set."""
+        """The mean gain of each loss over its cells, with its interval, deviations within each data set."""
         return {loss: pooled(strata(self.having(loss), loss)) for loss in self.losses}
 
     @cached_property
@@ -111,10 +111,10 @@ def families(verdicts: Iterable[Sequence[Verdict]]) -> list[Family]:
         for method, found in by_method.items():
             block = found[0].block
             metrics[block.metric.name] = block.metric
-            names = sorted({verdict.column[0] for verdict in found}, key=lambda name: (rank(LOSS_ORDER, name), name))
+            names = sorted({verdict.column[0] for verdict in found}, key=lambda name: (rank("loss", name), name))
             chosen = {name: best_of([v for v in found if v.column[0] == name]) for name in names}
             grouped[block.task, block.metric.name].append(Comparison(block, method, chosen))
-    ordered = sorted(grouped, key=lambda key: (rank(TASK_ORDER, key[0]), key))
+    ordered = sorted(grouped, key=lambda key: (rank("task", key[0]), key))
     return [Family(task, metrics[name], tuple(grouped[task, name])) for task, name in ordered]
 
 
@@ -134,7 +134,7 @@ def ablated(column: Key) -> bool:
 
 def losses_of(comparisons: Iterable[Comparison]) -> list[str]:
     names = {loss for one in comparisons for loss in one.verdicts}
-    return sorted(names, key=lambda name: (rank(LOSS_ORDER, name), name))
+    return sorted(names, key=lambda name: (rank("loss", name), name))
 
 
 def strata(comparisons: Iterable[Comparison], loss: str) -> list[np.ndarray]:
@@ -153,7 +153,7 @@ def ranking(comparisons: Sequence[Comparison]) -> tuple[list[str], Ranking | Non
     """Mean ranks of EM and of the losses that at least half of the cells have, over the cells that have all of them."""
     counts = {loss: sum(loss in one.verdicts for one in comparisons) for loss in losses_of(comparisons)}
     names = sorted([BASE, *(loss for loss, n in counts.items() if 2 * n >= len(comparisons))],
-                   key=lambda name: (rank(LOSS_ORDER, name), name))  # fmt: skip
+                   key=lambda name: (rank("loss", name), name))  # fmt: skip
     rows = [scores for one in comparisons if (scores := one.scores(names)) is not None]
     return names, friedman(np.array(rows)) if rows and len(names) > 1 else None
 

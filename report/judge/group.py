@@ -14,18 +14,7 @@ from typing import Any
 
 from dembench.report.judge.stats import Estimate, estimate, paired
 from dembench.report.read.load import Aside, Run
-from dembench.report.read.names import (
-    LOSS_FREE,
-    LOSS_ORDER,
-    METHOD_ORDER,
-    OFFICIAL,
-    PROTOCOL_ORDER,
-    TASK_ORDER,
-    Metric,
-    pretty,
-    primary,
-    rank,
-)
+from dembench.report.read.names import OFFICIAL, Metric, pretty, primary, rank
 
 Setting = tuple[tuple[str, Any], ...]
 PATHS = ("root", "source", "frost", "weights", "out", "cache")
@@ -112,7 +101,7 @@ class Block:
     @cached_property
     def rows(self) -> list[Key]:
         keys = dict.fromkeys([*self.free, *(row for row, _ in self.cells)])
-        return sorted(keys, key=lambda key: (rank(METHOD_ORDER, key[0]), key[0] in LOSS_ORDER, key[0], order(key[1])))
+        return sorted(keys, key=lambda key: (rank("method", key[0]), key[0], order(key[1])))
 
     @cached_property
     def methods(self) -> list[str]:
@@ -121,7 +110,7 @@ class Block:
     @cached_property
     def columns(self) -> list[Key]:
         keys = dict.fromkeys(column for _, column in self.cells)
-        return sorted(keys, key=lambda key: (rank(LOSS_ORDER, key[0]), key[0], order(key[1])))
+        return sorted(keys, key=lambda key: (rank("loss", key[0]), key[0], order(key[1])))
 
     @cached_property
     def shown_columns(self) -> list[Key]:
@@ -223,7 +212,7 @@ def build_blocks(runs: Iterable[Run]) -> list[Block]:
     for run in runs:
         named[run.task, run.data, run.model, run.protocol].append(run)
     blocks = []
-    for names in sorted(named, key=lambda n: (rank(TASK_ORDER, n[0]), *n[:3], rank(PROTOCOL_ORDER, n[3]), n[3])):
+    for names in sorted(named, key=lambda n: (rank("task", n[0]), *n[:3], rank("protocol", n[3]), n[3])):
         contexts = contexts_of(named[names])
         groups: dict[Setting, list[Run]] = defaultdict(list)
         for run, context in zip(named[names], contexts, strict=True):
@@ -285,9 +274,8 @@ def method_of(run: Run) -> str:
 
 
 def is_free(run: Run) -> bool:
-    """Whether the run optimised nothing: no backward pass, or a method known for it where passes were not recorded."""
-    passes = run.cost.get("backward_passes")
-    return run.method in LOSS_FREE if passes is None else passes == 0
+    """Whether the run optimised nothing: it recorded no backward pass."""
+    return run.cost.get("backward_passes") == 0
 
 
 def contexts_of(runs: list[Run]) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 
 from dembench.report.judge.group import Cell
+from dembench.report.judge.wording import number
 from dembench.report.read.names import Metric
-from dembench.report.tables.table import number
 
 BEST, TIED = "best", "tied"
 RULE = (

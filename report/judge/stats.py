@@ -1,4 +1,5 @@
-"""Means, deviations and intervals over seeds: Student's t for one cell, a stratified bootstrap over several data sets.
+"""Means, deviations and intervals over seeds: Student's t for one cell, Welch and Satterthwaite's over several data
+sets.
 
 A cell is one method on one data set under one protocol; a stratum is one data set, or environment, with all its cells,
 which share what a seed decides.
@@ -14,8 +15,6 @@ from functools import cache
 import numpy as np
 
 LEVEL = 0.95
-RESAMPLES = 9999
-BATCH = 4_000_000  # differences of one stratum that are drawn at a time
 FEWEST = 3  # cells that an interval over cells needs
 
 
@@ -61,7 +60,7 @@ def paired(values: dict[int, float], base: dict[int, float]) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """The mean over ``cells`` cells of their mean difference, and its 95% bootstrap interval. ``over`` says what the
+    """The mean over ``cells`` cells of their mean difference, and its 95% interval. ``over`` says what the
     interval covers: "seeds", "cells" where most cells have one seed, or nothing where there is no interval. ``alone``
     cells had one seed where most had more, and are left out."""
 
@@ -80,16 +79,14 @@ class Pooled:
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
-def pooled(strata: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES) -> Pooled:
-    """The mean difference over all cells, each counting alike, with a bootstrap interval stratified by data set.
+def pooled(strata: Sequence[np.ndarray]) -> Pooled:
+    """The mean difference over all cells, each counting alike, with Welch and Satterthwaite's 95% t interval.
 
-    Seeds are drawn within each stratum, for all its cells at once, since they share what a seed decides. Where most
-    cells have one seed, cells are drawn instead if there are ``FEWEST`` or more.
+    Seeds vary within each stratum, for all its cells at once, since they share what a seed decides. Where most cells
+    have one seed, the interval is over cells instead, if there are ``FEWEST`` or more.
 
     Args:
         strata: for each data set, paired differences (cells, seeds); NaN where a cell lacks the seed.
-        seed: of the resampling; the same numbers give the same interval.
-        resamples: how many.
     """
     counts = [(~np.isnan(stratum)).sum(1) for stratum in strata]
     single = sum(int((count == 1).sum()) for count in counts)
@@ -106,59 +103,30 @@ def pooled(strata: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESA
         kept = [np.concatenate([np.nanmean(stratum, 1) for stratum in kept])[None]]
     if not repeated and cells < FEWEST:
         return Pooled(mean, None, None, cells, alone, "")
-    deviations = _bootstrap(kept, seed, resamples)
-    if deviations is None:
+    half = half_width(kept)
+    if half is None:
         return Pooled(mean, None, None, cells, alone, "")
-    return Pooled(mean, mean + deviations[0], mean + deviations[1], cells, alone, "seeds" if repeated else "cells")
+    return Pooled(mean, mean - half, mean + half, cells, alone, "seeds" if repeated else "cells")
 
 
-def _bootstrap(strata: list[np.ndarray], seed: int, resamples: int) -> tuple[float, float] | None:
-    """The percentile interval of the mean over cells, less that mean; None without spread.
+def half_width(strata: list[np.ndarray]) -> float | None:
+    """Half the 95% interval of the mean over cells, of strata (cells, seeds) of two seeds or more; None without spread.
 
-    Few seeds would look like many but for two corrections: the deviations of a stratum of n seeds grow by
-    sqrt(n / (n - 1)), which makes their variance unbiased, and the quantiles by Student's t over the normal one, with
-    the degrees of freedom of Welch and Satterthwaite.
-
-    Sources: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13; Rao and Wu, "Resampling
-    Inference With Complex Survey Data" (1988); Hesterberg, "What Teachers Should Know About the Bootstrap" (2015).
+    Source: Welch, "The Generalization of 'Student's' Problem when Several Different Population Variances are Involved"
+    (1947). Identity: one stratum gives Student's t interval of its mean per seed.
     """
-    from scipy.special import ndtri, stdtrit
-    from scipy.stats import bootstrap
-
-    total = sum(map(len, strata))
-    means = [np.nanmean(stratum, 1).mean() for stratum in strata]
-    shares = np.array([len(stratum) / total for stratum in strata])
     seeds = np.array([stratum.shape[1] for stratum in strata])
+    shares = np.array([len(stratum) for stratum in strata]) / sum(map(len, strata))
     spread = np.array([np.nanmean(stratum, 0).std(ddof=1) for stratum in strata])
     if not (spread > 1e-12 * max(1.0, *(np.nanmax(np.abs(stratum)) for stratum in strata))).any():
         return None
-    variances = shares**2 * spread**2 / seeds
+    variances = (shares * spread) ** 2 / seeds
     freedom = variances.sum() ** 2 / (variances**2 / (seeds - 1)).sum()
-    filled = [np.nan_to_num(stratum) for stratum in strata]
-    present = [(~np.isnan(stratum)).astype(float) for stratum in strata]
-
-    def deviation(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
-        moved = 0.0
-        for drawn, mean, share, n, values, held in zip(rows, means, shares, seeds, filled, present, strict=True):
-            held = held[:, drawn].sum(axis)
-            cell = np.divide(values[:, drawn].sum(axis), held, out=np.full(held.shape, np.nan), where=held > 0)
-            moved = moved + share * np.sqrt(n / (n - 1)) * (np.nanmean(cell, 0) - mean)
-        return moved
-
-    rows = tuple(np.arange(n) for n in seeds)
-    rng = np.random.default_rng(seed)
-    batch = max(1, BATCH // max(stratum.size for stratum in strata))
-    drawn = bootstrap(
-        rows, deviation, n_resamples=resamples, batch=batch, vectorized=True, method="percentile", rng=rng
-    )
-    tail = (1 + LEVEL) / 2
-    wider = stdtrit(freedom, tail) / ndtri(tail)
-    low, high = wider * np.quantile(drawn.bootstrap_distribution, [1 - tail, tail])
-    return float(low), float(high)
+    return t_quantile(float(freedom)) * math.sqrt(variances.sum())
 
 
 @cache
-def t_quantile(freedom: int) -> float:
+def t_quantile(freedom: float) -> float:
     """The two-sided 95% quantile of Student's t."""
     from scipy.special import stdtrit  # the quantile behind scipy.stats.t, without that module's slow import
 

@@ -13,7 +13,8 @@ from dembench.report.figures.gallery import Gallery, Picture
 from dembench.report.figures.sensitivity import across_figure
 from dembench.report.judge.group import Block, build_blocks
 from dembench.report.judge.ranking import RULE
-from dembench.report.judge.verdict import Verdict, summary_table, verdicts
+from dembench.report.judge.verdict import Verdict, verdicts
+from dembench.report.judge.wording import describe
 from dembench.report.page import manifest, provenance
 from dembench.report.page.first_screen import FirstScreen, first_screen
 from dembench.report.read.load import Aside, Collection, load
@@ -25,8 +26,8 @@ from dembench.report.tables.environments import environment_tables
 from dembench.report.tables.headlines import Headline, headlines
 from dembench.report.tables.measures import further_table
 from dembench.report.tables.published import beside_table, reference_table
+from dembench.report.tables.summary import summary_table
 from dembench.report.tables.table import Table, capital, sentence
-from dembench.report.tables.wording import describe
 
 HERE = Path(__file__).parent
 LISTED = 200  # entries of a list of runs beyond which the page refers to runs.csv

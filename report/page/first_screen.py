@@ -13,10 +13,11 @@ from dembench.report.judge.group import Block, Cell
 from dembench.report.judge.significance import Ranking
 from dembench.report.judge.stats import Pooled
 from dembench.report.judge.verdict import Verdict
+from dembench.report.judge.wording import number
 from dembench.report.read.names import TOYS, Metric, pretty
 from dembench.report.tables.gains import gains_table, tests_table
 from dembench.report.tables.headlines import Headline
-from dembench.report.tables.table import Table, number
+from dembench.report.tables.table import Table
 
 JUDGED = ("dem", "dem_star", "adadem", "none")  # losses that get a sentence, run or not; others get one where they ran
 TITLES = {1: "Better", -1: "Worse", 0: "Not told apart", None: "No interval"}

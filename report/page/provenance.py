@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dembench.report.judge.group import Block, method_of
+from dembench.report.judge.wording import run_label
 from dembench.report.read.load import Collection, Run
-from dembench.report.read.names import LOSS_ORDER, METHOD_ORDER, PROTOCOL_ORDER, TASK_ORDER, pretty, rank
-from dembench.report.tables import wording as captions
+from dembench.report.read.names import pretty, rank
 
 QUIET = ("adapts", "aggregate", "fisher", "tipi")  # notes on what a method is made of
 
@@ -18,8 +18,8 @@ def facts(found: Collection, blocks: list[Block]) -> list[tuple[str, str]]:
     """What was compared, in a line each."""
     runs = found.runs
 
-    def names(values: Iterable[str], order: tuple[str, ...] = ()) -> str:
-        return ", ".join(map(pretty, sorted(set(values), key=lambda value: (rank(order, value), value))))
+    def names(values: Iterable[str], group: str = "") -> str:
+        return ", ".join(map(pretty, sorted(set(values), key=lambda value: (rank(group, value), value))))
 
     seeds = sorted({run.seed for run in runs})
     counts = Counter(run.status for run in runs)
@@ -30,12 +30,12 @@ def facts(found: Collection, blocks: list[Block]) -> list[tuple[str, str]]:
     asides = [f"{len(found.unfinished)} unfinished"] if found.unfinished else []
     asides += [f"{len(found.unreadable)} unreadable"] if found.unreadable else []
     return [
-        ("Tasks", names((run.task for run in runs), TASK_ORDER)),
+        ("Tasks", names((run.task for run in runs), "task")),
         ("Data", names(run.data for run in runs)),
         ("Models", names(run.model for run in runs if run.model != "none") or "none"),
-        ("Protocols", names((run.protocol for run in runs), PROTOCOL_ORDER)),
-        ("Methods", names(map(method_of, runs), METHOD_ORDER)),
-        ("Losses", names((loss for block in blocks for loss, _ in block.columns), LOSS_ORDER) or "none"),
+        ("Protocols", names((run.protocol for run in runs), "protocol")),
+        ("Methods", names(map(method_of, runs), "method")),
+        ("Losses", names((loss for block in blocks for loss, _ in block.columns), "loss") or "none"),
         ("Seeds", ", ".join(map(str, seeds)) if len(seeds) <= 12 else f"{len(seeds)} ({seeds[0]} to {seeds[-1]})"),
         ("Runs", f"{len(runs)} finished"),
         ("Flagged", ", ".join(flagged) or "none"),
@@ -84,7 +84,7 @@ def notes_of(block: Block) -> list[Remark]:
     for (key, text), n in counts.most_common():
         having = Counter(method_of(run) for run in block.runs if (key, text) in run.notes)
         own = len(having) < len(methods) and all(methods[name] == m for name, m in having.items())
-        names = ", ".join(pretty(name) for name in sorted(having, key=lambda name: rank(METHOD_ORDER, name)))
+        names = ", ".join(pretty(name) for name in sorted(having, key=lambda name: rank("method", name)))
         which = "all runs" if n == len(block.runs) else names if own else f"{n} of {len(block.runs)} runs"
         remarks.append(Remark(key, text, which, own or key in QUIET))
     return remarks
@@ -106,7 +106,7 @@ def commands_of(block: Block) -> list[tuple[str, str, str]]:
 def flags_of(runs: Iterable[Run]) -> list[tuple[str, str, str, str]]:
     """(run id, what it was, kind and slice, message) of each flag."""
     return [
-        (run.id, captions.run_label(run), f"{kind} in {part}" if part else kind, message)
+        (run.id, run_label(run), f"{kind} in {part}" if part else kind, message)
         for run in runs
         if run.status != "ok" or run.flags
         for kind, part, message in run.flags or ((run.status, "", "no detail recorded"),)

@@ -1,4 +1,5 @@
-"""Run directories -> Run records. Reads files and judges nothing: what cannot be used is listed with its reason.
+"""Run directories, exported files and tables of runs -> Run records. Reads files and judges nothing: what cannot be
+used is listed with its reason.
 
 Ten thousand runs are few different settings: equal parts of configurations are kept once, and what only a figure needs
 (curves, histograms, pictures) is read when it is drawn.
@@ -8,28 +9,24 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 import re
-import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from dembench.harness.runs import SCHEMA
+from dembench.report.read import names, runs_csv
+from dembench.report.read.record import Directory, Store, clean, lines
 
 RUN_FILES = ("result.json", "config.yaml", "environment.json", "curve.csv", "series.csv")
 SEARCHES = "searches"  # a folder of trials, which ``plane`` shows
 NAMES = ("id", "task", "method", "loss", "model", "data", "protocol", "status")
-LARGEST = 64_000_000  # bytes of a result.json that is read
 LONGEST = 2_000  # characters of a note or message that are shown
 BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)  # of a bad record
-# control characters, halves of surrogate pairs, and marks that turn the direction of the text around them
-UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
-ESCAPED = re.compile(r"\\u(?:[dD][89a-fA-F]|00[01]|007[fF]|202[a-eA-E]|206[6-9]|[fF]{3}[ef-fEF])")
 Value = TypeVar("Value")
 Histograms = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -58,8 +55,9 @@ class Run:
     config: dict[str, Any]
     environment: dict[str, Any]
     fingerprints: dict[str, str]
+    labels: dict[tuple[str, str], names.Label]
     command: str
-    path: Path
+    store: Store
 
     @property
     def collapsed(self) -> bool:
@@ -106,25 +104,21 @@ class Run:
     def histograms(self) -> Histograms:
         """{slice: (predicted, label) counts per class}, read anew; empty where there are none that can be read."""
         try:
-            found = read_record(self.path).get("histograms") or {}
+            found = self.store.record().get("histograms") or {}
             return {str(k): (tuple(map(int, h["predicted"])), tuple(map(int, h["label"]))) for k, h in found.items()}
         except BROKEN:
             return {}
 
-    def artifacts(self) -> list[Path]:
+    def pictures(self) -> list[Path]:
         """The files that belong to the run, by name."""
-        try:
-            return sorted(path for path in (self.path / "files").iterdir() if path.is_file() and not path.is_symlink())
-        except OSError:
-            return []
+        return self.store.pictures()
 
     def _columns(self, name: str, wanted: tuple[str, ...]) -> list[list[str]] | None:
         try:
-            text = (self.path / name).read_bytes().decode("utf-8")
-            header, *rows = csv.reader(io.StringIO(clean(text), newline=""))
+            header, *rows = csv.reader(io.StringIO(self.store.text(name), newline=""))
             at = [header.index(column) for column in wanted]
             return [[row[i] for row in rows] for i in at] if rows else None
-        except (OSError, ValueError, IndexError, csv.Error):
+        except (OSError, ValueError, KeyError, IndexError, csv.Error):
             return None
 
 
@@ -156,30 +150,26 @@ class Collection:
 
 
 def load(roots: list[Path]) -> Collection:
-    """Reads every run directory at or under ``roots``; a run id found twice is taken once.
+    """Reads every run of ``roots``: directories that hold run directories at any depth, files of ``dembench export``,
+    and runs.csv of a report. A run id found twice is taken once.
 
-    Raises: ValueError when a root is missing or when there is no finished run.
+    Raises: ValueError when a root is missing or cannot be read, or when there is no finished run.
     """
     runs: dict[str, Run] = {}
     unfinished: list[Aside] = []
     unreadable: list[Aside] = []
     duplicates: list[Aside] = []
-    folders: dict[Path, None] = {}
-    for root in map(Path, roots):
-        if not root.is_dir():
-            raise ValueError(f"report: no such directory: {root}")
-        for folder in find_runs(root.resolve(), unreadable):
-            folders.setdefault(folder)
     shared = Shared()
-    for folder in folders:
+    for store in stores(list(map(Path, roots)), unreadable):
         try:
-            run = read_run(folder, shared)
+            run = read_run(store, shared)
         except FileNotFoundError:
-            unfinished.append(Aside(clean(folder.name), "no result.json: started and not finished"))
+            unfinished.append(Aside(clean(store.name), "no result.json: started and not finished"))
             continue
         except BROKEN as error:
-            unreadable.append(Aside(clean(folder.name), clean(f"{type(error).__name__}: {error}")[:LONGEST]))
+            unreadable.append(Aside(clean(store.name), clean(f"{type(error).__name__}: {error}")[:LONGEST]))
             continue
+        names.learn(run.labels)
         first = runs.setdefault(run.id, run)
         if first is not run:
             same = first.scores == run.scores
@@ -190,6 +180,22 @@ def load(roots: list[Path]) -> Collection:
         raise ValueError(f"report: no finished run under {', '.join(map(str, roots)) or 'no directory at all'}{held}")
     ordered = tuple(runs[key] for key in sorted(runs))
     return Collection(ordered, *(tuple(sorted(x, key=lambda a: a.name)) for x in (unfinished, unreadable, duplicates)))
+
+
+def stores(roots: list[Path], unreadable: list[Aside]) -> Iterator[Store]:
+    """Every run of ``roots``, a directory that two of them hold once."""
+    for root in roots:
+        if not root.exists():
+            raise ValueError(f"report: no such directory or file: {root}")
+    folders: dict[Path, None] = {}
+    for root in roots:
+        if not root.is_dir():
+            yield from runs_csv.rows(root) if root.suffix == ".csv" else lines(root)
+            continue
+        for folder in find_runs(root.resolve(), unreadable):
+            if folder not in folders:
+                folders[folder] = None
+                yield Directory(folder)
 
 
 def find_runs(root: Path, unreadable: list[Aside]) -> list[Path]:
@@ -219,32 +225,9 @@ class Shared:
         return self._known.setdefault(repr(value) if key is None else key, value)
 
 
-def clean(value: Any) -> Any:
-    """Text without characters that a page, a table or a file cannot hold; also within lists and dictionaries."""
-    if isinstance(value, str):
-        return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
-    if isinstance(value, dict):
-        return {clean(key): clean(item) for key, item in value.items()}
-    return [clean(item) for item in value] if isinstance(value, list) else value
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The content of a result.json. Raises FileNotFoundError where there is none, OSError or ValueError where it cannot
-    be read."""
-    path = folder / "result.json"
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
-        raise ValueError(f"result.json is no plain file of at most {LARGEST // 10**6} MB")
-    text = path.read_text(encoding="utf-8")
-    record = json.loads(text)
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ValueError(f"expected a record of schema {SCHEMA}")
-    return clean(record) if ESCAPED.search(text) or UNPRINTABLE.search(text) else record
-
-
-def read_run(folder: Path, shared: Shared) -> Run:
-    """One ``result.json`` as a Run. Raises one of BROKEN where it is not one."""
-    record = read_record(folder)
+def read_run(store: Store, shared: Shared) -> Run:
+    """One record as a Run. Raises FileNotFoundError where there is none, and one of BROKEN where it is not one."""
+    record = store.record()
     if missing := [name for name in (*NAMES, "seed", "rows") if name not in record]:
         raise ValueError(f"lacks {', '.join(missing)}")
     scores, units, sizes = {}, {}, {}
@@ -269,6 +252,18 @@ def read_run(folder: Path, shared: Shared) -> Run:
         config={str(key): shared(value) for key, value in dict(record.get("config") or {}).items()},
         environment=shared(dict(record.get("environment") or {})),
         fingerprints=shared({str(k): str(v) for k, v in (record.get("fingerprints") or {}).items()}),
+        labels=shared(labels_of(record)),
         command=str(record.get("command") or ""),
-        path=folder,
+        store=store,
     )
+
+
+def labels_of(record: dict[str, Any]) -> dict[tuple[str, str], names.Label]:
+    """What a record says of its task, method and loss, by (group, name); the presets of a method share its name."""
+    found: dict[tuple[str, str], names.Label] = {}
+    preset = ((record.get("config") or {}).get("method") or {}).get("preset")
+    for group in names.LABELLED:
+        if (label := dict(record.get("labels") or {}).get(group)) and record[group] is not None:
+            name = str(record[group])
+            found[group, name.removesuffix(f"_{preset}") if group == "method" else name] = names.checked(label)
+    return found

@@ -1,60 +1,48 @@
-"""What the report calls things, in which order, and which way each metric is better. A new task adds its lines here."""
+"""What the report calls things, in which order, and which way each metric is better.
+
+This travels with the records: the runner writes into each what its task, method and loss say of themselves under
+``_label_`` in their configurations. For records without it, and for tables of runs, the configurations of this package
+are read. What has no label goes by its own name, behind the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dembench.report.read.load import Run
 
-PRETTY = {
-    "none": "no term", "em": "EM", "dem": "DEM", "dem_star": "DEM*", "adadem": "AdaDEM",
-    "tta": "Corruption test-time adaptation", "minigrid": "Reinforcement learning", "prompt": "Test-time prompt tuning",
-    "source": "Source", "norm": "NORM", "norm_alpha": "NORM (alpha)", "norm_ema": "NORM (EMA)", "t3a": "T3A",
-    "tent": "Tent", "eta": "ETA", "eata": "EATA", "sar": "SAR", "deyo": "DeYO", "tipi": "TIPI", "ttc": "TTC",
-    "ppo": "PPO", "a2c": "A2C", "recurrent_ppo": "RecurrentPPO", "maskable_ppo": "MaskablePPO",
-    "zero_shot": "Zero-shot", "ensemble": "Ensemble", "tpt": "TPT", "coop": "CoOp",
-    "marginal": "Marginal of views", "zero": "ZERO", "tpt_coop": "TPT (CoOp)",
-    "semi": "Semi-supervised learning", "longtail": "Long-tailed semi-supervised learning",
-    "supervised": "Supervised", "pseudo_label": "Pseudo-Label", "ent_min": "Ent. Min.", "vat": "VAT",
-    "mixmatch": "MixMatch", "fixmatch": "FixMatch", "freematch": "FreeMatch",
-    "segmentation": "Unsupervised domain adaptation of segmentation", "source_only": "Source only",
-    "source_bn": "Source only (statistics of both)",
-    "min_ent": "MinEnt", "adv_ent": "AdvEnt", "tent_seg": "Tent, image by image",
-}  # fmt: skip
-TASK_ORDER = ("tta", "prompt", "semi", "longtail", "segmentation", "minigrid")
-LOSS_ORDER = ("none", "em", "dem", "dem_star", "adadem")
-METHOD_ORDER = (
-    *("source", "norm", "norm_alpha", "norm_ema", "t3a", "tent", "eta", "eata", "sar", "deyo", "tipi", "ttc"),
-    *("zero_shot", "ensemble", "marginal", "zero", "tpt", "coop", "tpt_coop"),
-    *("ppo", "a2c", "recurrent_ppo", "maskable_ppo"),
-    *("supervised", "pseudo_label", "ent_min", "vat", "mixmatch", "fixmatch", "freematch"),
-    *("source_only", "source_bn", "tent_seg", "min_ent", "adv_ent"),
-)
+LABELLED = ("task", "method", "loss")  # groups whose files have labels
 PROTOCOL_ORDER = ("single_domain", "continual", "gradual", "mixed", "long_tail", "label_shift", "dirichlet", "episodic")
-LOSS_FREE = (
-    "source",
-    "norm",
-    "norm_alpha",
-    "norm_ema",
-    "t3a",
-    "zero_shot",
-    "ensemble",
-    "marginal",
-    "zero",
-    "coop",
-    "supervised",
-    "source_only",
-    "source_bn",
-)
 OFFICIAL = "official"  # the preset that goes without saying
+COSTS = {  # of a run: how each is called, and digits
+    "wall_seconds": ("wall time (s)", 1),
+    "forward_passes": ("forward passes", 0),
+    "backward_passes": ("backward passes", 0),
+    "updated": ("samples updated", 0),
+    "resets": ("automatic resets", 1),
+}
+DIGITS = "made of the 1,797 pictures of 8 x 8 pixels that come with scikit-learn"
+TOYS = {  # data that a reader must not take for a benchmark
+    **dict.fromkeys(("digits", "digits-c", "digits-lt"), DIGITS),
+    "cifar10-jpeg": "made of JPEG copies of CIFAR-10",
+    "street": "street scenes drawn by this project",
+}
+LONGEST = 200  # characters of a title that are shown
+LAST = float("inf")
+Label = Mapping[str, Any]
+_learnt: dict[tuple[str, str], Label] = {}  # (group, name): of the records that were read last
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """How a metric is shown: ``scale`` turns the recorded unit into ``unit``; ``sign`` is 1 where higher is better."""
+    """How a metric is shown: ``scale`` turns the recorded unit into ``unit``; ``sign`` is 1 where higher is better.
+    What is not ``ranked`` was chosen on the test, or is no better for being high or low."""
 
     name: str
     label: str
@@ -62,6 +50,12 @@ class Metric:
     scale: float
     sign: int
     digits: int
+    ranked: bool = True
+
+    @property
+    def column(self) -> str:
+        """The head of its column in a table."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
     @property
     def gain_unit(self) -> str:
@@ -69,85 +63,109 @@ class Metric:
         return "points" if self.unit == "%" else self.unit or self.label
 
 
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("error", "error", "%", 100, -1, 2),
-        Metric("accuracy", "accuracy", "%", 100, 1, 2),
-        Metric("accuracy_validation_selected", "accuracy, selected on validation", "%", 100, 1, 2),
-        Metric("accuracy_test_best", "best accuracy on the test (parity only)", "%", 100, 1, 2),
-        Metric("f1", "F1", "%", 100, 1, 2),
-        Metric("precision", "precision", "%", 100, 1, 2),
-        Metric("iou", "IoU", "%", 100, 1, 2),
-        Metric("iou_tail", "IoU, tail classes", "%", 100, 1, 2),
-        Metric("iou_target_best", "best mIoU on the target (parity only)", "%", 100, 1, 2),
-        Metric("iou_16", "mIoU, 16 classes", "%", 100, 1, 2),
-        Metric("iou_13", "mIoU, 13 classes", "%", 100, 1, 2),
-        Metric("pixel_accuracy", "pixel accuracy", "%", 100, 1, 2),
-        Metric("entropy_share", "entropy, share of log C", "%", 100, -1, 2),
-        Metric("recall", "recall", "%", 100, 1, 2),
-        Metric("recall_head", "recall, head third", "%", 100, 1, 2),
-        Metric("recall_medium", "recall, medium third", "%", 100, 1, 2),
-        Metric("recall_tail", "recall, tail third", "%", 100, 1, 2),
-        Metric("geometric_mean", "geometric mean of recalls", "%", 100, 1, 2),
-        Metric("bias_kl", "easy-class bias, KL", "nats", 1, -1, 3),
-        Metric("bias_tv", "easy-class bias, total variation", "%", 100, -1, 2),
-        Metric("top1", "top-1 accuracy", "%", 100, 1, 2),
-        Metric("top5", "top-5 accuracy", "%", 100, 1, 2),
-        Metric("agreement", "agreement", "%", 100, 1, 2),
-        Metric("gained", "right where zero-shot is not", "%", 100, 1, 2),
-        Metric("lost", "wrong where zero-shot is right", "%", 100, -1, 2),
-        Metric("return", "return", "", 1, 1, 3),
-        Metric("training_return", "return in training", "", 1, 1, 3),
-        Metric("episode_sd", "SD over episodes", "", 1, -1, 3),
-        Metric("success", "success rate", "%", 100, 1, 1),
-        Metric("success_rate", "success rate", "%", 100, 1, 1),
-        Metric("length", "episode length", "steps", 1, -1, 1),
-        Metric("episode_length", "episode length", "steps", 1, -1, 1),
-        Metric("ece", "ECE", "%", 100, -1, 2),
-        Metric("nll", "NLL", "nats", 1, -1, 3),
-        Metric("entropy", "entropy", "nats", 1, -1, 3),
-    )
-}
-PRIMARY = {
-    "tta": ("error",),
-    "minigrid": ("return",),
-    "prompt": ("top1", "accuracy", "error"),
-    "semi": ("accuracy",),
-    "longtail": ("accuracy",),
-    "segmentation": ("iou",),
-}
-MEAN_OF = {  # what a task's number is over, beside the seeds
-    "minigrid": "mean over the episodes of the evaluation", "prompt": "mean over the sets of images",
-    "semi": "over the test set", "longtail": "over the test set", "segmentation": "mean over classes",
-}  # fmt: skip
-DIGITS = "made of the 1,797 pictures of 8 x 8 pixels that come with scikit-learn"
-TOYS = {  # data that a reader must not take for a benchmark
-    **dict.fromkeys(("digits", "digits-c", "digits-lt"), DIGITS),
-    "cifar10-jpeg": "made of JPEG copies of CIFAR-10",
-    "street": "street scenes drawn by this project",
-}
+def learn(labels: Mapping[tuple[str, str], Label]) -> None:
+    """Takes the labels that records carry, by (group, name); newer ones win."""
+    _learnt.update(labels)
+
+
+def checked(label: Any) -> dict[str, Any]:
+    """A label of a record, as far as it is one: title, place, and metrics. Raises ValueError for anything else."""
+    kinds: dict[str, tuple[type, ...]] = {"title": (str,), "order": (int, float), "mean": (str,), "metrics": (dict,)}
+    own = {"title": (str,), "unit": (str,), "better": (str,), "digits": (int,), "ranked": (bool,)}
+
+    def kept(node: Any, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            raise ValueError(f"expected a label, got {type(node).__name__}")
+        if wrong := [key for key, value in node.items() if not isinstance(value, kinds.get(key, (object,)))]:
+            raise ValueError(f"label: {wrong[0]} is a {type(node[wrong[0]]).__name__}")
+        return {
+            key: value[:LONGEST] if isinstance(value, str) else value for key, value in node.items() if key in kinds
+        }
+
+    found = kept(label, kinds)
+    if "metrics" in found:
+        found["metrics"] = {str(name): kept(node or {}, own) for name, node in found["metrics"].items()}
+    return found
+
+
+def label_of(group: str, name: str) -> Label:
+    """What is known of a name, without what it has in brackets; empty where nothing is."""
+    base = name.partition(" (")[0]
+    return _learnt.get((group, base)) or packaged().get((group, base)) or {}
+
+
+@cache
+def packaged() -> dict[tuple[str, str], Label]:
+    """The labels in the configurations of this package, by (group, name)."""
+    found: dict[tuple[str, str], Label] = {}
+    root = resources.files("dembench.configs")
+    for group in LABELLED:
+        for folder in (root.joinpath(group), *(f for f in root.joinpath(group).iterdir() if f.is_dir())):
+            for file in folder.iterdir():
+                if file.name.endswith(".yaml") and (label := _label_in(file)):
+                    found.setdefault((group, file.name[:-5]), label)
+    return found
+
+
+def _label_in(file: Traversable) -> Label | None:
+    import yaml
+
+    text = file.read_text(encoding="utf-8")
+    if "_label_:" not in text:
+        return None
+    found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return found["_label_"] if isinstance(found, dict) else None
+
+
+def metrics_of(task: str) -> dict[str, Metric]:
+    """The metrics that a task declares, the one it is judged by first."""
+    return _metrics(_frozen(label_of("task", task).get("metrics") or {}))
+
+
+def _frozen(node: Mapping[str, Any]) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
+    return tuple((str(name), tuple((own or {}).items())) for name, own in node.items())
+
+
+@cache
+def _metrics(declared: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]) -> dict[str, Metric]:
+    found = {}
+    for name, items in declared:
+        own = dict(items)
+        unit = str(own.get("unit", ""))
+        title, sign = str(own.get("title", name.replace("_", " "))), -1 if own.get("better") == "lower" else 1
+        digits = int(own.get("digits", 2 if unit == "%" else 3))
+        found[name] = Metric(name, title, unit, 100 if unit == "%" else 1, sign, digits, own.get("ranked") is not False)
+    return found
+
+
+def metric_of(task: str, name: str) -> Metric:
+    """A metric of a task; one that it does not declare is shown as recorded, higher taken as better."""
+    return metrics_of(task).get(name) or Metric(name, name, "", 1, 1, 3)
 
 
 def mean_of(task: str) -> str:
-    return MEAN_OF.get(task, "mean over slices")
+    """What a task's numbers are over, beside the seeds."""
+    return str(label_of("task", task).get("mean", "mean over slices"))
 
 
 def primary(task: str, runs: Iterable[Run]) -> Metric:
-    """The metric that a task is judged by: its own, else the first known one that its runs recorded."""
+    """The metric that a task is judged by: the first it declares that its runs recorded, else their first."""
     present = dict.fromkeys(name for run in runs for name in run.units)
-    own = PRIMARY.get(task, ())
-    name = next((n for n in (*own, *METRICS) if n in present), next(iter(present), own[0] if own else "error"))
-    return METRICS.get(name, Metric(name, name, "", 1, 1, 3))
+    declared = metrics_of(task)
+    name = next((n for n in declared if n in present), next(iter(present), next(iter(declared), "error")))
+    return metric_of(task, name)
 
 
 def pretty(name: str) -> str:
     """The name as people write it; what a method's name has in brackets, such as its preset, stays."""
     base, bracket, rest = name.partition(" (")
-    return PRETTY.get(name) or PRETTY.get(base, base) + bracket + rest
+    title = next((label["title"] for group in LABELLED if "title" in (label := label_of(group, base))), base)
+    return str(title) + bracket + rest
 
 
-def rank(names: tuple[str, ...], name: str) -> int:
-    """The place of a name, without what it has in brackets, in an order; behind all where it has none."""
-    base = name.partition(" (")[0]
-    return names.index(base) if base in names else len(names)
+def rank(group: str, name: str) -> float:
+    """The place of a name, without what it has in brackets, among those of its group; behind all where it has none."""
+    if group == "protocol":
+        return PROTOCOL_ORDER.index(name) if name in PROTOCOL_ORDER else LAST
+    order = label_of(group, name).get("order")
+    return float(order) if isinstance(order, int | float) else LAST

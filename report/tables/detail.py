@@ -7,28 +7,20 @@ from typing import Any
 
 from dembench.report.judge.group import Block, Cell, contexts_of, show
 from dembench.report.judge.stats import Estimate, estimate
-from dembench.report.read.names import METRICS, mean_of, pretty
+from dembench.report.judge.wording import describe, number, plain, settings_text
+from dembench.report.read.names import COSTS, mean_of, metrics_of, pretty
 from dembench.report.tables.results import flags, row_cells, setting_columns, setting_keys, sortable
-from dembench.report.tables.table import Column, Entry, Table, number, plain, slug
-from dembench.report.tables.wording import describe, parts
-
-COSTS = {
-    "wall_seconds": ("wall time (s)", 1),
-    "forward_passes": ("forward passes", 0),
-    "backward_passes": ("backward passes", 0),
-    "updated": ("samples updated", 0),
-    "resets": ("automatic resets", 1),
-}
+from dembench.report.tables.table import Column, Entry, Table, slug
 
 
 def cost_table(block: Block) -> Table:
     """Calibration and cost: the metrics beside the main one, time, passes and samples, mean over seeds."""
     recorded = dict.fromkeys(name for run in block.runs for name in run.units)
-    metrics = [METRICS[name] for name in METRICS if name in recorded and name != block.metric.name]
+    metrics = [m for name, m in metrics_of(block.task).items() if name in recorded and name != block.metric.name]
     costs = [name for name in COSTS if any(name in run.cost for run in block.runs)]
     keys = setting_keys(block)
     columns = [Column("Method", numeric=False), *setting_columns(block, keys), Column("Loss", numeric=False)]
-    columns += [Column(f"{m.label} ({m.unit})" if m.unit else m.label, ("mean", "sd")) for m in metrics]
+    columns += [Column(m.column, ("mean", "sd")) for m in metrics]
     columns += [Column(COSTS[name][0], ("mean", "sd")) for name in costs]
     columns.append(Column("seeds", ("n",)))
     rows = []
@@ -80,8 +72,9 @@ def runs_table(blocks: list[Block]) -> Table:
         contexts |= {run.id: context for run, context in zip(block.runs, contexts_of(block.runs), strict=True)}
     keys = list(dict.fromkeys(key for context in contexts.values() for key in context))
     columns += [Column(key, numeric=False) for key in keys]
-    metrics = [m for m in METRICS.values() if any(m.name in run.units for run in runs)]
-    columns += [Column(f"{m.label} ({m.unit})" if m.unit else m.label) for m in metrics]
+    declared = {m.name: m for block in blocks for m in metrics_of(block.task).values()}
+    metrics = [m for m in declared.values() if any(m.name in run.units for run in runs)]
+    columns += [Column(m.column) for m in metrics]
     columns += [Column(COSTS[name][0]) for name in COSTS]
     columns += [Column(name, numeric=False) for name in ("commit", "modified", "command")]
     rows = []
@@ -89,7 +82,7 @@ def runs_table(blocks: list[Block]) -> Table:
         method = run.config.get("method")
         preset = method.get("preset") if isinstance(method, dict) else None
         texts = [run.id, run.task, run.data, run.model, run.protocol, run.method, run.loss, run.seed, run.status]
-        texts += [preset or "", parts(method), parts(run.config.get("loss"))]
+        texts += [preset or "", settings_text(method), settings_text(run.config.get("loss"))]
         texts += ["" if (value := contexts[run.id].get(key)) is None else show(value) for key in keys]
         entries = [Entry(str(text)) for text in texts]
         entries += [Entry(repr(v) if math.isfinite(v := run.score(m.name) * m.scale) else "") for m in metrics]

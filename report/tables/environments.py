@@ -11,10 +11,13 @@ import numpy as np
 from dembench.report.judge import aggregate
 from dembench.report.judge.aggregate import Interval
 from dembench.report.judge.group import Block, Cell
-from dembench.report.read.names import METRICS, pretty
-from dembench.report.tables.table import Column, Entry, Table, number, plain, slug
+from dembench.report.judge.wording import number, plain
+from dembench.report.read.names import Metric, pretty
+from dembench.report.tables.table import Column, Entry, Table, slug
 
-RETURN, SUCCESS, SOLVED = METRICS["return"], METRICS["success"], 90  # per cent of the evaluation's episodes
+RETURN, SUCCESS = Metric("return", "return", "", 1, 1, 3), Metric("success", "success rate", "%", 100, 1, 1)
+EPISODE_SD = Metric("episode_sd", "SD over episodes", "", 1, -1, 3)
+SOLVED = 90  # per cent of the evaluation's episodes
 ENOUGH = 5  # runs in an environment, below which a percentile interval is plainly too narrow
 Labels = tuple[str, str, str]  # method, setting, loss
 
@@ -141,7 +144,7 @@ def seeds_table(blocks: Sequence[Block], protocol: str) -> Table:
             values = scores_of([cell])[0]
             if not len(values):
                 continue
-            episodes = [value for value in cell.values(METRICS["episode_sd"]).values()]
+            episodes = [value for value in cell.values(EPISODE_SD).values()]
             solved = sum(value >= SOLVED for value in cell.values(SUCCESS).values())
             rows.append(
                 [

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from dembench.report.judge.comparisons import Family, median, time_ratios
 from dembench.report.judge.significance import Ranking, SignedRanks, holm
-from dembench.report.judge.stats import RESAMPLES, Pooled
-from dembench.report.read.names import LOSS_ORDER, Metric, pretty, rank
-from dembench.report.tables.table import Column, Entry, Table, number, plain
-from dembench.report.tables.wording import COLLAPSED
+from dembench.report.judge.stats import Pooled
+from dembench.report.judge.wording import COLLAPSED, number, plain
+from dembench.report.read.names import Metric, pretty, rank
+from dembench.report.tables.table import Column, Entry, Table
 
 PARTS = ("gain", "low", "high", "cells")
 COVERS = {"seeds": "seeds", "cells": "cells", "": "no interval"}
@@ -18,7 +18,7 @@ COVERS = {"seeds": "seeds", "cells": "cells", "": "no interval"}
 
 def losses_in(found: Sequence[Family]) -> list[str]:
     names = {loss for family in found for loss in family.losses}
-    return sorted(names, key=lambda name: (rank(LOSS_ORDER, name), name))
+    return sorted(names, key=lambda name: (rank("loss", name), name))
 
 
 def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | None) -> Table:
@@ -49,9 +49,9 @@ def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | 
         notes.append("*k: k more cells have one seed and are in neither mean nor interval.")
     caption = (
         "Mean over the cells of a task (a cell: one method on one data set under one protocol), in the task's own "
-        "unit; positive: better than EM. In brackets: 95% bootstrap interval of the paired differences over seeds, "
-        "stratified by data set"
-        + (" (“cells”: most cells have one seed, so cells were drawn)" if any_over(found, "cells") else "")
+        "unit; positive: better than EM. In brackets: 95% t interval of the paired differences over seeds, their "
+        "deviations taken within each data set (Welch, Satterthwaite)"
+        + (" (“cells”: most cells have one seed, so the interval is over cells)" if any_over(found, "cells") else "")
         + f". Last column: mean rank of {', '.join(order)}, 1 is best; below, their wall times over EM's at the same "
         "setting and seed, median over runs."
     )
@@ -152,10 +152,9 @@ def tests_table(found: Sequence[Family]) -> Table:
         )
     tested = sum(p is not None for p in corrected)
     caption = (
-        f"Mean gain over EM with its 95% interval: {RESAMPLES:,} bootstrap resamples of the seeds, stratified by data "
-        "set, seeds drawn for all methods and protocols there at once; the deviations of n seeds are widened by "
-        "the root of n/(n − 1) and by Student's t over the normal quantile, as few seeds give too narrow percentiles. "
-        "Where most cells have one seed, cells are drawn. “Better, …”: cells, by the paired 95% t interval of each. "
+        "Mean gain over EM with its 95% interval: Student's t, the deviations of the seeds taken within each data set "
+        "over all methods and protocols there at once, degrees of freedom by Welch and Satterthwaite. "
+        "Where most cells have one seed, it is over cells. “Better, …”: cells, by the paired 95% t interval of each. "
         "Wilcoxon: two-sided signed-rank test of the cells' mean gains, zeros split (Demsar 2006), exact where there "
         "are few pairs; no test where even gains of one sign could not reach 0.05, which takes 6 pairs. Holm: the p "
         f"value corrected for {tested} test{'s' * (tested != 1)} in this table. Cells that share data or method are "

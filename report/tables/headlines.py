@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dembench.report.figures.forest import best_per_method
 from dembench.report.judge.group import Block, Cell
 from dembench.report.judge.ranking import leaders
-from dembench.report.judge.verdict import Verdict, said
-from dembench.report.read.names import LOSS_ORDER, METHOD_ORDER, pretty, rank
-from dembench.report.tables.results import gain_text
-from dembench.report.tables.table import number
-from dembench.report.tables.wording import points
+from dembench.report.judge.verdict import Verdict, best_per_method, said
+from dembench.report.judge.wording import gain_text, number, points
+from dembench.report.read.names import pretty, rank
 
 BASELINES = ("source", "norm", "zero_shot")
 
@@ -28,7 +25,7 @@ class Headline:
 def headlines(block: Block, verdicts: list[Verdict]) -> list[Headline]:
     """One for each loss, then one for the best cell against the methods that learn nothing."""
     found = []
-    for loss in sorted({v.column[0] for v in verdicts}, key=lambda name: (rank(LOSS_ORDER, name), name)):
+    for loss in sorted({v.column[0] for v in verdicts}, key=lambda name: (rank("loss", name), name)):
         own = best_per_method(verdicts, loss)
         found.append(single(own[0]) if len(own) == 1 else many(loss, own))
     baseline = against_baselines(block)
@@ -68,7 +65,7 @@ def against_baselines(block: Block) -> Headline | None:
     if not ranked or not bases:
         return None
     best, score = ranked[0], ranked[0].estimate(metric)
-    bases.sort(key=lambda cell: rank(METHOD_ORDER, cell.method))
+    bases.sort(key=lambda cell: rank("method", cell.method))
     gains = [best.gain(base, metric) for base in bases]
     listed = "; ".join(
         f"{pretty(base.method)} {said(gain, metric.digits, points(metric))}"

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dembench.report.judge.group import Block, Cell
 from dembench.report.judge.ranking import RULE, ranks
-from dembench.report.read.names import METRICS, Metric, mean_of, pretty
+from dembench.report.judge.wording import COLLAPSED, NAN, describe, number, plain
+from dembench.report.read.names import Metric, mean_of, metrics_of, pretty
 from dembench.report.tables.results import flags, footnotes, picked_cells
-from dembench.report.tables.table import Column, Entry, Table, number, plain, slug
-from dembench.report.tables.wording import COLLAPSED, NAN, describe
-
-# chosen on the test, or no better for being high or low: shown, never ranked
-UNRANKED = ("accuracy_test_best", "iou_target_best", "entropy", "entropy_share", "length", "episode_length")
+from dembench.report.tables.table import Column, Entry, Table, slug
 
 
 def further_table(block: Block) -> Table | None:
     """A row for each cell of the table per slice, a column for each known metric beside the block's own; None without
     any."""
     recorded = {metric for run in block.runs for part, metric in run.scores if part == "mean"}
-    metrics = [m for name, m in METRICS.items() if name in recorded and name != block.metric.name]
+    metrics = [m for name, m in metrics_of(block.task).items() if name in recorded and name != block.metric.name]
     picked = picked_cells(block)
     if not metrics or not picked:
         return None
@@ -26,7 +23,7 @@ def further_table(block: Block) -> Table | None:
     columns = [Column("Method", numeric=False), Column("Loss", numeric=False)]
     columns += [Column("Setting", numeric=False)] if has_settings else []
     columns += [Column(heading(metric), ("mean", "sd", "n")) for metric in metrics]
-    marks = {m.name: {} if m.name in UNRANKED else ranks(cells, m) for m in metrics}
+    marks = {m.name: ranks(cells, m) if m.ranked else {} for m in metrics}
     rows = []
     for cell, role in picked:
         entries = [Entry(pretty(cell.method)), Entry(block.loss_label(cell) + flags(cell))]
@@ -37,7 +34,7 @@ def further_table(block: Block) -> Table | None:
         f"What else was recorded, {mean_of(block.task)}: mean ± standard deviation over seeds, in % where no unit "
         "stands; an arrow points to where a metric is better. "
     )
-    if unranked := [m.label for m in metrics if m.name in UNRANKED]:
+    if unranked := [m.label for m in metrics if not m.ranked]:
         caption += f"Not ranked: {', '.join(unranked)}. "
     notes = [note for note in footnotes(cells, block) if note[0] in COLLAPSED + NAN]
     title = f"{block.title}: other metrics"
@@ -48,7 +45,7 @@ def further_table(block: Block) -> Table | None:
 def heading(metric: Metric) -> str:
     """With an arrow to where it is better, and its unit where that is not %."""
     unit = f" ({metric.unit})" if metric.unit not in ("", "%") else ""
-    better = "" if metric.name in UNRANKED else " ↑" if metric.sign > 0 else " ↓"
+    better = "" if not metric.ranked else " ↑" if metric.sign > 0 else " ↓"
     return f"{metric.label}{unit}{better}"
 
 

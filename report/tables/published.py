@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable
 
 from dembench.report.judge.group import VARIANTS, Block, Cell, show
+from dembench.report.judge.wording import number, plain, slice_labels
 from dembench.report.read.names import pretty
 from dembench.report.read.reference import Published, Reference, canonical, references
 from dembench.report.tables.results import default_cell
-from dembench.report.tables.table import Column, Entry, Table, capital, number, plain, slug
-from dembench.report.tables.wording import slice_labels
+from dembench.report.tables.table import Column, Entry, Table, capital, slug
 
 
 def model_of(block: Block) -> str:

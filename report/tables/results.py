@@ -8,10 +8,21 @@ from typing import Any
 
 from dembench.report.judge.group import DEFAULT_LR, Block, Cell, Key, leaf, show
 from dembench.report.judge.ranking import RULE, leaders, ranks
-from dembench.report.judge.stats import Estimate
-from dembench.report.read.names import METRICS, Metric, mean_of, pretty
-from dembench.report.tables.table import Column, Entry, Table, capital, number, plain, slug
-from dembench.report.tables.wording import COLLAPSED, FEW, NAN, describe, points, settings_of, slice_labels
+from dembench.report.judge.wording import (
+    COLLAPSED,
+    FEW,
+    NAN,
+    describe,
+    gain_numbers,
+    gain_text,
+    number,
+    plain,
+    points,
+    settings_of,
+    slice_labels,
+)
+from dembench.report.read.names import Metric, mean_of, metric_of, metrics_of, pretty
+from dembench.report.tables.table import Column, Entry, Table, capital, slug
 
 PER_CLASS = ("iou", "recall", "f1", "precision")  # in this order where slices are classes
 LISTED = 12  # settings of a method that the table per slice lists
@@ -96,20 +107,6 @@ def value_entry(cell: Cell, marks: dict[int, str], base: Cell | None, block: Blo
         numbers += gain_numbers(gain, metric)
         below.append(gain_text(gain, metric) + (f" n={gain.n}" if 1 < gain.n != score.n else ""))
     return Entry(text, ": ".join(below), numbers, score.mean if score.n else None, marks.get(id(cell), ""))
-
-
-def gain_numbers(gain: Estimate, metric: Metric) -> tuple[str, ...]:
-    if not gain.n:
-        return "", "", "", "0"
-    return *(plain(number(x, metric.digits, sign=True)) for x in (gain.mean, gain.low, gain.high)), str(gain.n)
-
-
-def gain_text(gain: Estimate, metric: Metric) -> str:
-    """Signed difference and interval; a single pair, or pairs that are all alike, get no interval and say so."""
-    if not gain.n:
-        return "no pair"
-    mean, low, high = (number(x, metric.digits, sign=True) for x in (gain.mean, gain.low, gain.high))
-    return f"{mean} [{low}, {high}]" if low else f"{mean} ({'1 seed' if gain.n == 1 else 'seeds alike'})"
 
 
 def separation(cells: list[Cell], metric: Metric) -> list[str]:
@@ -201,8 +198,8 @@ def slice_metric(block: Block) -> Metric:
     """The block's metric where its slices have it, else the first known one that they have: recall of each class under
     an accuracy over all of them."""
     recorded = {metric for run in block.runs for part, metric in run.scores if part != "mean"}
-    names = (block.metric.name, *PER_CLASS, *METRICS)
-    return next((METRICS.get(name, block.metric) for name in names if name in recorded), block.metric)
+    names = (block.metric.name, *PER_CLASS, *metrics_of(block.task))
+    return next((metric_of(block.task, name) for name in names if name in recorded), block.metric)
 
 
 def picked_cells(block: Block) -> list[tuple[Cell, str]]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MINUS = "\N{MINUS SIGN}"
+from dembench.report.judge.wording import MINUS
+
 FORMULA = ("=", "@", "+", "-", "|", "%")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -133,21 +134,6 @@ class Table:
         yield "csv", self.csv()
         yield "md", self.markdown()
         yield "tex", self.latex()
-
-
-def number(value: float | None, digits: int, sign: bool = False) -> str:
-    """Fixed-point text with a true minus sign; empty for None."""
-    if value is None:
-        return ""
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    if float(text) == 0:
-        text = text.replace("-", "+" if sign else "")
-    return text.replace("-", MINUS)
-
-
-def plain(text: str) -> str:
-    """``number`` for machines: an ASCII minus and no plus."""
-    return text.replace(MINUS, "-").removeprefix("+")
 
 
 def slug(*parts: str) -> str:

@@ -6,19 +6,20 @@ Nothing is extracted or written beside the source. Archives are decoded once; th
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from dembench.tasks.base import ConfigError, Note
+from dembench.tasks.common.archives import member_sizes
 from dembench.tasks.common.cache import file_hash, load_array
+from dembench.tasks.common.decoding import decode
 from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.image_folders import Listing, arrange, contents, list_images, remark
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_NAMES = """
@@ -31,9 +32,10 @@ squirrel streetcar sunflower sweet_pepper table tank telephone television tiger 
 wardrobe whale willow_tree wolf woman worm
 """
 CIFAR100_CLASSES = tuple(CIFAR100_NAMES.split())
-LOSSY, LOSSLESS = (".jpg", ".jpeg"), (".png", ".bmp", ".ppm")
+LOSSY = (".jpg", ".jpeg")
 LARGEST_FILE = 1 << 20  # a 32x32 image has 3 kB; what is far larger is something else
 Split = Literal["train", "test"]
+PARTS = {"train": ("train",), "test": ("test", "all")}  # of an image folder, the first that there is
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ CIFAR100 = Kind("cifar100", "CIFAR-100", CIFAR100_CLASSES, "cifar-100-python", "
 
 @dataclass(frozen=True)
 class Originals:
-    """Uint8 images (N, 3, 32, 32) and labels (N,) int64 in a fixed order, and whether they went through JPEG."""
+    """Uint8 images (N, 3, 32, 32) and labels (N,) int64 in a fixed order, whether they went through JPEG, and notes on
+    files that are in no split."""
 
     images: np.ndarray
     labels: np.ndarray
     lossy: bool
     fingerprint: str
+    notes: tuple[Note, ...] = ()
 
 
 def read_originals(source: Path, cache: Path, kind: Kind = CIFAR10, split: Split = "test") -> Originals:
@@ -102,110 +106,76 @@ def _from_torchvision(root: Path, kind: Kind, split: Split) -> Originals:
 
 
 def _from_folders(root: Path, kind: Kind, split: Split) -> Originals:
-    base = root / split if split == "train" or (root / split).is_dir() else root
-    if not base.is_dir():
-        raise FileNotFoundError(f"{kind.title} images: no folder {base}; {kind.layout}")
-    files = [
-        (path.parent.name, path.name, path)
-        for folder in sorted(base.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-        for path in sorted(folder.iterdir())
-        if _is_image(PurePosixPath(path.name))
-    ]
+    names, notes = _chosen(list_images(root, kind.title, kind.layout, wrapped=True), split)
     digest = hashlib.sha256()
+    files = []
+    for name, data in contents(root, kind.layout, names):
+        digest.update(f"{names[name]}\0{len(data)}\0".encode() + data)
+        files.append((names[name], data))
+    images, labels, lossy = _decode(files, str(root), kind, split)
+    return Originals(images, labels, lossy, digest.hexdigest()[:32], notes)
 
-    def named() -> Iterator[tuple[str, str, bytes]]:
-        for folder, name, path in files:
-            data = path.read_bytes()
-            digest.update(f"{folder}/{name}\0{len(data)}\0".encode())
-            digest.update(data)
-            yield folder, name, data
 
-    images, labels, lossy = _decode(list(named()), str(base), kind, split)
-    return Originals(images, labels, lossy, digest.hexdigest()[:32])
+def _chosen(listing: Listing, split: Split) -> tuple[dict[str, str], tuple[Note, ...]]:
+    """The images of a split: name in the source -> <class>/<image>, sorted; and what is in no split."""
+    chosen = listing.choose(*PARTS[split])
+    if chosen is None:
+        return {}, ()
+    names = [name for own in chosen.files.values() for name in own]
+    others = sum(map(len, chosen.left_out.values())) - sum(map(len, listing.left_out.values()))
+    notes = remark(listing.total - others, listing.left_out)
+    return {f"{chosen.folder}/{name}".removeprefix("/"): name for name in names}, notes
 
 
 def _from_archive(path: Path, cache: Path, kind: Kind, split: Split) -> Originals:
     digest = file_hash(path, 32)
-    folder = cache / "originals" / f"{digest}-1{'' if split == 'test' else split}"  # 1: the version of what lies there
+    folder = cache / "originals" / f"{digest}-2{'' if split == 'test' else split}"  # 2: the version of what lies there
     images, labels = (load_array(folder / f"{name}.npy") for name in ("images", "labels"))
-    lossy = _read_lossy(folder / "done.json")
-    if images is None or labels is None or lossy is None or len(images) != len(labels):
-        images, labels, lossy = _decode(_members(path, kind, split), str(path), kind, split)
+    about = _read_about(folder / "done.json")
+    if images is None or labels is None or about is None or len(images) != len(labels):
+        sizes = member_sizes(path, kind.layout)
+        if any(PurePosixPath(name).parent.name == kind.folder for name in sizes):
+            raise ConfigError(f"{path} is torchvision's archive: unpack it and give the folder")
+        names, notes = _chosen(arrange(sizes, where=str(path), wrapped=True), split)
+        for name in names:
+            if sizes[name] > LARGEST_FILE:
+                raise ConfigError(f"{path}: the member {name!r} has {sizes[name]} bytes, no 32x32 image")
+        files = dict(contents(path, kind.layout, names))
+        images, labels, lossy = _decode(sorted((names[name], files[name]) for name in names), str(path), kind, split)
         for name, array in (("images", images), ("labels", labels)):
             write_atomic(folder / f"{name}.npy", lambda file, array=array: np.save(file, array, allow_pickle=False))
-        write_atomic(folder / "done.json", lambda file: file.write(json.dumps({"lossy": lossy}).encode()))
-    return Originals(images, labels, lossy, digest)
+        about = lossy, notes
+        text = json.dumps({"lossy": lossy, "notes": [(note.key, note.text) for note in notes]})
+        write_atomic(folder / "done.json", text)
+    return Originals(images, labels, about[0], digest, about[1])
 
 
-def _read_lossy(path: Path) -> bool | None:
+def _read_about(path: Path) -> tuple[bool, tuple[Note, ...]] | None:
     try:
-        return bool(json.loads(path.read_text())["lossy"])
-    except (OSError, ValueError, KeyError):
+        about = json.loads(path.read_text())
+        return bool(about["lossy"]), tuple(Note(key, text) for key, text in about["notes"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _members(path: Path, kind: Kind, split: Split) -> list[tuple[str, str, bytes]]:
-    """Class, file name and bytes of the images of the split's folder; for test, of all where there is no such folder.
-
-    The archive is read as a stream. Links, devices and names that lead out of the archive are refused.
-    """
-    found: dict[PurePosixPath, list[tuple[str, str, bytes]]] = {}
-    other = "train" if split == "test" else "test"
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-                    raise ValueError(f"{path}: the member {member.name!r} leads out of the archive")
-                if member.isdir():
-                    continue
-                if not member.isreg():
-                    raise ValueError(f"{path}: the member {member.name!r} is no regular file")
-                if name.parent.name == kind.folder:
-                    raise ValueError(f"{path} is torchvision's archive: unpack it and give the folder")
-                parent = name.parent.parent
-                if len(name.parts) < 2 or not _is_image(name) or parent.name == other:
-                    continue
-                if member.size > LARGEST_FILE:
-                    raise ValueError(f"{path}: the member {member.name!r} has {member.size} bytes, no 32x32 image")
-                file = archive.extractfile(member)
-                if file is not None:
-                    found.setdefault(parent, []).append((name.parent.name, name.name, file.read()))
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{kind.title} images: {path} is no readable tar archive ({error}); {kind.layout}") from error
-    own = [folder for folder in found if folder.name == split]
-    chosen = own or (list(found) if split == "test" else [])
-    if len(chosen) > 1:
-        raise ValueError(f"{path} has class folders in several places: {', '.join(map(str, sorted(chosen)))}")
-    return sorted(found[chosen[0]]) if chosen else []
-
-
 def _decode(
-    files: list[tuple[str, str, bytes]], where: str, kind: Kind, split: Split
+    files: Sequence[tuple[str, bytes]], where: str, kind: Kind, split: Split
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Images (N, 3, 32, 32), labels (N,) by the order of the class names, and whether any file is a JPEG."""
-    found = {folder for folder, _, _ in files}
+    folders = [name.partition("/")[0] for name, _ in files]
     if not files:
-        raise ValueError(f"{kind.title} images: no {split} images in {where}; {kind.layout}")
+        raise ConfigError(f"{kind.title} images: no {split} images in {where}; {kind.layout}")
     numbers = tuple(map(str, range(len(kind.classes))))
-    classes = next((names for names in (kind.classes, numbers) if found == set(names)), None)
+    classes = next((names for names in (kind.classes, numbers) if set(folders) == set(names)), None)
     if classes is None:
-        expected, got = ", ".join(kind.classes[:10]), ", ".join(sorted(found)[:12])
-        raise ValueError(f"{where}: expected the class folders {expected} (or 0 to {numbers[-1]}), got {got}")
+        expected, got = ", ".join(kind.classes[:10]), ", ".join(sorted(set(folders))[:12])
+        raise ConfigError(f"{where}: expected the class folders {expected} (or 0 to {numbers[-1]}), got {got}")
     images = np.empty((len(files), 32, 32, 3), np.uint8)
-    for row, (folder, name, data) in enumerate(files):
-        try:
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "BMP", "PPM")) as image:
-                if image.size != (32, 32):
-                    raise ValueError(f"{where}: expected 32x32 pixels, got {image.size} in {folder}/{name}")
-                images[row] = np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
-            raise ValueError(f"{where}: {folder}/{name} cannot be read as an image: {error}") from error
-    labels = np.array([classes.index(folder) for folder, _, _ in files], dtype=np.int64)
-    lossy = any(PurePosixPath(name).suffix.lower() in LOSSY for _, name, _ in files)
+    for row, (name, data) in enumerate(files):
+        image = decode(data, f"{where}: {name}")
+        if image.size != (32, 32):
+            raise ConfigError(f"{where}: expected 32x32 pixels, got {image.size} in {name}")
+        images[row] = np.asarray(image)
+    labels = np.array([classes.index(folder) for folder in folders], dtype=np.int64)
+    lossy = any(PurePosixPath(name).suffix.lower() in LOSSY for name, _ in files)
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels, lossy
-
-
-def _is_image(name: PurePosixPath) -> bool:
-    return not name.name.startswith(".") and name.suffix.lower() in LOSSY + LOSSLESS

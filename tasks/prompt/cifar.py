@@ -15,10 +15,10 @@ from dembench.tasks.base import Note
 from dembench.tasks.common.cache import cache_folder, short_hash
 from dembench.tasks.common.choice import balanced_subset, check_severity
 from dembench.tasks.common.corruptions import CORRUPTIONS
+from dembench.tasks.common.generated import GeneratedCIFAR10C
 from dembench.tasks.common.originals import CIFAR10_CLASSES, Originals, Split, read_originals
 from dembench.tasks.prompt.captions import style_templates
 from dembench.tasks.prompt.data import ImageSet, few_of_each
-from dembench.tasks.tta.data import GeneratedCIFAR10C
 
 WORDS = CIFAR10_CLASSES
 STYLES = ("plain", "grey", "negative", "dark", "sepia", "posterized")

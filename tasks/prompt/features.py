@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dembench.tasks.common.cache import cache_folder, check_writable, load_array, short_hash
+from dembench.tasks.common.devices import send
 from dembench.tasks.common.files import write_atomic
 from dembench.tasks.prompt.clip import Clip
 from dembench.tasks.prompt.data import ImageSet
@@ -54,7 +55,7 @@ class ViewFeatures:
             features = self._stretch(images, start, stop)
             for first in range(start, stop, block):
                 part = features[first - start : min(first + block, stop) - start]
-                yield first, part.to(self.clip.device).float()
+                yield first, send(part, self.clip.device).float()
 
     def blocks(self, images: ImageSet, block: int) -> int:
         """How many blocks a call yields; none reaches over the end of a stretch."""

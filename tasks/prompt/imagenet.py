@@ -18,12 +18,13 @@ from PIL import Image
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
 from dembench.tasks.common.cache import short_hash
-from dembench.tasks.common.class_folders import class_folders, image_files, imagenet_wnids
+from dembench.tasks.common.decoding import decode
+from dembench.tasks.common.image_folders import JUDGED, TRAINED, fingerprint, list_part, read_lines, remark
+from dembench.tasks.common.wnids import imagenet_wnids
 from dembench.tasks.prompt.clip import require_open_clip
 from dembench.tasks.prompt.data import ImageSet, few_of_each
 
 TEMPLATE = "a photo of a {}."
-PROBED = 50  # files of a set whose bytes go into its fingerprint; all names and sizes do
 LAYOUT = "expected a folder for each class with its images in it"
 
 
@@ -49,27 +50,38 @@ FAMILY = {
 
 
 class Folder:
-    """The images in <root>/<class>/<image>, sorted by class and file name.
+    """The images in class folders, sorted by class and file name, see ``tasks.common.image_folders``.
 
     Args:
         classes: {folder: class name} in the order of the labels.
         what: a name for messages. num_images: evenly spread; None takes all.
+        parts: which of train/, test/ and val/ is meant where the folder has these, the first that is there.
     Raises: FileNotFoundError where the folder or a class is missing; ValueError for folders of no class.
     """
 
-    def __init__(self, root: Path, classes: Mapping[str, str], what: str, num_images: int | None = None):
-        found = class_folders(root, what, LAYOUT)
-        unknown = [name for name in found if name not in classes]
-        missing = [name for name in classes if name not in found]
+    def __init__(
+        self,
+        root: Path,
+        classes: Mapping[str, str],
+        what: str,
+        num_images: int | None = None,
+        parts: Sequence[str] = JUDGED,
+    ):
+        found = list_part(root, what, LAYOUT, parts)
+        unknown = [name for name in found.files if name not in classes]
+        missing = [name for name in classes if name not in found.files]
         if unknown:
             some = ", ".join(unknown[:3])
             raise ValueError(f"{what}: {root} has {len(unknown)} folders that are none of its classes, such as {some}")
         if missing:
             some = ", ".join(missing[:3])
             raise FileNotFoundError(f"{what}: {root} lacks {len(missing)} of {len(classes)} classes, such as {some}")
-        self.root, self.what, self.class_names = root, what, tuple(classes.values())
-        self.files, numbers = image_files(root, list(classes))
+        self.root, self.what, self.class_names = root / found.folder, what, tuple(classes.values())
+        self.files, numbers = found.ordered(list(classes))
+        self.listed = found.total, {why: [f"{what}/{name}" for name in own] for why, own in found.left_out.items()}
         self.total = len(self.files)
+        if not self.total:
+            raise FileNotFoundError(f"{what}: no images in {root}; {LAYOUT}")
         if num_images is not None and num_images > self.total:
             raise ValueError(f"{what}: expected num_images of at most {self.total}, got {num_images}")
         count = num_images or self.total
@@ -78,16 +90,13 @@ class Folder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hashes names and sizes of all files, and the bytes of some; they are too many to read for a hash."""
+        """Of names and bytes of the chosen images, and of the classes' names."""
         names = [self.files[k] for k in self.numbers]
-        sizes = [(self.root / name).stat().st_size for name in names]
-        probed = [(self.root / name).read_bytes() for name in names[:: max(1, len(names) // PROBED)]]
-        return short_hash(names, sizes, short_hash(*probed), self.class_names)
+        return short_hash(fingerprint(self.root, names), self.class_names)
 
     def image(self, k: int) -> Image.Image:
         """The ``k``-th chosen image, RGB."""
-        with Image.open(self.root / self.files[self.numbers[k]]) as image:
-            return image.convert("RGB")
+        return decode(self.root / self.files[self.numbers[k]])
 
     def images(self, shifted: bool) -> ImageSet:
         return ImageSet(
@@ -114,7 +123,6 @@ class _Folders:
 
     name: str
     template = TEMPLATE
-    notes: Sequence[Note] = ()
 
     def __init__(self, train: str | Path | None, num_images: int | None):
         if num_images is not None and (
@@ -137,6 +145,15 @@ class _Folders:
     def _folders(self) -> list[Folder]:
         raise AttributeError("subclasses list their folders")
 
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """On files that were left out."""
+        left_out: dict[str, list[str]] = {}
+        for folder in self._folders:
+            for why, names in folder.listed[1].items():
+                left_out.setdefault(why, []).extend(names)
+        return remark(sum(folder.listed[0] for folder in self._folders), left_out)
+
     @cached_property
     def fingerprint(self) -> str:
         return short_hash([folder.fingerprint for folder in self._folders], self._num_images)
@@ -148,7 +165,7 @@ class _Folders:
         """``count`` images of each class of ``train``. Raises: FileNotFoundError where that was not given."""
         if self._train is None:
             raise FileNotFoundError(f"{self.name}: learning a context needs labelled images: give data.train=DIR")
-        return Folder(self._train, self._train_classes(), f"{self.name} train").few(count, seed)
+        return Folder(self._train, self._train_classes(), f"{self.name} train", parts=TRAINED).few(count, seed)
 
     def _train_classes(self) -> dict[str, str]:
         raise AttributeError("subclasses name the classes of their training images")
@@ -190,12 +207,10 @@ class ImageNetFamily(_Folders):
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """On sets that hold another number of images than the published ones."""
-        return tuple(
-            Note(folder.what, f"{folder.total} images, published are {FAMILY[folder.what].images}")
-            for folder in self._folders
-            if folder.total != FAMILY[folder.what].images
-        )
+        """On sets that hold another number of images than the published ones, and on files that were left out."""
+        other = (folder for folder in self._folders if folder.total != FAMILY[folder.what].images)
+        texts = {folder.what: f"{folder.total} images, published are {FAMILY[folder.what].images}" for folder in other}
+        return (*(Note(name, text) for name, text in texts.items()), *super().notes)
 
     def sets(self) -> list[ImageSet]:
         return [folder.images(shifted=folder.what != "imagenet") for folder in self._folders]
@@ -247,6 +262,8 @@ class ImageFolder(_Folders):
         template: str = TEMPLATE,
         name: str = "images",
     ):
+        if name in ("mean", "ood"):
+            raise ValueError(f"{name}: data cannot be named so, as a slice of the results is")
         self.name, self.template = name, template
         super().__init__(train, num_images)
         self._root = Path(root).expanduser()
@@ -255,11 +272,9 @@ class ImageFolder(_Folders):
     @cached_property
     def _classes(self) -> dict[str, str]:
         if self._names is None:
-            return {name: name.replace("_", " ") for name in class_folders(self._root, self.name, LAYOUT)}
-        if not self._names.is_file():
-            raise FileNotFoundError(f"{self.name}: no file {self._names} of class names")
-        classes = {}
-        for line in filter(None, map(str.strip, self._names.read_text(encoding="utf-8").splitlines())):
+            return {name: name.replace("_", " ") for name in list_part(self._root, self.name, LAYOUT).files}
+        classes: dict[str, str] = {}
+        for line in read_lines(self._names, f"{self.name}: class names"):
             folder, mark, class_name = line.partition("\t" if "\t" in line else ",")
             if not mark or not class_name.strip() or folder in classes:
                 raise ValueError(f"{self._names}: expected each folder once, as <folder>,<class name>, got {line!r}")

@@ -28,6 +28,8 @@ from dembench.tasks.prompt.metrics import PromptMetrics, mean_rows
 from dembench.tasks.prompt.text import ENCODINGS, Encoding, Prompts
 from dembench.tasks.prompt.views import Views
 
+_FLUSH = 16  # blocks between two looks of the host at a GPU's numbers
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -134,6 +136,8 @@ class PromptTuning:
             seconds = {"setup": time.process_time() - start, "features": 0.0, "method": 0.0}
             metrics = PromptMetrics(len(images.class_names), self.device)
             labels = images.labels.to(self.device)
+            waiting: list[tuple[int, int, Tensor]] = []
+            left = self.features.blocks(images, self.protocol.block_size)
             start = time.process_time()
             for first, views in self.features(images, self.protocol.block_size):
                 ready = time.process_time()
@@ -141,10 +145,14 @@ class PromptTuning:
                 logits = method(views).float()
                 y = labels[first : first + len(views)]
                 correct = metrics.update(logits, method.logits(views[:, 0], text), y)
-                loss = None if method.last_loss is None else float(method.last_loss)
-                entropy = torch.special.entr(logits.softmax(1)).sum(1).mean()
-                yield Point(step, images.name, len(y), int(correct), float(entropy), loss, method.updated - before)
-                step += 1
+                waiting.append((len(y), method.updated - before, _look(logits, correct, method.last_loss)))
+                left -= 1
+                if not left or len(waiting) == (1 if self.device.type == "cpu" else _FLUSH):
+                    numbers = torch.stack([look for _, _, look in waiting]).tolist()
+                    for (n, updated, _), (right, entropy, *loss) in zip(waiting, numbers, strict=True):
+                        yield Point(step, images.name, n, int(right), entropy, *(loss or [None]), updated)
+                        step += 1
+                    waiting = []
                 seconds["features"] += ready - start
                 start = time.process_time()
                 seconds["method"] += start - ready
@@ -159,6 +167,12 @@ class PromptTuning:
             yield from mean_rows(own, [count for shifted, count in counts if shifted], "ood")
         yield from mean_rows([row for _, found in rows for row in found], [count for _, count in counts], "mean")
         yield Artifact("cost.json", _cost(cost, self.device))
+
+
+def _look(logits: Tensor, correct: Tensor, loss: Tensor | None) -> Tensor:
+    """Correct predictions, mean entropy and, if there is one, mean loss of a block, float64 on the device."""
+    told = [correct, torch.special.entr(logits.softmax(1)).sum(1).mean()]
+    return torch.stack([value.double() for value in (told if loss is None else [*told, loss])])
 
 
 def _repeated(names: tuple[str, ...]) -> list[str]:

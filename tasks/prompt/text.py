@@ -67,6 +67,7 @@ class Prompts:
         self._tower: nn.Module = clip.text_tower
         self._context_ids, self._class_ids = self._tokens()
         self._lengths = torch.tensor([len(ids) for ids in self._class_ids])
+        self._ends = self._lengths.to(clip.device)
         self._packs: dict[int, list[Pack]] = {}
 
     @property
@@ -159,8 +160,8 @@ class Prompts:
         x = torch.cat([start, context, own_tokens], 2).flatten(0, 1)
         x = self._inputs(x, torch.arange(length, device=x.device))
         x = self._tower.transformer(x, attn_mask=self._tower.attn_mask[:length, :length])
-        ends = (n + self._lengths).to(x.device)
-        x = x.view(b, self.num_classes, length, width)[:, torch.arange(self.num_classes, device=x.device), ends]
+        classes = torch.arange(self.num_classes, device=x.device)
+        x = x.view(b, self.num_classes, length, width)[:, classes, n + self._ends]
         return self._project(x)
 
     def _packed(self, context: Tensor) -> Tensor:

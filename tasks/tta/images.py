@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from dembench.lookup import lookup
+from dembench.tasks.common.decoding import check_size, decode, workers
 
 AHEAD = 3  # batches that are being decoded while one is in use
 
@@ -46,8 +47,8 @@ class Preprocess:
         side = "both sides" if self.squash else "the shorter side"
         return f"{side} to {self.resize} ({self.interpolation}), centre crop {self.crop}"
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """RGB uint8 (crop, crop, 3)."""
+    def __call__(self, image: Image.Image, where: str = "an image") -> np.ndarray:
+        """RGB uint8 (crop, crop, 3). Raises: ConfigError, naming ``where``, for a resized image that is too large."""
         image = image.convert("RGB")
         width, height = image.size
         if self.squash:
@@ -55,6 +56,7 @@ class Preprocess:
         else:  # the longer side is rounded down, as torchvision does
             short = min(width, height)
             size = (self.resize * width // short, self.resize * height // short)
+        check_size(*size, where)
         if size != (width, height):
             image = image.resize(size, Image.Resampling[self.interpolation.upper()])
         left, top = (_margin(side, self.crop) for side in image.size)
@@ -115,16 +117,7 @@ class ImageFiles:
         return next(self.batches(max(1, len(self)))) if len(self) else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
     def _decode(self, path: str) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                return self.preprocess(image)
-        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as an image: {error}") from error
-
-
-def workers() -> int:
-    """Threads for decoding: as many as this process has processors, 16 at most."""
-    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+        return self.preprocess(decode(path), path)
 
 
 def of_torchvision(preset: Any) -> Preprocess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +13,10 @@ from torch import Tensor
 
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
-from dembench.tasks.common.cache import cache_folder
+from dembench.tasks.common.cache import cache_folder, short_hash
 from dembench.tasks.common.choice import check_numbers, check_severity, draw
 from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
+from dembench.tasks.common.hashes import content_hashes, names_hash, path_hash
 from dembench.tasks.common.originals import CIFAR10, CIFAR100, Kind, read_originals
 
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # held out, for choosing settings
@@ -59,6 +59,7 @@ class CIFAR10C:
         self._wanted = num_images
         self._source = None if source is None else Path(source).expanduser()
         self._cache = cache_folder(cache)
+        self._extra: list[str] = []  # that will be asked for
 
     @property
     def num_classes(self) -> int:
@@ -70,8 +71,8 @@ class CIFAR10C:
 
     def require(self, domains: Sequence[tuple[str, int | None]]) -> None:
         """Raises FileNotFoundError where one of these is not there."""
-        extra = {corruption for corruption, _ in domains} & set(EXTRA)
-        missing = sorted(name for name in extra if not (self._root / f"{name}.npy").is_file())
+        self._extra = sorted({corruption for corruption, _ in domains} & set(EXTRA))
+        missing = [name for name in self._extra if not (self._root / f"{name}.npy").is_file()]
         if missing:
             raise FileNotFoundError(f"{self.title}: {self._root} lacks {', '.join(missing)} (.npy); {self._layout}")
 
@@ -86,13 +87,11 @@ class CIFAR10C:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hashes names, sizes, all labels and every hundredth image: the files are too large to read for a hash."""
-        digest = hashlib.sha256(repr((self.name, self._wanted)).encode())
-        digest.update(self._labels.tobytes())
-        for corruption, images in self._files.items():
-            digest.update(f"{corruption}{images.shape}".encode())
-            digest.update(np.ascontiguousarray(images[::100]).tobytes())
-        return digest.hexdigest()[:16]
+        """Of the bytes of all files that may be asked for, and of ``source``."""
+        names = ["labels", *self._files, *self._extra]
+        hashes = content_hashes([self._root / f"{name}.npy" for name in names], self._cache)
+        source = () if self._source is None else (path_hash(self._source, self._cache),)
+        return short_hash(self.name, self._wanted, names_hash(names, hashes), *source)
 
     def domain(self, corruption: str, severity: int) -> tuple[Tensor, Tensor]:
         """Images and labels of one corruption at one severity; ValueError for an unknown one."""

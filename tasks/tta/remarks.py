@@ -9,17 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dembench.tasks.base import Note
+from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.tta.methods.norm import Norm
 
 ALONE = "more than 1 value per channel"  # what torch says of a BatchNorm that is shown a single value
-
-
-def refusal(message: str) -> ValueError:
-    """An error that the command shows as one line, although it arises after the run has begun."""
-    from dembench.harness.compose import ConfigError
-
-    return ConfigError(message)
 
 
 def remarks(method: Any, x: Tensor, *, smallest: int, fresh: bool, window: int | None = None) -> Iterator[Note]:
@@ -68,7 +61,7 @@ def _check_one_image(model: nn.Module, x: Tensor) -> None:
     except ValueError as error:
         if ALONE not in str(error):
             raise
-        raise refusal(
+        raise ConfigError(
             f"a batch of one image of {x.shape[2]}x{x.shape[3]} leaves a BatchNorm of the model a single value per "
             "channel, which has no variance; choose protocol.batch_size and data.num_images so that every batch has "
             "two or more images, or a method that keeps the source statistics"

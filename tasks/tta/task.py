@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from dembench.lookup import lookup
-from dembench.tasks.base import PRECISIONS, Event, Flag, Method, Note, Point, Row
+from dembench.tasks.base import PRECISIONS, ConfigError, Event, Flag, Method, Note, Point, Row
 from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
+from dembench.tasks.common.devices import send
 from dembench.tasks.common.digits_nets import keep_classes
 from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics, is_collapsed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.tta.data import DomainsPart, LongTailedDomains, size_of
-from dembench.tasks.tta.remarks import refusal, remarks
+from dembench.tasks.tta.remarks import remarks
 from dembench.tasks.tta.streams import Domain, Part, Protocol, image_order, parts
 from dembench.tasks.tta.window import Window
 
@@ -75,6 +76,8 @@ class CorruptionTTA:
             data.require([(domain.corruption, domain.severity) for part in self.parts for domain in part.domains])
         if hasattr(data, "use"):
             data.use(getattr(model, "preprocess", None))
+        if hasattr(data, "place"):
+            data.place(self.device)
         classes = getattr(model, "num_classes", data.num_classes)
         index = getattr(data, "class_index", None)
         if index is not None and classes > data.num_classes:
@@ -164,11 +167,11 @@ class CorruptionTTA:
         if not getattr(method, "source_images", 0):
             return
         if not hasattr(self.data, "clean"):
-            raise refusal(f"this method needs clean images, and {self.data.name} has none")
+            raise ConfigError(f"this method needs clean images, and {self.data.name} has none")
         try:
             images, note = self.data.clean(method.source_images, self.seed)
         except (ValueError, OSError) as error:
-            raise refusal(str(error)) from error
+            raise ConfigError(str(error)) from error
         method.see_source(images.to(self.device))
         yield note
 
@@ -186,9 +189,7 @@ class CorruptionTTA:
         else:
             batches = images[order].batches(size)
         for start, batch in zip(range(0, len(order), size), batches, strict=True):
-            if self.device.type == "cuda" and not batch.is_cuda:
-                batch = batch.pin_memory().to(self.device, non_blocking=True)
-            x = batch.float().div_(255).contiguous(memory_format=torch.channels_last)
+            x = send(batch, self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
             now = slice(start, start + size)
             yield x, shown[now], owners[now]
 
@@ -222,8 +223,8 @@ class Scores:
             return
         logits, labels, owners = (torch.cat(column) for column in zip(*self._waiting, strict=True))
         self._waiting = []
-        for number, metrics in enumerate(self.metrics):
-            own = (owners == number).nonzero()[:, 0].to(logits.device)
+        rows = tuple((owners == number).nonzero()[:, 0] for number in range(len(self.metrics)))
+        for own, metrics in zip(send(rows, logits.device), self.metrics, strict=True):
             if len(own):
                 metrics.update(logits[own], labels[own])
 

@@ -8,8 +8,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from dembench.harness.compose import ConfigError, check_signatures, compose, header, options, read_option
-from dembench.harness.sweeps import expand, read_sweep, to_arguments
+from dembench.harness.compose import ConfigError, check_signatures, compose, header, options, read_option, to_arguments
+from dembench.harness.sweeps import expand, read_sweep
 
 PER_TASK = ("method", "model", "data", "protocol")
 EVERY = [(task, group, name) for task in options("task") for group in PER_TASK for name in options(group, task)]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dembench import core
-from dembench.core.adapt import Learner, norm_affine, require_grad_only, use_batch_statistics
+from dembench.core.adapt import Learner, ascended, norm_affine, require_grad_only, use_batch_statistics
 
 ADAPTED = ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"]
 
@@ -169,6 +169,17 @@ def test_reset_restores_every_bit_twice(loss, kind):
         again, state = walk(batches)
         assert torch.equal(again, outputs)
         assert same_bits(state, end)
+
+
+def test_ascended_steps_along_the_whole_gradient_and_comes_back_to_the_bit():
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in [(3, 2), (5,), ()]]
+    start = [parameter.detach().clone() for parameter in parameters]
+    gradients = [torch.randn_like(parameter) for parameter in parameters]
+    length = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    with ascended(parameters, gradients, 0.05):
+        for parameter, before, gradient in zip(parameters, start, gradients, strict=True):
+            assert_close(parameter.detach(), before + 0.05 * gradient / length)
+    assert all(torch.equal(parameter, before) for parameter, before in zip(parameters, start, strict=True))
 
 
 def test_a_plain_function_is_a_loss_and_has_nothing_to_reset():

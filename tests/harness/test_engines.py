@@ -16,14 +16,17 @@ import pytest
 import torch
 
 from dembench.harness import runs
-from dembench.harness.compose import ConfigError
+from dembench.harness.compose import ConfigError, Words
 from dembench.harness.engines import choose as choosing
+from dembench.harness.engines import processes
 from dembench.harness.engines.choose import Settings, choose, choose_gpus
 from dembench.harness.engines.execute import execute
 from dembench.harness.engines.inline import Inline
 from dembench.harness.engines.job import Engine, Progress
 from dembench.harness.engines.processes import Processes
-from dembench.harness.sweeps import Planned, Words, plan
+from dembench.harness.experiment import resolve_device
+from dembench.harness.sweeps import Planned, plan
+from dembench.harness.times import Times
 from dembench.scripts.sweep import main
 from dembench.tasks.common.files import write_atomic
 
@@ -209,7 +212,7 @@ def test_each_gpu_is_given_to_one_worker_and_each_worker_has_one_thread(
 ) -> None:
     monkeypatch.setenv("DEMBENCH_STUB_SURROUNDINGS", str(tmp_path / "surroundings"))
     words = [{**base, "seed": seed, "protocol.mode": "sleep", "protocol.batches": 1} for seed in range(4)]
-    engine = Processes(2, gpus=["3", "GPU-5f1c"])
+    engine = Processes(gpus=["3", "GPU-5f1c"])
     told = []
     before = dict(os.environ)
     assert execute(plan(words, stub_configs), engine, tell=told.append).ran == 4
@@ -235,6 +238,8 @@ def test_runs_on_gpus_take_a_worker_a_gpu_or_more(
 ) -> None:
     planned = on_gpu(plan([{**base, "seed": seed} for seed in range(9)], stub_configs))
     monkeypatch.setattr(choosing, "visible_gpus", lambda: ["4", "5", "7"])
+    monkeypatch.setattr(choosing, "gpu_memory", lambda place: 24 << 30)
+    monkeypatch.setattr(choosing, "cpus", lambda: 16)
 
     def chosen(**settings: object) -> tuple[int, list[str]]:
         engine = choose(Settings(**settings), planned)
@@ -249,6 +254,76 @@ def test_runs_on_gpus_take_a_worker_a_gpu_or_more(
         chosen(gpus="3")
     with pytest.raises(ConfigError, match="one GPU or a part of it, got 2"):
         chosen(gpus_per_run=2.0)
+
+
+def test_runs_share_a_gpu_as_its_memory_allows(
+    base: Words, stub_configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = on_gpu(plan([{**base, "seed": seed} for seed in range(40)], stub_configs))
+    monkeypatch.setattr(choosing, "visible_gpus", lambda: ["4", "5"])
+    monkeypatch.setattr(choosing, "gpu_memory", lambda place: (80 << 30, 48 << 30)[place])
+    monkeypatch.setattr(choosing, "cpus", lambda: 16)
+    assert choose(Settings(), planned).slots == 2 * 2  # 16 GiB are assumed, and the smaller GPU decides
+    assert choose(Settings(gpus="0"), planned).slots == 3
+    times = Times()
+    past = {"config": planned[0].config, "cost": {"wall_seconds": 1.0, "peak_gpu_bytes": 4 << 30}}
+    times.add_result(past)
+    assert choose(Settings(), planned, times).slots == 2 * 7  # 48 / (1.3 * 4 + 1)
+    times.add_result({**past, "cost": {"wall_seconds": 1.0, "peak_gpu_bytes": 9 << 30}})
+    assert choose(Settings(), planned, times).slots == 2 * 3  # the largest counts
+    times = Times()
+    times.add_result({**past, "cost": {"wall_seconds": 1.0, "peak_gpu_bytes": 1 << 20}})
+    assert choose(Settings(), planned, times).slots == 2 * 8  # no more than that unasked
+    monkeypatch.setattr(choosing, "cpus", lambda: 4)
+    assert choose(Settings(), planned, times).slots == 2 * 4
+    assert choose(Settings(workers=5), planned).environment(4)["CUDA_VISIBLE_DEVICES"] == "4"
+
+
+def test_runs_of_the_cpu_are_beside_those_of_the_gpu(
+    base: Words, stub_configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan([{**base, "seed": seed} for seed in range(12)], stub_configs)
+    on_gpu(planned[:6])
+    monkeypatch.setattr(choosing, "visible_gpus", lambda: ["7"])
+    monkeypatch.setattr(choosing, "gpu_memory", lambda place: 80 << 30)
+    monkeypatch.setattr(choosing, "cpus", lambda: 8)
+
+    def places(**settings: object) -> list[str]:
+        engine = choose(Settings(**settings), planned)
+        assert isinstance(engine, Processes)
+        return [engine.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(engine.slots)]
+
+    assert places() == ["7"] * 3 + [""] * 5
+    assert places(workers=4) == ["7"] * 3 + [""]
+    assert places(workers=1) == ["7"]  # takes the others when none of the GPU is left
+    assert places(gpus_per_run=1.0, workers=3) == ["7"] + [""] * 2
+    engine = Processes(1, gpus=["7"])
+    todo = deque(planned[::-1])  # those of the CPU first
+    assert [engine.take(worker, todo).config["seed"] for worker in (0, 1, 0)] == [5, 11, 4]
+    todo = deque(planned[6:])
+    assert [engine.take(worker, todo).config["seed"] for worker in (0, 1)] == [6, 7]
+    assert engine.take(1, deque(planned[:6])) is None
+
+
+def test_each_run_meets_a_worker_of_its_kind(
+    base: Words, stub_configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEMBENCH_STUB_SURROUNDINGS", str(tmp_path / "surroundings"))
+    monkeypatch.setattr(processes, "_on_gpu", lambda run: run.config["seed"] < 2)  # as if
+    planned = plan([{**base, "seed": seed, "protocol.mode": "sleep"} for seed in range(6)], stub_configs)
+    assert execute(planned, Processes(1, gpus=["3"])).ran == 6
+    seen = [json.loads(line) for line in (tmp_path / "surroundings").read_text().splitlines()]
+    place_of = {entry["seed"]: entry["CUDA_VISIBLE_DEVICES"] for entry in seen}
+    assert place_of[0] == place_of[1] == "3"
+    assert "" in place_of.values()
+
+
+def test_auto_means_what_a_task_prefers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == "cuda"
+    assert resolve_device("auto", "dembench_stub.Task") == "cuda"
+    assert resolve_device("auto", "dembench.tasks.minigrid.task.Minigrid") == "cpu"
+    assert resolve_device("cuda", "dembench.tasks.minigrid.task.Minigrid") == "cuda"
 
 
 def test_visible_gpus_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +443,7 @@ def test_a_stopped_sweep_goes_on_with_what_is_missing(
     _, said = process.communicate(timeout=120)
     assert process.returncode == (130 if how == "Ctrl-C" else -signal.SIGKILL)
     if how == "Ctrl-C":
-        assert "stopped; started again" in said
+        assert "interrupted; rerun the command" in said
         assert "Traceback" not in said
     done = {path.parent.name for path in out.glob("*/result.json")}
     assert 1 <= len(done) <= 2

@@ -15,13 +15,13 @@ import torch
 pytest.importorskip("ray")
 from ray_nodes import Nodes, nodes
 
-from dembench.harness.compose import ConfigError
+from dembench.harness.compose import ConfigError, Words
 from dembench.harness.engines import ray as ray_engine
 from dembench.harness.engines.choose import Settings, choose
 from dembench.harness.engines.execute import execute
 from dembench.harness.engines.inline import Inline
 from dembench.harness.engines.job import Progress
-from dembench.harness.sweeps import Planned, Words, plan
+from dembench.harness.sweeps import Planned, plan
 from dembench.scripts.sweep import main
 
 

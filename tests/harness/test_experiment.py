@@ -158,6 +158,13 @@ def test_device_auto_is_the_kind_that_is_used(words: list[str], stub_configs: Pa
     assert prepared(words, stub_configs).task.device == kind
 
 
+def test_auto_is_decided_per_task(words: list[str], stub_configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert experiment.resolve(compose({"task": "minigrid"}))["device"] == "cpu"
+    assert experiment.resolve(compose({"task": "tta"}))["device"] == "cuda"
+    assert experiment.resolve(compose({"task": "minigrid", "device": "cuda"}))["device"] == "cuda"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none_is_refused(words: list[str], stub_configs: Path) -> None:
     with pytest.raises(ConfigError, match="device=cuda: PyTorch finds no CUDA device here; use device=cpu"):

@@ -117,9 +117,27 @@ def test_settings_of_an_item_are_those_of_its_file(no_data: None) -> None:
     assert "method.lr" not in source  # it has no such option
 
 
-def test_paper_lines_are_read_without_remarks_and_placeholders() -> None:
-    text = "# About: x\n# Paper: data=a data.root=DIR model=b (or c) model.weights=FILE data.rho=1,2\nbase: {}\n"
-    assert papers.paper_lines(text) == [(["data=a", "model=b", "data.rho=1,2"], ["data.root", "model.weights"])]
+TENT = {"task": "tta", "method": "tent", "loss": "em"}
+
+
+def test_a_papers_settings_ask_for_what_the_user_has_to_give(tmp_path: Path) -> None:
+    study = tmp_path / "sweep" / "study" / "own.yaml"
+    study.parent.mkdir(parents=True)
+    study.write_text(
+        "# About: x\nbase: {task: tta, data: digits}\ngrids: [{method: tent, loss: em}]\n"
+        'paper:\n  - {data: cifar10c, data.root: "???", model: wrn28_10, model.weights: "???", seed: [1, 2]}\n'
+    )
+    (item,) = papers.items(["own"], config_dir=tmp_path, check=False)
+    own, paper = item.settings
+    assert (own.paper, own.asked, own.groups[0].runs) == (False, (), ({**TENT, "data": "digits"},))
+    assert (paper.paper, paper.asked) == (True, ("data.root", "model.weights"))
+    assert paper.groups[0].runs == tuple({**TENT, "data": "cifar10c", "model": "wrn28_10", "seed": n} for n in (1, 2))
+    (item,) = papers.items(["own"], ["data.root=x", "seed=0"], config_dir=tmp_path, check=False)
+    assert item.settings[1].asked == ("model.weights",)
+    assert [run["seed"] for run in item.settings[1].groups[0].runs] == [0]
+    study.write_text("grids: []\npaper: {data: cifar10c}\n")
+    with pytest.raises(ConfigError, match="sweep study=own: paper must be a list of mappings"):
+        papers.items(["own"], config_dir=tmp_path, check=False)
 
 
 def test_weights_of_another_number_of_classes_must_be_given(no_data: None) -> None:

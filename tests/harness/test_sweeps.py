@@ -9,21 +9,10 @@ import pytest
 import torch
 
 from dembench.harness import runs
-from dembench.harness.compose import ConfigError, choose, compose
+from dembench.harness.compose import ConfigError, Words, choose, compose, to_arguments
 from dembench.harness.engines.execute import execute
 from dembench.harness.engines.inline import Inline
-from dembench.harness.sweeps import (
-    Planned,
-    Words,
-    estimate,
-    expand,
-    fit,
-    labels,
-    plan,
-    read_overrides,
-    read_sweep,
-    to_arguments,
-)
+from dembench.harness.sweeps import Planned, estimate, expand, fit, labels, plan, read_overrides, read_sweep
 from dembench.harness.times import Times
 from dembench.scripts.sweep import main
 

@@ -45,7 +45,7 @@ def stub(tmp_path: Path, stub_configs: Path) -> list[str]:
         (["sweep"], ["dembench sweep: the following arguments are required: sweep"]),
         (["list", "modle"], ["dembench list: unknown group 'modle'; nearest: model"]),
         (["list", "--task", "ttt"], ["dembench list: unknown task 'ttt'; nearest: tta"]),
-        (["report", "/no/such/folder"], ["dembench report: no folder /no/such/folder"]),
+        (["report", "/no/such/folder"], ["dembench report: no folder or file /no/such/folder"]),
         (["demo", "metod=x"], ["dembench demo: unknown key 'metod'"]),
     ],
 )
@@ -175,10 +175,20 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 """
 
 
-def test_help_imports_nothing_heavy() -> None:
+LIST = """
+import sys
+from dembench.scripts.cli import main
+for argv in (["list", "loss"], ["list", "study"], ["list", "method"]):
+    assert main(argv) == 0
+sys.exit("imported torch" if "torch" in sys.modules else 0)
+"""
+
+
+def test_help_imports_nothing_heavy_and_names_need_no_torch() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 0, done.stderr
+    for code in (LIGHT, LIST):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("module", ["run", "sweep", "list", "report", "demo"])

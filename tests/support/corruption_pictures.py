@@ -24,10 +24,10 @@ class Replay:
     normal = below = uniform
 
 
-def pictures(count: int = 12) -> Tensor:
-    """Random blots, with an even white, an even grey and an all black image among them; uint8 (count, 3, 32, 32)."""
+def pictures(count: int = 12, side: int = 32) -> Tensor:
+    """Random blots, with even white, even grey and black images among them; uint8 (count, 3, side, side)."""
     rng = np.random.default_rng(0)
-    images = scipy.ndimage.gaussian_filter(rng.normal(size=(count, 3, 32, 32)), (0, 0.5, 2, 2))
+    images = scipy.ndimage.gaussian_filter(rng.normal(size=(count, 3, side, side)), (0, 0.5, 2, 2))
     images = np.clip(images * 300 + 128, 0, 255).astype(np.uint8)
     images[1], images[2], images[3] = 255, 77, 0
     images[4] = images[4, :1]  # grey

@@ -1,8 +1,8 @@
-"""Digital corruptions of CIFAR-10-C: contrast, elastic transform, pixelate and JPEG.
+"""Digital corruptions: contrast, elastic transform, pixelate and JPEG.
 
-Each function takes uint8 (N, 3, 32, 32), a severity 1..5 and the draws, and returns uint8 of that shape. Constants
-and formulas: the CIFAR-10-C script of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261); resizing as Pillow
-does, the affine map as OpenCV does.
+Each function takes uint8 (N, 3, S, S), a severity 1..5, the draws and a recipe, and returns uint8 of that shape.
+Formulas: the scripts of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261); resizing as Pillow does, the affine map
+as OpenCV does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dembench.tasks.common.corruptions.draws import Draws
 from dembench.tasks.common.corruptions.pixels import (
-    SIZE,
     along_both,
     divide,
     gather_pixels,
@@ -28,45 +27,39 @@ from dembench.tasks.common.corruptions.pixels import (
     to_float,
     to_uint8,
 )
-
-CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)  # scale about the mean
-ELASTIC = (  # pixels: size and smoothing sigma of the displacement, range of the affine map's three points
-    (0.0, 0.0, 32 * 0.08),
-    (32 * 0.05, 32 * 0.2, 32 * 0.07),
-    (32 * 0.08, 32 * 0.06, 32 * 0.06),
-    (32 * 0.1, 32 * 0.04, 32 * 0.05),
-    (32 * 0.1, 32 * 0.03, 32 * 0.03),
-)
-PIXELATE = (30, 28, 27, 24, 20)  # pixels a side
-JPEG = (80, 65, 58, 50, 40)  # quality
+from dembench.tasks.common.corruptions.recipes import CIFAR, Recipe
 
 
-def contrast(images: Tensor, severity: int, draws: Draws | None = None) -> Tensor:
+def contrast(images: Tensor, severity: int, draws: Draws | None = None, recipe: Recipe = CIFAR) -> Tensor:
     """Scales each channel about its mean."""
-    means = divide(images.sum((2, 3), keepdim=True, dtype=torch.int64).to(torch.float64), 255 * SIZE**2)
-    return to_uint8((to_float(images) - means) * CONTRAST[severity - 1] + means)
+    pixels = images.shape[2] * images.shape[3]
+    means = divide(images.sum((2, 3), keepdim=True, dtype=torch.int64).to(torch.float64), 255 * pixels)
+    return to_uint8((to_float(images) - means) * recipe.contrast[severity - 1] + means)
 
 
 def affine(images: Tensor, moves: Tensor) -> Tensor:
     """Maps three points to themselves plus ``moves``, bilinear, mirrored borders.
 
     Args:
-        images: (N, 3, 32, 32) float32.
-        moves: (N, 3, 2) float64, x and y, of the points (26, 26), (26, 6) and (6, 6).
-    Returns: (N, 3, 32, 32) float32. Source: OpenCV's getAffineTransform and warpAffine, without the
+        images: (N, 3, S, S) float32.
+        moves: (N, 3, 2) float64, x and y, of the points (high, high), (high, low) and (low, low), which lie a third of
+            the side from the centre: (26, 26), (26, 6) and (6, 6) at 32 pixels.
+    Returns: (N, 3, S, S) float32. Source: OpenCV's getAffineTransform and warpAffine, without the
     rounding of positions to 1/32 pixel of its older versions.
     """
-    points = torch.tensor([[26.0, 26.0], [26.0, 6.0], [6.0, 6.0]], dtype=torch.float64, device=images.device)
+    side = images.shape[-1]
+    low, high = side // 2 - side // 3, side // 2 + side // 3
+    points = torch.tensor([[high, high], [high, low], [low, low]], dtype=torch.float64, device=images.device)
     moved = points.to(torch.float32) + moves.to(torch.float32)  # as the original rounds them
     moved = moved.to(torch.float64)
-    # columns of the linear part: what 20 pixels along x and along y become
-    along_x = divide(moved[:, 1] - moved[:, 2], 20)
-    along_y = divide(moved[:, 0] - moved[:, 1], 20)
-    shift = moved[:, 2] - along_x * 6 - along_y * 6
+    # columns of the linear part: what so many pixels along x and along y become
+    along_x = divide(moved[:, 1] - moved[:, 2], high - low)
+    along_y = divide(moved[:, 0] - moved[:, 1], high - low)
+    shift = moved[:, 2] - along_x * low - along_y * low
     determinant = along_x[:, 0] * along_y[:, 1] - along_y[:, 0] * along_x[:, 1]
     inverse_x = torch.stack([along_y[:, 1], -along_y[:, 0]], 1) / determinant[:, None]
     inverse_y = torch.stack([-along_x[:, 1], along_x[:, 0]], 1) / determinant[:, None]
-    place = torch.arange(SIZE, device=images.device, dtype=torch.float64)
+    place = torch.arange(side, device=images.device, dtype=torch.float64)
 
     def source(row: Tensor) -> tuple[Tensor, Tensor]:
         """Where each output pixel comes from along one axis: the pixel before, and the part of the way to the next."""
@@ -81,13 +74,14 @@ def affine(images: Tensor, moves: Tensor) -> Tensor:
 
 
 def bilinear(
-    values: Tensor, row: Tensor, column: Tensor, down: Tensor, right: Tensor, fold: Callable[[Tensor], Tensor]
+    values: Tensor, row: Tensor, column: Tensor, down: Tensor, right: Tensor, fold: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
-    """(N, 3, 32, 32) values between pixels (N, 32, 32) and the next ones, ``down`` and ``right`` of the way to them.
+    """(N, 3, S, S) values between pixels (N, S, S) and the next ones, ``down`` and ``right`` of the way to them.
 
     Steps from value to value, so that an area of one colour keeps it exactly; ``fold`` brings positions inside.
     """
-    rows, columns = (fold(row), fold(row + 1)), (fold(column), fold(column + 1))
+    side = values.shape[-1]
+    rows, columns = ((fold(place, side), fold(place + 1, side)) for place in (row, column))
     lines = []
     for line in rows:
         left, beyond = (gather_pixels(values, line, place) for place in columns)
@@ -96,11 +90,11 @@ def bilinear(
 
 
 def displace(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Bilinear values of (N, 3, 32, 32) at each pixel's place plus its displacement (N, 32, 32), float32 pixels.
+    """Bilinear values of (N, 3, S, S) at each pixel's place plus its displacement (N, S, S), float32 pixels.
 
     Borders repeat their pixel and mirror on, as mode "reflect" of scipy.ndimage.map_coordinates.
     """
-    place = torch.arange(SIZE, device=images.device)
+    place = torch.arange(images.shape[-1], device=images.device)
     y, x = place[:, None] + down.to(torch.float64), place + right.to(torch.float64)
     top, left = y.floor(), x.floor()
     parts = (y - top)[:, None], (x - left)[:, None]
@@ -108,22 +102,23 @@ def displace(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 @per_device
-def smoothing_matrix(sigma: float) -> Tensor:
-    """(32, 32) float64: along one axis, the Gaussian filter of scikit-image cut off at 3 sigma, mirrored borders."""
+def smoothing_matrix(sigma: float, side: int) -> Tensor:
+    """(side, side) float64: scikit-image's Gaussian filter along one axis, cut off at 3 sigma, mirrored borders."""
     weights = torch.tensor(gaussian_weights(sigma, 3.0), dtype=torch.float64)
-    source = mirror(torch.arange(SIZE)[:, None] + torch.arange(len(weights)) - len(weights) // 2)
-    return torch.zeros(SIZE, SIZE, dtype=torch.float64).scatter_add_(1, source, weights.expand(SIZE, -1))
+    source = mirror(torch.arange(side)[:, None] + torch.arange(len(weights)) - len(weights) // 2, side)
+    return torch.zeros(side, side, dtype=torch.float64).scatter_add_(1, source, weights.expand(side, -1))
 
 
-def elastic_transform(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """A random affine map, then (from severity 2 on) a smooth random displacement of each pixel."""
-    size, sigma, reach = ELASTIC[severity - 1]
+def elastic_transform(images: Tensor, severity: int, draws: Draws, recipe: Recipe = CIFAR) -> Tensor:
+    """A random affine map, then (of 32 pixels from severity 2 on) a smooth random displacement of each pixel."""
+    side = images.shape[-1]
+    size, sigma, reach = (share * recipe.elastic_side * side for share in recipe.elastic_transform[severity - 1])
     moves = draws.uniform("moves", 3, 2) * (2 * reach) - reach
     image = affine(divide(images.to(torch.float32), 255), moves)
     if size:
-        matrix = smoothing_matrix(sigma, images.device)
+        matrix = smoothing_matrix(sigma, side, images.device)
         right, down = (
-            (along_both(matrix, draws.uniform(axis, SIZE, SIZE) * 2 - 1) * size).to(torch.float32)
+            (along_both(matrix, draws.uniform(axis, side, side) * 2 - 1) * size).to(torch.float32)
             for axis in ("right", "down")
         )
         image = displace(image, down, right)
@@ -156,16 +151,17 @@ def box_resize(images: Tensor, size: int) -> Tensor:
     return images
 
 
-def pixelate(images: Tensor, severity: int, draws: Draws | None = None) -> Tensor:
+def pixelate(images: Tensor, severity: int, draws: Draws | None = None, recipe: Recipe = CIFAR) -> Tensor:
     """Shrinks and enlarges again, both by boxes."""
-    return box_resize(box_resize(images, PIXELATE[severity - 1]), SIZE)
+    side = images.shape[-1]
+    return box_resize(box_resize(images, int(side * recipe.pixelate[severity - 1])), side)
 
 
-def jpeg_compression(images: Tensor, severity: int, draws: Draws | None = None) -> Tensor:
+def jpeg_compression(images: Tensor, severity: int, draws: Draws | None = None, recipe: Recipe = CIFAR) -> Tensor:
     """A round trip through Pillow's JPEG codec with its default settings; on the CPU, image by image."""
-    result = np.empty((len(images), SIZE, SIZE, 3), np.uint8)
+    result = np.empty((len(images), *images.shape[2:], 3), np.uint8)
     for number, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
         file = BytesIO()
-        Image.fromarray(np.ascontiguousarray(image)).save(file, "JPEG", quality=JPEG[severity - 1])
+        Image.fromarray(np.ascontiguousarray(image)).save(file, "JPEG", quality=recipe.jpeg_compression[severity - 1])
         result[number] = np.asarray(Image.open(file))
     return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous().to(images.device)

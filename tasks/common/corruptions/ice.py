@@ -1,63 +1,92 @@
 """The layers that frost mixes in: the original's photos where given, else a made texture.
 
-The photos of the original script have no stated origin, so none are shipped.
+The photos of the original script have no stated origin, so none are shipped. The package imagecorruptions has them.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from dembench.tasks.common.corruptions.draws import Draws
-from dembench.tasks.common.corruptions.pixels import SIZE
+from dembench.tasks.common.corruptions.recipes import CIFAR, Recipe
+from dembench.tasks.common.decoding import decode
 
 PHOTOS = ("frost1", "frost2", "frost3", "frost4", "frost5")  # the original names six and never draws the sixth
-SHRINK = 5
+WHERE = (
+    "the photos come with a package: pip install --no-deps imagecorruptions==1.1.2; or take frost1.png, frost2.png, "
+    "frost3.png, frost4.jpg and frost5.jpg from ImageNet-C/create_c of the GitHub repository hendrycks/robustness and "
+    "put them into one folder"
+)
 
 
-def load_photos(folder: str | Path) -> tuple[Tensor, ...]:
-    """The five photos, shrunk to a fifth as OpenCV's bilinear resize does; uint8 (3, H, W) each.
+def photos_folder(asked: str | Path | None, *others: Path) -> Path | None:
+    """Where the photos are: ``asked``, or, for None, in the installed package imagecorruptions or the first of
+    ``others`` that has all five; None where there are none, and for "made".
 
-    At a fifth, the bilinear sample falls on the middle of each five pixels, so nothing is averaged.
+    The package is not imported: it needs others that may not be there.
+    """
+    if asked is not None:
+        return None if asked == "made" else Path(asked).expanduser()
+    try:
+        spec = find_spec("imagecorruptions")
+    except (ImportError, ValueError):
+        spec = None
+    places = [] if spec is None else [Path(place) / "frost" for place in spec.submodule_search_locations or ()]
+    return next((folder for folder in (*places, *others) if not _missing(folder)), None)
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in PHOTOS if not any(path.is_file() for path in folder.glob(f"{name}.*"))]
+
+
+def load_photos(folder: str | Path, recipe: Recipe = CIFAR, side: int = 32) -> tuple[Tensor, ...]:
+    """The five photos in the recipe's size for images of ``side`` pixels; uint8 (3, H, W) each.
+
+    Shrunk to a fifth as OpenCV's bilinear resize does: the sample falls on the middle of each five pixels, so nothing
+    is averaged. Of the package's recipe enlarged as OpenCV's cubic resize does, but for its fixed-point rounding.
     Raises: FileNotFoundError where the folder or one of frost1 .. frost5 (any extension) is missing, ValueError where
-    a file is no image or has fewer than 163 pixels a side.
+    a file is no image or has too few pixels a side.
     """
     folder = Path(folder)
-    where = (
-        "take frost1.png, frost2.png, frost3.png, frost4.jpg and frost5.jpg from ImageNet-C/create_c of the "
-        "GitHub repository hendrycks/robustness and put them into one folder"
-    )
     if not folder.is_dir():
-        raise FileNotFoundError(f"frost: no folder {str(folder)!r}; {where}, or give no folder to use a made texture")
-    found = {name: sorted(path for path in folder.glob(f"{name}.*") if path.is_file()) for name in PHOTOS}
-    missing = [name for name in PHOTOS if not found[name]]
-    if missing:
-        raise FileNotFoundError(f"frost: {str(folder)!r} lacks {', '.join(missing)} (any image extension); {where}")
-    return tuple(_load(found[name][0], found[name][0].stat().st_mtime_ns) for name in PHOTOS)
+        raise FileNotFoundError(f"frost: no folder {str(folder)!r}; {WHERE}, or say made for a made texture")
+    if missing := _missing(folder):
+        raise FileNotFoundError(f"frost: {str(folder)!r} lacks {', '.join(missing)} (any image extension); {WHERE}")
+    found = [next(path for path in sorted(folder.glob(f"{name}.*")) if path.is_file()) for name in PHOTOS]
+    return tuple(_load(path, path.stat().st_mtime_ns, recipe, side) for path in found)
 
 
-@lru_cache(maxsize=16)
-def _load(path: Path, changed: int) -> Tensor:
-    """One shrunk photo; ``changed`` is the file's time, so that another file under the same name is read anew."""
-    try:
-        with Image.open(path) as file:
-            photo = np.array(file.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"frost: {str(path)!r} cannot be read as an image: {error}") from error
-    height, width = (round(side / SHRINK) for side in photo.shape[:2])
-    if min(height, width) <= SIZE:
+@lru_cache(maxsize=32)
+def _load(path: Path, changed: int, recipe: Recipe, side: int) -> Tensor:
+    """One photo; ``changed`` is the file's time, so that another file under the same name is read anew."""
+    photo = np.array(decode(path, f"frost: {str(path)!r}"))
+    if recipe.package:
+        return _enlarged(torch.from_numpy(photo).permute(2, 0, 1), side)
+    height, width = (round(extent / recipe.shrink) for extent in photo.shape[:2])
+    if min(height, width) <= side:
         raise ValueError(
-            f"frost: expected at least {SIZE * SHRINK + 3} pixels a side, got "
+            f"frost: expected at least {side * recipe.shrink + recipe.shrink // 2 + 1} pixels a side, got "
             f"{photo.shape[1]} x {photo.shape[0]} in {str(path)!r}"
         )
-    middle = SHRINK // 2
-    return torch.from_numpy(photo[middle::SHRINK, middle::SHRINK][:height, :width].copy()).permute(2, 0, 1)
+    middle = recipe.shrink // 2
+    cut = photo[middle :: recipe.shrink, middle :: recipe.shrink][:height, :width]
+    return torch.from_numpy(cut.copy()).permute(2, 0, 1)
+
+
+def _enlarged(photo: Tensor, side: int) -> Tensor:
+    """By a tenth more than what makes it as large as an image of ``side`` pixels, or than nothing."""
+    factor = 1.1 * max(1.0, *(side / extent for extent in photo.shape[1:]))
+    size = [math.ceil(extent * factor) for extent in photo.shape[1:]]
+    large = F.interpolate(photo[None].double(), size=size, mode="bicubic", align_corners=False)
+    return large[0].round().clamp(0, 255).to(torch.uint8)
 
 
 # Red, green and blue mean; their deviations; slope and share of the cloudy part; skewness. As many and as bright as the
@@ -73,19 +102,21 @@ SIDE = 128
 
 
 @cache
-def made_textures() -> tuple[Tensor, ...]:
-    """Five textures that stand in for the frost photos, uint8 (3, 128, 128): not Hendrycks's frost.
+def made_textures(scale: int = 1) -> tuple[Tensor, ...]:
+    """Five textures that stand in for the frost photos, uint8 (3, 128 * scale, 128 * scale): not Hendrycks's frost.
 
     Each is a cloudy field (power falling with frequency) and fine ice needles, grown in patches of three directions
-    60 degrees apart. Colour, contrast and slope of the spectrum are near the photos'; shapes are not.
+    60 degrees apart. Colour, contrast and slope of the spectrum are near the photos'; shapes are not. ``scale`` 1 is
+    for images of 32 pixels and photos shrunk to a fifth, 5 for photos as they are.
     """
     draws = Draws(0, "frost", 0, torch.arange(len(TEXTURES)))
-    down, right = torch.meshgrid(*2 * [torch.fft.fftfreq(SIDE, dtype=torch.float64) * SIZE], indexing="ij")
-    radius = torch.hypot(down, right)  # cycles per 32 pixels
+    side = SIDE * scale
+    down, right = torch.meshgrid(*2 * [torch.fft.fftfreq(side, dtype=torch.float64) * 32 * scale], indexing="ij")
+    radius = torch.hypot(down, right)  # cycles per 32 pixels, or as many more
 
     def field(purpose: str, amplitude: Tensor) -> Tensor:
-        """Normal noise (5, 128, 128) with the given amplitude per frequency, mean 0, deviation 1."""
-        return _standard(torch.fft.ifft2(torch.fft.fft2(draws.normal(purpose, SIDE, SIDE)) * amplitude).real)
+        """Normal noise (5, side, side) with the given amplitude per frequency, mean 0, deviation 1."""
+        return _standard(torch.fft.ifft2(torch.fft.fft2(draws.normal(purpose, side, side)) * amplitude).real)
 
     slopes = torch.tensor([texture[2] for texture in TEXTURES], dtype=torch.float64)[:, None, None]
     cloud = field("cloud", radius.clamp(min=1) ** (-slopes / 2))

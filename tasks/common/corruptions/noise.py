@@ -1,7 +1,7 @@
-"""Noise of CIFAR-10-C: Gaussian, shot and impulse.
+"""Noise: Gaussian, shot and impulse.
 
-Each function takes uint8 (N, 3, 32, 32), a severity 1..5 and the draws, and returns uint8 of that shape. Constants
-and formulas: the CIFAR-10-C script of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261).
+Each function takes uint8 (N, 3, S, S), a severity 1..5, the draws and a recipe, and returns uint8 of that shape.
+Formulas: the scripts of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261).
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from dembench.tasks.common.corruptions.draws import Draws
-from dembench.tasks.common.corruptions.pixels import SIZE, divide, per_device, to_float, to_uint8
-
-GAUSSIAN = (0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation
-SHOT = (500, 250, 100, 75, 50)  # photons in a white pixel
-IMPULSE = (0.01, 0.02, 0.03, 0.05, 0.07)  # share of values replaced
+from dembench.tasks.common.corruptions.pixels import divide, per_device, to_float, to_uint8
+from dembench.tasks.common.corruptions.recipes import CIFAR, Recipe
 
 
-def gaussian_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def gaussian_noise(images: Tensor, severity: int, draws: Draws, recipe: Recipe = CIFAR) -> Tensor:
     """Adds normal noise to every value."""
-    return to_uint8(to_float(images) + draws.normal("noise", 3, SIZE, SIZE) * GAUSSIAN[severity - 1])
+    return to_uint8(to_float(images) + draws.normal("noise", *images.shape[1:]) * recipe.gaussian_noise[severity - 1])
 
 
 @per_device
@@ -45,15 +42,15 @@ def poisson_counts(images: Tensor, uniform: Tensor, photons: int) -> Tensor:
     return found - grey * (len(table) // 256)
 
 
-def shot_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def shot_noise(images: Tensor, severity: int, draws: Draws, recipe: Recipe = CIFAR) -> Tensor:
     """Replaces every value by a Poisson count of photons."""
-    photons = SHOT[severity - 1]
-    counts = poisson_counts(images, draws.uniform("noise", 3, SIZE, SIZE), photons)
+    photons = recipe.shot_noise[severity - 1]
+    counts = poisson_counts(images, draws.uniform("noise", *images.shape[1:]), photons)
     return to_uint8(divide(counts.to(torch.float64), photons))
 
 
-def impulse_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def impulse_noise(images: Tensor, severity: int, draws: Draws, recipe: Recipe = CIFAR) -> Tensor:
     """Sets a share of the values, each channel by itself, to 0 or 255 with equal chance."""
-    hit = draws.uniform("hit", 3, SIZE, SIZE) < IMPULSE[severity - 1]
-    salt = draws.uniform("salt", 3, SIZE, SIZE) < 0.5
+    hit = draws.uniform("hit", *images.shape[1:]) < recipe.impulse_noise[severity - 1]
+    salt = draws.uniform("salt", *images.shape[1:]) < 0.5
     return torch.where(hit, salt.to(torch.uint8) * 255, images)

@@ -1,4 +1,4 @@
-"""What several corruptions share: uint8 to float64 and back, and resampling as small matrices.
+"""What several corruptions share: uint8 to float64 and back, and resampling.
 
 Sums run in float64 and end in ``to_uint8``, so the order of a sum (which differs with batch shape and device) moves a
 value by some 1e-13 and a pixel only if it lies that close to the edge of a grey level, which the guard keeps empty of
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SIZE = 32
 GUARD = 1e-6  # grey levels; a sum that should be a whole grey level may come out a little below it
 
 
@@ -51,13 +50,13 @@ def along_both(matrix: Tensor, images: Tensor) -> Tensor:
     return matrix @ (images @ matrix.T)
 
 
-def reflect(position: Tensor, size: int = SIZE) -> Tensor:
+def reflect(position: Tensor, size: int) -> Tensor:
     """Positions outside 0 .. size - 1 mirrored at the border's pixel, as OpenCV's reflect-101: -1 is 1."""
     position = position.abs() % (2 * size - 2)
     return torch.minimum(position, 2 * size - 2 - position)
 
 
-def mirror(position: Tensor, size: int = SIZE) -> Tensor:
+def mirror(position: Tensor, size: int) -> Tensor:
     """Positions outside 0 .. size - 1 mirrored at the border, as scipy.ndimage's "reflect": -1 is 0."""
     position = position % (2 * size)
     return torch.minimum(position, 2 * size - 1 - position)
@@ -71,30 +70,42 @@ def gaussian_weights(sigma: float, truncate: float) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def centre_zoom_matrix(factor: float) -> Tensor:
-    """(32, 32) float64: along one axis, crop ceil(32 / factor) at the centre, enlarge it linearly, trim to 32.
+@per_device
+def zoom_places(factor: float, side: int, trim: bool) -> Tensor:
+    """(4, size) float64, along one axis: which pixel comes before each one of the zoomed image, which after, weights.
 
-    As scipy.ndimage.zoom places the grid: the ends of crop and output coincide. A last position that rounding puts
-    beyond the crop is 0 there, and here.
+    Crop ceil(side / factor) at the centre, enlarge it linearly to ``size`` and, with ``trim``, cut ``side`` pixels from
+    the centre of that. As scipy.ndimage.zoom places the grid: the ends of crop and output coincide. A last position
+    that rounding puts beyond the crop is 0 there, and here.
     """
-    crop = math.ceil(SIZE / factor)
-    top = (SIZE - crop) // 2
+    crop = math.ceil(side / factor)
+    top = (side - crop) // 2
     size = round(crop * factor)
     step = (crop - 1) / (size - 1)
-    trim = (size - SIZE) // 2
-    matrix = torch.zeros(SIZE, SIZE, dtype=torch.float64)
-    for row in range(SIZE):
-        position = (row + trim) * step
-        if position > crop - 1:
-            continue
-        low = int(position)
-        matrix[row, top + low] += 1 - (position - low)
-        if position > low:
-            matrix[row, top + low + 1] += position - low
-    return matrix
+    cut = (size - side) // 2 if trim else 0
+    places = []
+    for row in range(cut, cut + side if trim else size):
+        position = row * step
+        low = min(int(position), crop - 1)
+        part = position - low
+        weights = (1 - part, part) if position <= crop - 1 else (0.0, 0.0)
+        places.append((top + low, top + min(low + 1, crop - 1), *weights))
+    return torch.tensor(places, dtype=torch.float64).T.contiguous()
+
+
+def centre_zoom(values: Tensor, factor: float, trim: bool = True) -> Tensor:
+    """Enlarges the centre of (N, C, S, S) float64, see ``zoom_places``; (N, C, size, size)."""
+    places = zoom_places(factor, values.shape[-1], trim, values.device)
+    low, high = places[:2].long()
+    before, after = places[2:]
+    for _ in range(2):  # rows lie together in memory, so columns are turned into rows
+        lines = values.index_select(2, low).mul_(before[:, None])
+        values = lines.add_(values.index_select(2, high).mul_(after[:, None])).transpose(2, 3).contiguous()
+    return values
 
 
 def gather_pixels(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Pixels of (N, C, 32, 32) at (N, 32, 32) int64 rows and columns, each image by its own; (N, C, 32, 32)."""
-    place = (row * SIZE + column).flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    return images.flatten(2).gather(2, place).view_as(images)
+    """Pixels of (N, C, H, W) at rows and columns that broadcast to (N, h, w) int64, each image by its own."""
+    place = row * images.shape[-1] + column
+    flat = place.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, flat).view(*images.shape[:2], *place.shape[1:])

@@ -1,47 +1,34 @@
-"""Weather of CIFAR-10-C: snow, frost, fog and brightness.
+"""Weather: snow, frost, fog and brightness.
 
-Each function takes uint8 (N, 3, 32, 32), a severity 1..5 and the draws, and returns uint8 of that shape. Constants
-and formulas: the CIFAR-10-C script of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261).
+Each function takes uint8 (N, 3, S, S), a severity 1..5, the draws and a recipe, and returns uint8 of that shape.
+Formulas: the scripts of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from dembench.tasks.common.corruptions.blur import motion
+from dembench.tasks.common.corruptions.blur import eight_bit, motion
 from dembench.tasks.common.corruptions.draws import Draws
-from dembench.tasks.common.corruptions.pixels import (
-    SIZE,
-    along_both,
-    centre_zoom_matrix,
-    divide,
-    per_device,
-    to_float,
-    to_uint8,
-)
-
-SNOW = (  # mean, deviation, zoom, threshold of the flakes; radius, sigma of their fall; share of the image kept
-    (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-    (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-    (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-    (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-    (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-)
-FROST = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))  # weight of the image, of the frost
-FOG = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))  # amount, decay from scale to scale
-BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)  # added to the value of HSV
-
-flake_matrix = per_device(centre_zoom_matrix)
+from dembench.tasks.common.corruptions.pixels import centre_zoom, divide, to_float, to_uint8
+from dembench.tasks.common.corruptions.recipes import CIFAR, Recipe
 
 
-def snow(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def snow(images: Tensor, severity: int, draws: Draws, recipe: Recipe = CIFAR) -> Tensor:
     """Whitens the image and adds falling flakes, together with the same flakes turned by 180 degrees."""
-    mean, deviation, zoom, threshold, radius, sigma, keep = SNOW[severity - 1]
-    layer = draws.normal("flakes", 1, SIZE, SIZE) * deviation + mean
-    layer = along_both(flake_matrix(zoom, images.device), layer)
-    layer = to_uint8(torch.where(layer < threshold, 0.0, layer))
-    layer = motion(layer, draws.uniform("angle") * 90 - 135, radius, sigma)
+    mean, deviation, zoom, threshold, radius, sigma, keep = recipe.snow[severity - 1]
+    side = images.shape[-1]
+    layer = centre_zoom(draws.normal("flakes", 1, side, side) * deviation + mean, zoom, not recipe.package)
+    layer = torch.where(layer < threshold, 0.0, layer)
+    degrees = draws.uniform("angle") * 90 - 135
+    if recipe.package:
+        layer = motion(layer.clamp(0, 1), degrees, radius, sigma)[..., :side, :side]
+        layer = (layer * 255).round().to(torch.uint8)
+    else:
+        layer = eight_bit(motion(to_uint8(layer), degrees, radius, sigma))
     image = divide(images.to(torch.float32), 255)  # float32 up to the sum, as the original
     red, green, blue = image[:, 0:1], image[:, 1:2], image[:, 2:3]
     grey = red * 0.299 + green * 0.587 + blue * 0.114
@@ -50,15 +37,16 @@ def snow(images: Tensor, severity: int, draws: Draws) -> Tensor:
     return to_uint8(image.to(torch.float64) + layer + layer.flip(2, 3))
 
 
-def frost(images: Tensor, severity: int, draws: Draws, photos: tuple[Tensor, ...]) -> Tensor:
-    """Adds a random crop of one of the photos, each uint8 (3, H, W) and already shrunk for 32-pixel images."""
-    keep, amount = FROST[severity - 1]
+def frost(images: Tensor, severity: int, draws: Draws, recipe: Recipe = CIFAR, *, photos: tuple[Tensor, ...]) -> Tensor:
+    """Adds a random crop of one of the photos, each uint8 (3, H, W) and already of the recipe's size."""
+    keep, amount = recipe.frost[severity - 1]
+    side = images.shape[-1]
     which = draws.below("photo", len(photos))
     sizes = torch.tensor([photo.shape[1:] for photo in photos], device=images.device)[which]
-    top = draws.below("top", sizes[:, 0] - SIZE)
-    left = draws.below("left", sizes[:, 1] - SIZE)
+    top = draws.below("top", sizes[:, 0] - side)
+    left = draws.below("left", sizes[:, 1] - side)
     layer = torch.empty_like(images)
-    place = torch.arange(SIZE, device=images.device)
+    place = torch.arange(side, device=images.device)
     for number, photo in enumerate(photos):
         chosen = (which == number).nonzero()[:, 0]
         rows = (top[chosen, None] + place)[:, :, None]
@@ -69,13 +57,17 @@ def frost(images: Tensor, severity: int, draws: Draws, photos: tuple[Tensor, ...
 
 
 def plasma(uniform: Tensor, decay: float) -> Tensor:
-    """Plasma fractal by diamond-square on a torus, from (N, 1023) uniform numbers; (N, 32, 32) float64 in [0, 1].
+    """Plasma fractal by diamond-square on a torus of S x S points, S a power of two; (N, S, S) float64 in [0, 1].
+
+    Args:
+        uniform: (N, S * S - 1) float64 in [0, 1).
 
     The numbers are used scale by scale, from coarse to fine: the centres of the squares, then the middles of the
     horizontal edges, then of the vertical ones. The amplitude is the square of 100 / decay**level.
     """
-    heights = uniform.new_zeros(len(uniform), SIZE, SIZE)
-    step, wibble, used = SIZE, 100.0, 0
+    size = math.isqrt(uniform.shape[1] + 1)
+    heights = uniform.new_zeros(len(uniform), size, size)
+    step, wibble, used = size, 100.0, 0
 
     def middle(total: Tensor) -> Tensor:
         nonlocal used
@@ -99,16 +91,19 @@ def plasma(uniform: Tensor, decay: float) -> Tensor:
     return heights / heights.amax((1, 2), keepdim=True)
 
 
-def fog(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def fog(images: Tensor, severity: int, draws: Draws, recipe: Recipe = CIFAR) -> Tensor:
     """Adds a plasma fractal and scales back to the image's own maximum."""
-    amount, decay = FOG[severity - 1]
+    amount, decay = recipe.fog[severity - 1]
+    side = images.shape[-1]
+    size = 2 ** (side - 1).bit_length()
     image = to_float(images)
     most = image.amax((1, 2, 3), keepdim=True)
-    image = image + plasma(draws.uniform("heights", SIZE**2 - 1), decay)[:, None] * amount
+    fractal = plasma(draws.uniform("heights", size**2 - 1), decay)[:, None, :side, :side]
+    image = image + fractal * amount
     return to_uint8(image * most / (most + amount))
 
 
-def brightness(images: Tensor, severity: int, draws: Draws | None = None) -> Tensor:
+def brightness(images: Tensor, severity: int, draws: Draws | None = None, recipe: Recipe = CIFAR) -> Tensor:
     """Adds to the value of HSV; hue and saturation stay."""
     red, green, blue = to_float(images).unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -119,7 +114,7 @@ def brightness(images: Tensor, severity: int, draws: Draws | None = None) -> Ten
     hue = torch.where(blue == value, 4 + (red - green) / safe, hue)
     hue = torch.where(delta == 0, 0.0, divide(hue, 6) % 1)
     saturation = torch.where(value == 0, 0.0, delta / torch.where(value == 0, 1.0, value))
-    value = (value + BRIGHTNESS[severity - 1]).clamp(0, 1)
+    value = (value + recipe.brightness[severity - 1]).clamp(0, 1)
     sector = torch.floor(hue * 6)
     part = hue * 6 - sector
     low = value * (1 - saturation)

@@ -25,7 +25,7 @@ class DeYO(EntropyMethod):
 
     PLPD, the pseudo-label probability difference, is p_k(x) - p_k(x'), k = argmax p(x), with x' the image destroyed.
     The images that pass the first gate are destroyed and go through the model as a batch of their own, whose BatchNorm
-    statistics are part of the method; the host waits for their number.
+    statistics are part of the method; the host waits for their number, once a batch.
 
     Args:
         margin: tau as a multiple of ln C; None leaves out the first gate.

@@ -19,7 +19,8 @@ class T3A(TTAMethod):
     """Scores features against the mean direction of each class's supports, of which the batch itself is part.
 
     A class starts with the rows of the classifier's weights that are classified as it; then samples join by pseudo
-    label, and of each class those with the smallest entropies stay. The scores (N, C) are no calibrated logits.
+    label, and of each class those with the smallest entropies stay. The scores (N, C) are no calibrated logits. Unless
+    all supports are kept, the host waits for their number, once a batch.
 
     Args:
         keep: supports a class, or -1 for all; the paper chooses among 1, 5, 20, 50, 100 and -1.

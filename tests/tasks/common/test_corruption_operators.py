@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dembench.tasks.common.corruptions import blur, corrupt, digital, ice, weather
+from dembench.tasks.common.corruptions.recipes import CIFAR, IMAGENET, Recipe
 
 ALL = pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 
@@ -25,20 +26,23 @@ ALL = pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 
 
 @ALL
-def test_glass_blur_is_a_sequential_loop_of_copies(severity: int):
-    images = pictures()[:5]
-    sigma, passes = blur.GLASS[severity - 1]
-    offsets = np.random.default_rng(4).integers(0, 2, size=(5, passes, 2, 32, 32))
+@pytest.mark.parametrize(("recipe", "side"), [(CIFAR, 32), (IMAGENET, 40)], ids=["cifar", "imagenet"])
+def test_glass_blur_is_a_sequential_loop_of_copies(severity: int, recipe: Recipe, side: int):
+    """Even areas, such as saturated ones, can end at either of two grey levels, twice: SciPy 1.18 sums otherwise than
+    1.17. Whole images of one grey are left out, and 3 of 1,000 values may differ by 1."""
+    images = pictures(9, side)[4:]
+    sigma, reach, passes = recipe.glass_blur[severity - 1]
+    offsets = np.random.default_rng(4).integers(0, 2 * reach, size=(len(images), passes, 2, side, side))
     expected = []
-    for image, offset in zip(last(images), offsets - 1, strict=True):
+    for image, offset in zip(last(images), offsets - reach, strict=True):
         grey = (skimage.filters.gaussian(image, sigma=sigma, channel_axis=-1) * 255).astype(np.uint8)
         for number in range(passes):
-            for row in range(31, 1, -1):
-                for column in range(31, 1, -1):
+            for row in range(side - reach, reach, -1):
+                for column in range(side - reach, reach, -1):
                     down, right = offset[number, :, row, column]
                     grey[row, column] = grey[row + down, column + right]
         expected.append(skimage.filters.gaussian(grey / 255.0, sigma=sigma, channel_axis=-1))
-    assert_near(blur.glass_blur(images, severity, Replay(offsets=offsets + 0)), np.stack(expected), share=1e-3)
+    assert_near(blur.glass_blur(images, severity, Replay(offsets=offsets), recipe), np.stack(expected), share=3e-3)
 
 
 def motion_loop(image: NDArray, degrees: float, radius: int, sigma: float) -> NDArray:
@@ -62,7 +66,7 @@ def motion_loop(image: NDArray, degrees: float, radius: int, sigma: float) -> ND
 def test_motion_is_imagemagicks_loop(degrees: float):
     images = pictures()[:2, :1]
     images[1] = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (1, 32, 32)).astype(np.uint8))
-    out = blur.motion(images, torch.full((2,), degrees, dtype=torch.float64), 6, 1.5)
+    out = blur.eight_bit(blur.motion(images, torch.full((2,), degrees, dtype=torch.float64), 6, 1.5))
     for found, image in zip(out, images, strict=True):
         assert np.array_equal(found[0].numpy(), motion_loop(image[0].numpy(), degrees, 6, 1.5))
 
@@ -81,7 +85,7 @@ def test_motion_blur_draws_angles_within_45_degrees():
 def test_zoom_blur_averages_scipys_zooms(severity: int):
     images = pictures()
     factors = np.arange(1, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1], 0.01)
-    assert len(factors) == blur.ZOOM[severity - 1]
+    assert len(factors) == CIFAR.zoom_blur[severity - 1][0]
     total = last(images).copy()
     for factor in factors:
         size = math.ceil(32 / factor)
@@ -97,7 +101,7 @@ def test_zoom_blur_averages_scipys_zooms(severity: int):
 
 @ALL
 def test_defocus_is_a_smoothed_disc_with_mirrored_borders(severity: int):
-    radius, sigma = blur.DEFOCUS[severity - 1]
+    radius, sigma = CIFAR.defocus_blur[severity - 1]
     reach = np.arange(-8, 9)
     disc = (reach[:, None] ** 2 + reach**2 <= radius**2).astype(float)
     smooth = np.exp(-np.array([1, 0, 1]) / (2 * sigma**2))
@@ -154,7 +158,7 @@ def test_snow_is_its_transcription(severity: int):
     rng = np.random.default_rng(7)
     images = pictures()[2:5]
     normals, turn = rng.normal(size=(3, 1, 32, 32)), rng.uniform(size=3)
-    mean, deviation, zoom, threshold, radius, sigma, keep = weather.SNOW[severity - 1]
+    mean, deviation, zoom, threshold, radius, sigma, keep = CIFAR.snow[severity - 1]
     expected = []
     for image, normal, angle in zip(last(images).astype(np.float32), normals[:, 0], turn, strict=True):
         size = math.ceil(32 / zoom)
@@ -222,7 +226,7 @@ def test_frost_photos_are_shrunk_cropped_and_added(photos: Path, severity: int):
         [shrunk[one][row : row + 32, column : column + 32] for one, row, column in zip(which, top, left, strict=True)]
     )
     expected = np.clip(keep * images.permute(0, 2, 3, 1).numpy() + amount * crops, 0, 255).astype(np.uint8)
-    out = weather.frost(images, severity, Replay(photo=which, top=top, left=left), loaded)
+    out = weather.frost(images, severity, Replay(photo=which, top=top, left=left), photos=loaded)
     assert np.array_equal(out.permute(0, 2, 3, 1).numpy(), expected)
 
 
@@ -251,7 +255,7 @@ def test_frost_uses_each_photo_and_every_place(photos: Path):
 
 def test_frost_folder_errors_come_before_work(photos: Path):
     images, index = pictures(), torch.arange(12)
-    with pytest.raises(FileNotFoundError, match=r"no folder .*hendrycks/robustness.*give no folder"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*hendrycks/robustness.*say made"):
         corrupt(images, "frost", 1, index, frost=photos / "none")
     (photos / "frost2.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"frost2.png' cannot be read as an image"):
@@ -289,26 +293,30 @@ def test_contrast_scales_about_each_channels_mean(severity: int):
     assert_near(digital.contrast(pictures()[4:], severity), expected[4:], share=1e-4)  # without the even ones
 
 
+ELASTIC_32 = ((0, 0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96))
+ELASTIC_224 = ((488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88))
+
+
 @ALL
-def test_elastic_is_scipys_two_interpolations(severity: int):
-    images, rng = pictures(), np.random.default_rng(11)
-    moves, right, down = rng.uniform(size=(12, 3, 2)), *rng.uniform(size=(2, 12, 32, 32))
-    size, sigma, reach = (
-        (0, 0, 2.56),
-        (1.6, 6.4, 2.24),
-        (2.56, 1.92, 1.92),
-        (3.2, 1.28, 1.6),
-        (3.2, 0.96, 0.96),
-    )[severity - 1]
-    points = np.array([[26.0, 26, 1], [26, 6, 1], [6, 6, 1]])
-    rows, columns = np.mgrid[:32, :32]
+@pytest.mark.parametrize(
+    ("recipe", "side", "low", "high", "constants"),
+    [(CIFAR, 32, 6, 26, ELASTIC_32), (IMAGENET, 224, 38, 186, ELASTIC_224)],
+    ids=["cifar", "imagenet"],
+)
+def test_elastic_is_scipys_two_interpolations(severity, recipe, side, low, high, constants):
+    count = 12 if side == 32 else 5
+    images, rng = pictures(count, side), np.random.default_rng(11)
+    moves, right, down = rng.uniform(size=(count, 3, 2)), *rng.uniform(size=(2, count, side, side))
+    size, sigma, reach = constants[severity - 1]
+    points = np.array([[high, high, 1.0], [high, low, 1], [low, low, 1]])
+    rows, columns = np.mgrid[:side, :side]
     expected = []
     for image, move, one, two in zip(last(images), moves * 2 * reach - reach, right, down, strict=True):
         matrix = np.linalg.solve(points, points[:, :2] + move).T  # output x, y of input x, y, 1
         source = np.linalg.inv(np.vstack([matrix, [0, 0, 1]])) @ np.stack(
-            [columns.ravel(), rows.ravel(), np.ones(1024)]
+            [columns.ravel(), rows.ravel(), np.ones(side * side)]
         )
-        places = source[1].reshape(32, 32), source[0].reshape(32, 32)
+        places = source[1].reshape(side, side), source[0].reshape(side, side)
         if size:
             one, two = (
                 size * skimage.filters.gaussian(part * 2 - 1, sigma, mode="reflect", truncate=3) for part in (one, two)
@@ -320,7 +328,7 @@ def test_elastic_is_scipys_two_interpolations(severity: int):
                 first = scipy.ndimage.map_coordinates(first, (rows + two, columns + one), order=1, mode="reflect")
             warped.append(first)
         expected.append(np.stack(warped, -1))
-    out = digital.elastic_transform(images, severity, Replay(moves=moves, right=right, down=down))
+    out = digital.elastic_transform(images, severity, Replay(moves=moves, right=right, down=down), recipe)
     assert_near(out, np.stack(expected) + 1e-6, share=1e-3)
 
 

@@ -18,8 +18,9 @@ from corruption_pictures import Replay
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dembench.tasks.common.corruptions import CORRUPTIONS, blur, corrupt, digital, noise, weather
+from dembench.tasks.common.corruptions import CORRUPTIONS, blur, corrupt, digital, ice, noise, weather
 from dembench.tasks.common.corruptions.pixels import to_uint8
+from dembench.tasks.common.corruptions.recipes import CIFAR
 
 pytestmark = pytest.mark.data
 
@@ -76,19 +77,19 @@ def test_deterministic_corruptions_equal_the_original(reference: Reference, corr
 
 
 def replay_gaussian_noise(rng: np.random.RandomState, clean: Tensor, severity: int) -> Tensor:
-    scale = noise.GAUSSIAN[severity - 1]
+    scale = CIFAR.gaussian_noise[severity - 1]
     normals = rng.normal(scale=scale, size=(100, 32, 32, 3)) / scale
     return noise.gaussian_noise(clean, severity, Replay(noise=normals.transpose(0, 3, 1, 2)))
 
 
 def replay_shot_noise(rng: np.random.RandomState, clean: Tensor, severity: int) -> Tensor:
-    photons = noise.SHOT[severity - 1]
+    photons = CIFAR.shot_noise[severity - 1]
     counts = rng.poisson(clean.permute(0, 2, 3, 1).numpy() / 255.0 * photons)
     return to_uint8(first(counts).double() / photons)
 
 
 def replay_glass_blur(rng: np.random.RandomState, clean: Tensor, severity: int) -> Tensor:
-    passes = blur.GLASS[severity - 1][1]
+    passes = CIFAR.glass_blur[severity - 1][2]
     drawn = rng.randint(-1, 1, size=(100, passes, 30, 30, 2)) + 1  # rows and columns from 31 down to 2; x before y
     offsets = np.zeros((100, passes, 2, 32, 32), np.int64)
     offsets[..., 2:, 2:] = drawn[:, :, ::-1, ::-1, ::-1].transpose(0, 1, 4, 2, 3)
@@ -210,8 +211,24 @@ def test_impulse_noise_of_the_original_is_ours_in_kind(reference: Reference):
         hit = theirs != clean
         assert set(theirs[hit].tolist()) == {0, 255}
         between = (clean > 0) & (clean < 255)  # a hit on 0 or 255 may not show
-        test = scipy.stats.binomtest(int(hit[between].sum()), int(between.sum()), noise.IMPULSE[severity - 1])
+        test = scipy.stats.binomtest(int(hit[between].sum()), int(between.sum()), CIFAR.impulse_noise[severity - 1])
         assert test.pvalue > 0.001
+
+
+def test_frost_with_the_photos_is_the_originals(reference: Reference, data_folder: Path):
+    photos = ice.load_photos(data_folder / "data" / "frost")
+    rng = np.random.RandomState(0)
+    for severity in SEVERITIES:
+        drawn = []
+        for _ in range(100):
+            which = rng.randint(5)
+            drawn.append((which, *(rng.randint(0, size - 32) for size in photos[which].shape[1:])))
+        which, top, left = np.array(drawn).T
+        replay = Replay(photo=which, top=top, left=left)
+        found = weather.frost(reference.clean, severity, replay, photos=photos)
+        difference = (found.int() - reference.images("frost", severity).int()).abs()
+        assert difference.max() <= 1, severity
+        assert (difference > 0).double().mean() < 5e-4, severity
 
 
 def test_made_frost_is_near_the_originals_statistics(reference: Reference, classifier: torch.nn.Module):

@@ -12,6 +12,7 @@ from corruption_pictures import Replay, assert_near, last, pictures
 
 from dembench.tasks.common.corruptions import CORRUPTIONS, corrupt, noise
 from dembench.tasks.common.corruptions.draws import _GOLDEN, Draws, _signed, _text_key, mix, mix_int
+from dembench.tasks.common.corruptions.recipes import CIFAR, IMAGENET, Recipe
 
 DETERMINISTIC = ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression")
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -39,6 +40,17 @@ def test_an_image_is_the_same_in_any_batch(corruption: str, severity: int):
     assert torch.equal(corrupt(images[5:26], corruption, severity, index[5:26]), together[5:26])
     strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     assert torch.equal(corrupt(strided, corruption, severity, index), together)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+@pytest.mark.parametrize("side", [48, 75])
+def test_an_image_of_another_size_is_the_same_in_any_batch(corruption: str, side: int):
+    images, index = pictures(30, side), torch.arange(30) * 131 + 7
+    together = corrupt(images, corruption, 5, index, recipe=IMAGENET)
+    assert together.shape == images.shape
+    for one in (0, 1, 2, 3, 29):
+        alone = corrupt(images[one : one + 1], corruption, 5, index[one : one + 1], recipe=IMAGENET)
+        assert torch.equal(alone[0], together[one])
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
@@ -73,6 +85,8 @@ def test_errors_say_what_was_expected():
         corrupt(images.float(), "fog", 1, index)
     with pytest.raises(ValueError, match=r"got uint8 \(12, 3, 16, 32\)"):
         corrupt(images[:, :, :16], "fog", 1, index)
+    with pytest.raises(ValueError, match=r"uint8 \(N, 3, S, S\), got uint8 \(12, 3, 16, 16\)"):
+        corrupt(images[..., :16, :16], "fog", 1, index, recipe=IMAGENET)
     with pytest.raises(ValueError, match=r"index int64 \(12,\), got int32 \(12,\)"):
         corrupt(images, "fog", 1, index.int())
     with pytest.raises(ValueError, match=r"index int64 \(12,\), got int64 \(11,\)"):
@@ -81,11 +95,12 @@ def test_errors_say_what_was_expected():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
+@pytest.mark.parametrize(("recipe", "side"), [(CIFAR, 32), (IMAGENET, 224)], ids=["cifar", "imagenet"])
 @ALL
-def test_cuda_equals_cpu(corruption: str, severity: int):
-    images, index = pictures(200), torch.arange(200)
-    expected = corrupt(images, corruption, severity, index)
-    found = corrupt(images.cuda(), corruption, severity, index.cuda())
+def test_cuda_equals_cpu(corruption: str, severity: int, recipe: Recipe, side: int):
+    images, index = pictures(200 if side == 32 else 20, side), torch.arange(200 if side == 32 else 20)
+    expected = corrupt(images, corruption, severity, index, recipe=recipe)
+    found = corrupt(images.cuda(), corruption, severity, index.cuda(), recipe=recipe)
     assert found.is_cuda
     assert torch.equal(found.cpu(), expected)
 
@@ -144,7 +159,7 @@ def test_draws_are_independent_across_everything_that_keys_them():
         assert abs(squares) < 3.5
 
 
-@pytest.mark.parametrize("photons", noise.SHOT)
+@pytest.mark.parametrize("photons", CIFAR.shot_noise)
 def test_poisson_counts_are_scipys_quantiles(photons: int):
     rng = np.random.default_rng(2)
     uniform = np.floor(rng.uniform(size=(6, 3, 32, 32)) * 2**53) / 2**53
@@ -164,7 +179,7 @@ def test_impulse_hits_the_stated_share_of_channel_values():
         out = corrupt(images, "impulse_noise", severity, torch.arange(60))
         hit = out != 100
         assert set(out[hit].tolist()) == {0, 255}
-        share = noise.IMPULSE[severity - 1]
+        share = CIFAR.impulse_noise[severity - 1]
         assert scipy.stats.binomtest(int(hit.sum()), hit.numel(), share).pvalue > 0.01
         assert scipy.stats.binomtest(int((out == 255).sum()), int(hit.sum()), 0.5).pvalue > 0.01
         together = float((hit[:, 0] & hit[:, 1]).double().mean())

@@ -110,7 +110,7 @@ def test_wrong_settings_and_missing_images_are_said(tmp_path):
         Cifar10(tmp_path, severity=6)
     with pytest.raises(FileNotFoundError, match="CIFAR-10 images: nothing at"):
         Cifar10(tmp_path / "none", cache=tmp_path).check()
-    with pytest.raises(FileNotFoundError, match="no folder .*train"):
+    with pytest.raises(ValueError, match="no train images in .*only"):
         cifar_clip(made(tmp_path / "only", "test"), steps=1, cache=tmp_path)
 
 

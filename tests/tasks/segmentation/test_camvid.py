@@ -135,6 +135,48 @@ def test_what_is_missing_is_named_with_the_layout(tmp_path):
         CamVid(tmp_path, size=(4, 160))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_are_known_whatever_their_letters_and_what_is_left_out_is_said(tmp_path, packed):
+    def read(found, name):
+        source = archive(tmp_path / f"{name}.tar", found) if packed else folder(tmp_path / name, found)
+        return CamVid(source, None, cache=tmp_path / "cache")
+
+    plain, found = read(files(), "plain"), files()
+    capital = {name.replace("/train", "/Train").replace("annot", "Annot"): content for name, content in found.items()}
+    capital |= {"__MACOSX/train/._1.png": b"x", "camvid/.DS_Store": b"x", "camvid/Train/notes.txt": b"x"}
+    other = read(capital, "capital")
+    assert other.fingerprint == plain.fingerprint
+    for data, used, total in ((plain, 18, 20), (other, 18, 23)):
+        for _ in range(2):  # of an archive, the second time from the cache
+            (note,) = [note.text for note in data.notes if note.key == "files"]
+            assert note.startswith(f"{used} of {total} files used; left out: ")
+            assert "not PNG files in train, trainannot, test, testannot" in note
+            data = CamVid(data._root, None, cache=tmp_path / "cache")
+    twice = read(found | {name.replace("camvid/", "more/"): content for name, content in found.items()}, "twice")
+    with pytest.raises(ValueError, match="several folders for one of train, trainannot"):
+        twice.check()
+
+
+def test_a_cut_off_image_is_named(tmp_path):
+    for part in ("train", "trainannot"):
+        found = files()
+        name = f"camvid/{part}/0001TP_2.png"
+        found[name] = found[name][: len(found[name]) // 2]
+        with pytest.raises(ValueError, match=rf"^[^\n]*{part}/0001TP_2\.png cannot be read as an image: [^\n]*$"):
+            CamVid(folder(tmp_path / part, found)).check()
+
+
+def test_deep_images_are_scaled_and_deep_labels_are_not(tmp_path):
+    found = files()
+    for name in [name for name in found if "annot" not in name]:
+        found[name] = png(np.full((24, 32), 20_000, np.uint16))
+    for name in [name for name in found if "annot" in name]:
+        found[name] = png(np.full((24, 32), 3, np.uint16))
+    pools = CamVid(folder(tmp_path / "deep", found), None).pools
+    assert set(np.unique(pools["source_train"].images)) == {20_000 >> 8}
+    assert set(np.unique(pools["source_train"].labels)) == {3}
+
+
 @pytest.mark.data
 def test_the_real_archive_has_the_published_split(tmp_path):
     path = Path(os.environ.get("DEMBENCH_DATA", ""), "data", "camvid-half.tar")
@@ -144,6 +186,7 @@ def test_the_real_archive_has_the_published_split(tmp_path):
     data.check()
     sizes = {part: len(pool) for part, pool in data.pools.items()}
     assert sizes == {"source_train": 305, "target_train": 62, "target_test": 62, "source_test": 171}
+    assert [note.text[:38] for note in data.notes if note.key == "files"] == ["1200 of 1403 files used; left out: 203"]
     assert data.pools["source_train"].images.mean() > 1.7 * data.pools["target_train"].images.mean()  # day and dusk
     for part in ("source_train", "target_test"):
         assert set(range(11)) <= set(np.unique(data.pools[part].labels)) <= {*range(11), 255}

@@ -1,7 +1,5 @@
 """GTA5 and SYNTHIA -> Cityscapes from made files in the published layouts."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -159,5 +157,20 @@ def test_fingerprints_follow_the_files_and_a_few_images_are_the_first(gta, tmp_p
     assert few.fingerprint != gta.fingerprint
     again = GTA5ToCityscapes(tmp_path / "gta", tmp_path / "city", **SIZES)
     assert again.fingerprint == gta.fingerprint
-    Path(tmp_path / "gta" / "images" / "00009.png").write_bytes(b"x")
-    assert GTA5ToCityscapes(tmp_path / "gta", tmp_path / "city", **SIZES).fingerprint != gta.fingerprint
+    for folder, number in (("images", 1), ("labels", 2)):  # other bytes, the same size
+        path = tmp_path / "gta" / folder / f"0000{number}.png"
+        before = GTA5ToCityscapes(tmp_path / "gta", tmp_path / "city", **SIZES).fingerprint
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 1
+        path.write_bytes(content)
+        assert GTA5ToCityscapes(tmp_path / "gta", tmp_path / "city", **SIZES).fingerprint != before
+
+
+def test_files_that_are_no_images_are_said(gta, tmp_path):
+    assert [note.key for note in gta.notes] == []
+    for name in ("Thumbs.db", "._00001.png"):
+        (tmp_path / "gta" / "images" / name).write_bytes(b"x")
+    again = GTA5ToCityscapes(tmp_path / "gta", tmp_path / "city", **SIZES)
+    assert len(again.source_train) == 3
+    (note,) = again.notes
+    assert note.text == "6 of 8 files used; left out: 2 no images of the dataset (._00001.png, Thumbs.db)"

@@ -3,7 +3,7 @@
 import pytest
 
 from dembench.harness.compose import compose, header, read_option
-from dembench.harness.sweeps import expand, fit, read_overrides, read_sweep
+from dembench.harness.sweeps import axes, expand, fit, read_sweep
 from dembench.report.read.reference import references
 
 STUDIES = ("dem_table4", "dem_table10", "dem_figure7", "seg_street", "seg_camvid", "seg_weight", "seg_resolution")
@@ -21,11 +21,10 @@ def test_studies_compose(name):
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name.startswith("dem")])
-def test_what_a_study_says_about_the_paper_can_be_typed(name):
-    lines = [line[9:] for line in read_option("sweep/study", name).splitlines() if line.startswith("# Paper: ")]
-    assert lines
-    overrides = read_overrides(lines[0].split())
-    words, _ = fit(expand(read_sweep(f"study={name}"), overrides), overrides)
+def test_the_papers_settings_of_a_study_fit_it(name):
+    sweep = read_sweep(f"study={name}")
+    overrides = axes(sweep["paper"][0]) | {"data.source": ["DIR"], "data.root": ["DIR"], "model.weights": ["FILE"]}
+    words, _ = fit(expand(sweep, overrides), overrides)
     for word in words[:: max(1, len(words) // 4)]:
         cfg = compose(word)
         assert (cfg.choices.data, cfg.choices.model) == ("gta5", "deeplabv2_resnet101")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from dembench.tasks.semi import augment, operators
-from dembench.tasks.semi.sources import MedMNIST
+from dembench.tasks.semi.published import MedMNIST
 
 PILLOW = {
     "autocontrast": lambda image, v: ImageOps.autocontrast(image),

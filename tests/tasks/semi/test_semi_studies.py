@@ -1,21 +1,16 @@
-"""The studies compose as they stand, and with the settings of the paper that their headers give."""
+"""The studies compose as they stand, and with the settings of the paper in their key ``paper``."""
 
 from __future__ import annotations
 
 import pytest
 
 from dembench.harness.compose import compose, header, options, read_option
-from dembench.harness.sweeps import expand, read_overrides, read_sweep
+from dembench.harness.sweeps import axes, expand, read_sweep
 
 OWN = [name for name in options("sweep/study") if name.startswith("semi_")] + [
     *("dem_table3", "dem_table8", "dem_table9", "dem_table15", "dem_figure5")
 ]
-PAPER = [
-    (name, line.removeprefix("# Paper: "))
-    for name in OWN
-    for line in read_option("sweep/study", name).splitlines()
-    if line.startswith("# Paper: ")
-]
+PAPER = [(name, number) for name in OWN for number in range(len(read_sweep(f"study={name}")["paper"]))]
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -28,10 +23,11 @@ def test_a_study_composes(name: str) -> None:
         assert len({str(w) for w in words}) == len(words)
 
 
-@pytest.mark.parametrize(("name", "line"), PAPER)
-def test_a_study_takes_the_papers_settings(name: str, line: str) -> None:
+@pytest.mark.parametrize(("name", "number"), PAPER)
+def test_a_study_takes_the_papers_settings(name: str, number: int) -> None:
     sweep = read_sweep(f"study={name}")
-    words = expand(sweep, read_overrides(line.split()))
+    overrides = axes(sweep["paper"][number])
+    words = expand(sweep, overrides | {"data.images.root": ["DIR"], "model.weights": ["FILE"]})
     cfg = compose(words[-1])
     assert cfg.protocol.iterations == 204800
     assert cfg.model.arch.startswith("vit_")

@@ -16,7 +16,8 @@ import torchvision
 from PIL import Image
 
 from dembench.tasks.semi.data import SemiData
-from dembench.tasks.semi.sources import CIFAR, STL10, Digits, EuroSAT, ImageFolders, MedMNIST, SemiAves, prefix_rows
+from dembench.tasks.semi.published import CIFAR, STL10, EuroSAT, MedMNIST, SemiAves
+from dembench.tasks.semi.sources import Digits, ImageFolders, prefix_rows
 
 
 def picture(value: int, size: int = 8) -> Image.Image:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dembench.tasks.common.choice import balanced_subset, draw
-from dembench.tasks.tta.data import GeneratedCIFAR10C
+from dembench.tasks.common.generated import GeneratedCIFAR10C
 from dembench.tasks.tta.released import CIFAR10C
 
 

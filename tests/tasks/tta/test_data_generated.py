@@ -15,8 +15,9 @@ from torch.testing import assert_close
 from dembench.tasks.common.choice import balanced_subset
 from dembench.tasks.common.corruptions import corrupt
 from dembench.tasks.common.digits import digits
+from dembench.tasks.common.generated import GeneratedCIFAR10C
 from dembench.tasks.tta import data
-from dembench.tasks.tta.data import DigitsC, GeneratedCIFAR10C
+from dembench.tasks.tta.data import DigitsC
 from dembench.tasks.tta.models import cifar_resnet
 
 
@@ -102,7 +103,7 @@ def test_the_archive_is_decoded_once(tmp_path, monkeypatch, kept):
     again = GeneratedCIFAR10C(source, cache=tmp_path / "cache").domain("snow", 1)[0]
     assert_close(first, again, rtol=0, atol=0)
     done = json.loads(next((tmp_path / "cache").rglob("done.json")).read_text())
-    assert done == {"lossy": False}
+    assert done == {"lossy": False, "notes": []}
 
 
 def test_fingerprints_follow_content_and_not_places(tmp_path):

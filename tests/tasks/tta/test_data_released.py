@@ -41,8 +41,12 @@ def test_released_fingerprint_follows_the_content(tmp_path):
     np.save(two / "labels.npy", np.tile(np.arange(6)[::-1], 5))
     assert CIFAR10C(one).fingerprint != CIFAR10C(two).fingerprint
     three = released(tmp_path / "three")
-    np.save(three / "fog.npy", np.load(three / "snow.npy"))
+    images = np.load(three / "fog.npy")
+    images[7, 3, 2, 1] ^= 1
+    np.save(three / "fog.npy", images)
     assert CIFAR10C(one).fingerprint != CIFAR10C(three).fingerprint
+    clean = [as_folder(tmp_path / name, files("test/", suffix)) for name, suffix in (("a", "png"), ("b", "jpg"))]
+    assert len({CIFAR10C(one, source=source).fingerprint for source in (None, *clean)}) == 3
 
 
 def test_a_missing_release_tells_where_to_get_it(tmp_path):

@@ -17,10 +17,11 @@ from dembench.harness.compose import ConfigError, compose, options
 from dembench.harness.sweeps import expand, read_sweep
 from dembench.tasks.base import Histogram, Note, Point, Row
 from dembench.tasks.common.corruptions import CORRUPTIONS
+from dembench.tasks.common.generated import GeneratedCIFAR10C
 from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.tta import data as tta_data
-from dembench.tasks.tta.data import DigitsC, DomainsPart, GeneratedCIFAR10C, LongTailedDomains
+from dembench.tasks.tta.data import DigitsC, DomainsPart, LongTailedDomains
 from dembench.tasks.tta.methods.source import Source
 from dembench.tasks.tta.methods.tent import Tent
 from dembench.tasks.tta.streams import Protocol

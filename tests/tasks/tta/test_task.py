@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from dembench import core
 from dembench.tasks.base import Flag, Histogram, Note, Point, Row
-from dembench.tasks.tta.data import DigitsC, GeneratedCIFAR10C
+from dembench.tasks.common.generated import GeneratedCIFAR10C
+from dembench.tasks.tta.data import DigitsC
 from dembench.tasks.tta.methods.norm import Norm
 from dembench.tasks.tta.methods.source import Source
 from dembench.tasks.tta.methods.tent import Tent
