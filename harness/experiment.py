@@ -88,7 +88,7 @@ def seed_all(seed: int) -> None:
 
 
 def make_repeatable(threads: int) -> None:
-    """Sets torch's threads, and algorithms that give the same bits each time where there are such."""
+    """Sets torch's threads, and deterministic algorithms if present."""
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,8 +1,8 @@
 """Run directories: what a run is called, what is written into it and in which order, and reading it back.
 
-``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start; when the run ends, as far as there are
-such, curve.csv (a line per batch), series.csv (learning curves) and files/ (pictures); and result.json last: where that
-file is, the run is finished. Files appear whole or not at all.
+``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start; when the run ends, curve.csv (a line
+per batch), series.csv (learning curves) and files/ (pictures), if present, and result.json last: a run with that file
+is finished. Files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ NAMED_PATHS = frozenset(  # likewise where they hold text; their null is in the 
 FIRST_NAMES = {  # of classes that moved: an id holds the name under which a class first appeared
     "harness.search.dem_star.DEMStar": "tasks.search.dem_star.DEMStar",
     "tasks.common.noloss.no_loss": "tasks.noloss.no_loss",
+    "tasks.segmentation.protocol.Protocol": "tasks.segmentation.schedule.Schedule",
+    "tasks.semi.protocol.Protocol": "tasks.semi.regime.Regime",
     **{
         f"tasks.common.generated.{name}": f"tasks.tta.data.{name}"
         for name in ("GeneratedCIFAR10C", "GeneratedCIFAR100C")

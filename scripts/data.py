@@ -1,4 +1,4 @@
-"""dembench data: fetch datasets that lie openly on the web."""
+"""dembench data: download public datasets (checksum-verified)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         return fail(f"dembench data: {error}", status=1)
     except KeyboardInterrupt:
-        return fail("dembench data: stopped; started again, it goes on from here", status=130)
+        return fail("dembench data: interrupted; rerun the command to resume", status=130)
     path = folder if archive.key == "data.root" else folder.parent
     print(f"{name} (licence: {archive.licence}): give it to a run as {archive.key}={path}", file=sys.stderr)
     print(folder)

@@ -1,4 +1,4 @@
-"""dembench figure: a figure of the sources that is no grid of runs."""
+"""dembench figure: figures of the sources that are not produced by a sweep."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ again (force=true does). device=auto|cpu|cuda, precision=fp32|bf16, threads=N, p
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench run", description="Run once; print the path of result.json last.", epilog=EXAMPLE)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="names of groups, and values inside them")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
+    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
     p.add_argument("--show", action="store_true", help="print the composed configuration and stop")
     return p
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return fail(f"dembench run: {error}")
     except KeyboardInterrupt:
-        text = "stopped; started again, this run goes on from its last checkpoint, where its task writes such, or anew"
+        text = "interrupted; rerun the command to resume (from the last checkpoint, if any)"
         return fail(f"dembench run: {text}", status=130)
     except runs.RunBusy as error:
         return fail(f"dembench run: {error}", status=1)

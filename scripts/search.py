@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sampler-seed", type=int, default=0, metavar="N", help="of TPE (default 0)")
     p.add_argument("--seeds", default="0", metavar="N,...", help="seeds of the runs of a trial; their mean counts")
     p.add_argument("--metric", help="to search on (default: the one that the report judges the task by)")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
+    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
     return p
 
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return fail(f"dembench search: {error}")
     except KeyboardInterrupt:
-        return fail("dembench search: stopped; started again, it goes on", status=130)
+        return fail("dembench search: interrupted; rerun the command to resume", status=130)
     except RuntimeError as error:
         return fail(f"dembench search: {error}", status=1)
     print(summary(record), file=sys.stderr)

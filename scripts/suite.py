@@ -26,7 +26,7 @@ EXAMPLE = """examples:
   dembench suite paper dem_table3 ttc_table2          # run these, on every data set of theirs that is here
   dembench suite paper ttc_table2 --data cifar10c data.root=DIR model.weights=FILE
 
-What is missing is listed with how to get it, and left out. A suite that was stopped goes on where it was; its runs and
+What is missing is listed with how to get it, and left out. Interrupted suites resume; runs and
 its report lie in --out. DEM* is searched before its runs where no search of it is done."""
 
 
@@ -39,7 +39,7 @@ def parser(prog: str = "dembench suite") -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="for report and runs (reports/demo, reports/full, ...)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs or GPUs allow); 0: none")
     p.add_argument("--dry-run", action="store_true", help="show what would run and what is missing, and stop")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
+    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
     return p
 
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "dembench suite") -> int
             raise
         return fail(f"{prog}: the search of DEM* needs the package optuna: pip install 'dembench[search]'")
     except KeyboardInterrupt:
-        return fail(f"{prog}: stopped; started again, it goes on with what is missing", status=STOPPED)
+        return fail(f"{prog}: interrupted; rerun the command to run what is missing", status=STOPPED)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +120,7 @@ def carry_out(
     if args.dry_run:
         return 0
     if not many and not drawn:
-        return fail("nothing of this can run here; what it needs is listed above", status=1)
+        return fail("no run can start here; see the missing items above", status=1)
 
     def tell(search: searches.Needed, text: str) -> None:
         print(f"search {search.title}: {text}", file=sys.stderr, flush=True)
@@ -181,7 +181,7 @@ def plannable(many: Sequence[Mapping[str, Any]], config_dir: Path | None) -> lis
 
 
 def draw(names: Sequence[str], runs: Path, out: Path) -> int:
-    """Draws figures that are no grid of runs, from the runs where they show some."""
+    """Draws figures not produced by a sweep, from the runs where they show some."""
     from dembench.harness.figures import STUDIES
 
     status = 0
@@ -220,7 +220,7 @@ def say_time(runs: Cost, searched: Cost, workers: int, searches: int) -> None:
     before = f" after {searches} search{'es' * (searches != 1)} of DEM*" if searches else ""
     parts = [cost.cpu_seconds for cost in (runs, searched)]
     if None in parts:
-        print(f"time unknown{before}: no figure for some of the runs", file=sys.stderr)
+        print(f"time unknown{before}: no cost estimate for some runs", file=sys.stderr)
         return
     print(f"about {hours(sum(parts) / max(1, workers))} with {max(1, workers)} CPUs{before}", file=sys.stderr)
 

@@ -26,7 +26,7 @@ EXAMPLE = """examples:
 A sweep file has `base` (what all runs share) and `grids`, a list of mappings from keys to a value or a list of values;
 each grid gives every combination. An override replaces its key in all grids; one of method.* or loss.* is left out of
 runs whose method or loss has no such option, with a line that says so. `seed=0,1` gives two values. Every run is
-checked before the first starts. What has a result is skipped, so a stopped sweep goes on where it was; two sweeps on
+checked before the first starts. What has a result is skipped, so an interrupted sweep resumes; two sweeps on
 one folder share the work. A failed run leaves its traceback in <out>/failed/, and the sweep ends with status 1."""
 
 
@@ -35,9 +35,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("sweep", help="a file, a name that `dembench list sweep` shows, or study=NAME (dembench list study)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="as for dembench run; commas give several values")
     p.add_argument("--dry-run", action="store_true", help="show what is done, what is missing and how long it takes")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, laid out as configs/")
+    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
     p.add_argument("--retries", type=int, default=2, metavar="N", help="for a run whose worker or node died (2)")
-    p.add_argument("--retry-errors", action="store_true", help="try runs again, too, that raised an error")
+    p.add_argument("--retry-errors", action="store_true", help="also retry runs that raised an exception")
     where = p.add_argument_group("where runs run")
     where.add_argument("--engine", metavar="NAME", help="inline (this process), processes (the default) or ray")
     where.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs or GPUs allow); 0: inline")
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return fail(f"dembench sweep: {error}")
     except KeyboardInterrupt:  # while it is planned
-        return fail("dembench sweep: stopped before the first run", status=130)
+        return fail("dembench sweep: interrupted before the first run", status=130)
 
 
 def sweep(
@@ -119,7 +119,7 @@ def sweep(
         with shown(State(missing, engine, labels, times)) as tell:
             summary = execute(planned, engine, retries=retries, retry_errors=retry_errors, tell=tell)
     except KeyboardInterrupt:
-        return fail("dembench sweep: stopped; started again, it goes on with what is missing", status=130)
+        return fail("dembench sweep: interrupted; rerun the command to run what is missing", status=130)
     return conclude(summary)
 
 
@@ -138,7 +138,7 @@ def plan_line(planned: Sequence[Planned], settings: Settings, slots: int, times:
         text += " in this process" if settings.name == "inline" else f" on a Ray cluster with room for {slots}"
     seconds = estimate(planned, min(slots, len(missing)), times)
     if seconds is None:
-        return f"{text}; no past run says how long"
+        return f"{text}; no estimate: no earlier runs"
     text += f", about {duration(seconds)} by past runs"
     unknown = [run for run in missing if times.expected(run.config) is None]
     names = dict.fromkeys(str(run.config["choices"]["task"]) for run in unknown)

@@ -40,7 +40,7 @@ def execute(
         planned: from ``harness.sweeps.plan``.
         engine: from ``harness.engines.choose``.
         retries: how often a run is tried again whose worker ended; it goes to the end of the queue.
-        retry_errors: try runs again that raised, too.
+        retry_errors: also retry runs that raised an exception.
         tell: called in this process as things happen.
     Returns: the summary; tracebacks lie in ``<out>/failed/<id>.txt``. On KeyboardInterrupt the workers are ended.
     """

@@ -124,7 +124,7 @@ class Waiting:
         self._runs.append((time.monotonic() + RETRY_SECONDS, run))
 
     def due(self) -> Iterator[Planned]:
-        """Gives back those whose time has come."""
+        """Yields runs whose retry delay is over."""
         while self._runs and self._runs[0][0] <= time.monotonic():
             yield self._runs.popleft()[1]
 

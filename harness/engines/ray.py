@@ -271,7 +271,7 @@ class _Unseen:
         self._ended.append((time.monotonic() + VISIBLE_SECONDS, progress))
 
     def visible(self) -> list[Progress]:
-        """Those whose result is here, and those for which it is no use to wait on."""
+        """Those whose result is here, and those past the timeout."""
         now = time.monotonic()
         ready = [((p.run.directory / "result.json").exists() or until < now, until, p) for until, p in self._ended]
         self._ended = [(until, progress) for here, until, progress in ready if not here]

@@ -1,4 +1,4 @@
-"""Figures of the sources that are no grid of runs, each by its name: ``dembench figure NAME``."""
+"""Figures of the sources that are not produced by a sweep, each by its name: ``dembench figure NAME``."""
 
 from __future__ import annotations
 

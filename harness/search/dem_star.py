@@ -32,7 +32,7 @@ class NotSearched(ConfigError):
     """There is no result of a search for a run; ``command`` makes one."""
 
     def __init__(self, command: str) -> None:
-        super().__init__(f"loss=dem_star: no pair (tau, alpha) was searched for this run yet; first: {command}")
+        super().__init__(f"loss=dem_star: no search result for this configuration; run: {command}")
         self.command = command
 
 
@@ -103,9 +103,7 @@ def _check_part(config: Mapping[str, Any]) -> None:
     name = config["choices"]["task"]
     splits = getattr(locate(config["task"]["_target_"], "task"), "splits", None)
     if splits is None:
-        raise ConfigError(
-            f"loss=dem_star: the task {name} knows no parts of its data, so there is nothing to search on"
-        )
+        raise ConfigError(f"loss=dem_star: the task {name} does not support part=search")
     if not splits:
         if evaluation != "held_out" or part == "search":
             raise ConfigError(

@@ -174,7 +174,7 @@ def subset_of(cfg: Any, task: Any) -> str:
 def _check_task(cfg: Any) -> None:
     task = locate(cfg.task["_target_"], "task")
     if getattr(task, "splits", None) is None:
-        raise ConfigError(f"the task {cfg.choices.task} knows no parts of its data to search on (see tasks.parts)")
+        raise ConfigError(f"the task {cfg.choices.task} does not support part=search")
 
 
 def _optuna() -> dict[str, str]:

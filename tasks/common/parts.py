@@ -86,7 +86,7 @@ class DataPart:
 
 
 class Around:
-    """A data set that is shown otherwise than it is; what a subclass does not change is the data set's own."""
+    """Wraps a dataset; everything not overridden is forwarded."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -116,10 +116,10 @@ def arguments(config: Mapping[str, Any], task: Any) -> dict[str, DataPart]:
     Args:
         config: resolved, with the keys of the part or without them.
         task: the class of the task.
-    Raises: ValueError where the task knows no parts, or for a share or a seed out of range.
+    Raises: ValueError where the task does not support parts, or for a share or a seed out of range.
     """
     if config.get("part", ALL) == ALL:
         return {}
     if "part" not in inspect.signature(task).parameters:
-        raise ValueError(f"part={config['part']}: the task {config['choices']['task']} knows no parts of its data")
+        raise ValueError(f"part={config['part']}: the task {config['choices']['task']} does not support it")
     return {"part": DataPart(config["part"], config["search_share"], config["search_seed"])}

@@ -1,4 +1,4 @@
-"""Downloads of datasets that lie openly on the web: resumed where they were cut off, checked, then unpacked."""
+"""Downloads of public datasets: resumed where they were cut off, checked, then unpacked."""
 
 from __future__ import annotations
 

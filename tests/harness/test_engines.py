@@ -443,7 +443,7 @@ def test_a_stopped_sweep_goes_on_with_what_is_missing(
     _, said = process.communicate(timeout=120)
     assert process.returncode == (130 if how == "Ctrl-C" else -signal.SIGKILL)
     if how == "Ctrl-C":
-        assert "stopped; started again" in said
+        assert "interrupted; rerun the command" in said
         assert "Traceback" not in said
     done = {path.parent.name for path in out.glob("*/result.json")}
     assert 1 <= len(done) <= 2

@@ -124,14 +124,14 @@ def test_seed_out_and_machine_share_a_search_and_nothing_else_does(words, tmp_pa
     for more in ({"seed": 5}, {"device": "cpu"}, {"force": True}):
         assert prepared(words, **star, **more).search["id"] == record["id"]
     for more in ({"method.lr": 0.2}, {"search_share": 0.3}, {"search_seed": 1}, {"out": str(tmp_path)}):
-        with pytest.raises(ConfigError, match="no pair"):
+        with pytest.raises(ConfigError, match="no search result"):
             prepared(words, **star, **more)
 
 
 def test_without_a_search_the_error_gives_the_command_that_makes_one(tmp_path, capsys):
     words = {**TTA, "method": "tent", "method.lr": 0.01, "out": str(tmp_path / "runs"), "seed": 1, "progress": False}
     star = {**words, "loss": "dem_star", "part": "rest"}
-    with pytest.raises(ConfigError, match="no pair.*first: dembench search") as caught:
+    with pytest.raises(ConfigError, match="no search result.*run: dembench search") as caught:
         experiment.prepare(compose(star))
     with pytest.raises(ConfigError, match="needs 2 searches first: dembench search.*; dembench search.*lr=0.02"):
         sweeps.plan([star, {**star, "seed": 2}, {**star, "method.lr": 0.02}])
@@ -166,7 +166,7 @@ def test_where_the_searched_samples_are_never_judged_there_is_no_papers_protocol
     words = {"task": "semi", "loss": "dem_star", "loss.evaluation": "paper"}
     with pytest.raises(ConfigError, match="searches on samples of its own"):
         experiment.prepare(compose(words))
-    with pytest.raises(ConfigError, match="no pair"):  # part=all is all right
+    with pytest.raises(ConfigError, match="no search result"):  # part=all is all right
         experiment.prepare(compose({**words, "loss.evaluation": "held_out", "out": "nowhere"}))
 
 
