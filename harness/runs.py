@@ -54,7 +54,8 @@ CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
 
 VERSIONS = (
-    *("torch", "torchvision", "timm", "open_clip_torch", "stable_baselines3", "gymnasium", "minigrid"),
+    *("torch", "torchvision", "timm", "open_clip_torch"),
+    *("stable_baselines3", "sb3_contrib", "gymnasium", "minigrid"),
     *("mmsegmentation", "mmengine", "mmcv-lite", "mmcv"),
     *("numpy", "scipy", "scikit-learn", "pillow", "hydra-core"),
 )  # of packages, as far as they are installed; all of them can move a number
