@@ -32,6 +32,7 @@ from ._kernels import (
     cut,
     eager_cpu,
     full_precision,
+    fused,
     join,
     maximum,
     probabilities,
@@ -97,19 +98,21 @@ def _gather(table: Tensor, address: Tensor, like: Tensor, room: Tensor | None) -
         return address @ table if address.dim() == 2 else table.t() @ address
 
 
-class _Tally:
+class Tally:
     """Sums of p and counts per pseudo label over the batch, and the table's step from them.
 
     A float32 sum of many like numbers drifts, so none runs over more than ``_RUN`` rows of few classes, or
     ``_LONG_RUN`` rows of many, before it joins the others.
     """
 
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None
-        self.counts: Tensor | None = None
+    def __init__(self, sums: Tensor | None = None, counts: Tensor | None = None) -> None:
+        self.sums, self.counts = sums, counts
 
-    def add(self, p: Tensor, address: Tensor, skip: Tensor | None) -> None:
-        """Adds a block, whose p is 0 at positions to skip."""
+    def add(self, p: Tensor, address: Tensor, skip: Tensor | None, m: Tensor) -> None:
+        """Adds a block, whose p is 0 at positions to skip, but for samples whose logits are not finite."""
+        outside = _outside(m, skip)
+        if outside is not skip:
+            p, skip = silence(p, outside), outside
         if address.dim() == 1:
             counts = _counts(p, address, skip)
             if p.shape[1] <= _MANY_CLASSES and eager_cpu(p):
@@ -143,6 +146,15 @@ class _Tally:
             return table.lerp_(means, weight)
         moved = table.lerp(means, weight)
         return table.copy_(moved) if inplace else moved
+
+
+def _outside(m: Tensor, skip: Tensor | None) -> Tensor | None:
+    """The positions that do not enter the table: those to skip, and samples with NaN or infinite logits, whose
+    maximum m is not finite. One of these would make a row NaN for good."""
+    if eager_cpu(m) and math.isfinite(m.sum().item()):
+        return skip
+    broken = ~m.isfinite()
+    return broken if skip is None else skip | broken
 
 
 def _sums_of_many(p: Tensor, rows: Tensor) -> Tensor:
@@ -183,7 +195,7 @@ def distributed() -> bool:
 
 
 def _step_named_rows(table: Tensor, p: Tensor, rows: Tensor, skip: Tensor | None, momentum: float) -> None:
-    """``_Tally.step`` in place where the batch is smaller than the table: only rows that the batch names are touched.
+    """``Tally.step`` in place where the batch is smaller than the table: only rows that the batch names are touched.
 
     Of N_k samples that name row k, each moves it by momentum / N_k of the way from where it was to its own p.
     """
@@ -217,10 +229,13 @@ def adadem(
     ``across_ranks`` whether the batch is spread over the ranks of ``torch.distributed``.
     Returns the value and the table that was used.
     """
-    wanted = wants_gradient(z)
+    wanted, graph = wants_gradient(z), partial(_reward_graph, mec=options.mec)
+    if (kernels := fused(z, table)) is not None:
+        alone = not (across_ranks and distributed())
+        return kernels.adadem(z, table, skip, options, momentum, inplace, alone, graph)  # type: ignore[no-any-return]
     with torch.no_grad():
         value, kept, delta, table = _adadem(z.detach(), table, skip, options, momentum, inplace, across_ranks)
-    return closed_form(z, value, kept if wanted else None, delta, skip, partial(_reward_graph, mec=options.mec)), table
+    return closed_form(z, value, kept if wanted else None, delta, skip, graph), table
 
 
 def _adadem(
@@ -273,7 +288,7 @@ def _look(
     ranks = None if z.numel() <= _LITTLE and z.dim() == 2 and index else _ranks(z)
     few = index and inplace and alone and z.dim() == 2 and z.shape[0] <= z.shape[1] and not transformed()
     together = few or (z.dim() == 2 and z.shape[1] > _MANY_CLASSES)
-    tally = _Tally()
+    tally = Tally()
     looks = []
     for block in blocks:
         zb, skipped = cut(z, block), cut(skip, block)
@@ -289,17 +304,17 @@ def _look(
             p = probabilities(c, skipped, room=cut(room, block))
             address = _search(c, ranks, index, spare)
         if momentum is not None and not together:
-            tally.add(p, address, skipped)
+            tally.add(p, address, skipped, m)
         looks.append(_Look(block, m, c if room is None else None, p, address))
     if momentum is None:
         return looks, table
     if together and room is not None:
-        p, address = room, torch.cat([look.address for look in looks])
+        p, m, address = room, torch.cat([look.m for look in looks]), torch.cat([look.address for look in looks])
     if few:
-        _step_named_rows(table, p, address, skip, momentum)
+        _step_named_rows(table, p, address, _outside(m, skip), momentum)
         return looks, table
     if together:
-        tally.add(p, address, skip)
+        tally.add(p, address, skip, m)
     return looks, tally.step(table, momentum, inplace, alone)
 
 
@@ -336,6 +351,13 @@ def _calibrate(
     return (silence(value.div_(delta), skip), delta), reward
 
 
+def smallest_delta(options: Options) -> float:
+    """What delta is held above: AdaDEM-V's vanishes; CADF's L1 norm is not below 1, since its gradient's sum is -1."""
+    if options.norm_of == "em":
+        return _SMALLEST_EM_NORM
+    return 1 if options.norm_type == 1 else 0
+
+
 def _delta(slope: Tensor, options: Options, skip: Tensor | None, room: Tensor | None) -> Tensor:
     """Norm over the classes of CADF's gradient, or of the entropy's (AdaDEM-V); 1 at positions to skip."""
     if not options.norm:
@@ -346,10 +368,7 @@ def _delta(slope: Tensor, options: Options, skip: Tensor | None, room: Tensor | 
         norm = slope.square().sum(1, keepdim=True).sqrt_()
     else:
         norm = torch.abs(slope, out=room).amax(1, keepdim=True)
-    if options.norm_of == "em":
-        norm = norm.clamp(min=_SMALLEST_EM_NORM)
-    elif options.norm_type == 1:
-        norm = norm.clamp(min=1)  # its sum is 1, so its L1 norm is not below 1
+    norm = norm.clamp(min=smallest_delta(options))
     return norm if skip is None else norm.masked_fill(skip, 1)
 
 

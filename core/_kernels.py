@@ -15,6 +15,7 @@ tensor is one block. A class that is masked out (a logit of minus infinity) has 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+TRITON = os.environ.get("DEMBENCH_TRITON") == "1"  # whether CUDA tensors go to the kernels of ``_triton``
 BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
 _FEW = 40  # positions
 _SHORT_ROW = 16  # classes: sums over so few elements next to each other are slow on a CPU
@@ -48,6 +50,15 @@ def transformed() -> bool:
 def eager_cpu(x: Tensor) -> bool:
     """Whether x can be looked at, and walked over, without waiting for a device or breaking a graph."""
     return not transformed() and x.device.type == "cpu"
+
+
+def fused(z: Tensor, table: Tensor | None = None) -> Any:
+    """The module ``_triton`` where ``TRITON`` is set and its kernels take these tensors, else None."""
+    if not TRITON or transformed():
+        return None
+    from . import _triton
+
+    return _triton if _triton.serves(z, table) else None
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -331,10 +342,12 @@ def _surrogate(z: Tensor, value: Tensor, kept: Tensor, weight: Tensor | None, sk
 
 def dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None) -> Tensor:
     """DEM (eq. 11) of every position of z, (M, C) or (N, C, S), differentiable: (M,) or (N, S)."""
-    wanted = wants_gradient(z)
+    wanted, graph = wants_gradient(z), partial(_dem_graph, tau=tau, alpha=alpha)
+    if (kernels := fused(z)) is not None:
+        return kernels.dem(z, tau, alpha, skip, graph)  # type: ignore[no-any-return]
     with torch.no_grad():
         value, kept = _dem(z.detach(), tau, alpha, skip, wanted)
-    return closed_form(z, value, kept, None, skip, partial(_dem_graph, tau=tau, alpha=alpha))
+    return closed_form(z, value, kept, None, skip, graph)
 
 
 def _dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor | None]:

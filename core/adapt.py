@@ -103,7 +103,7 @@ def ascended(parameters: Sequence[Tensor], gradients: Sequence[Tensor], rho: flo
 
     Source: Foret et al., Sharpness-Aware Minimization, 2021, eq. 2.
     """
-    start = [parameter.detach().clone() for parameter in parameters]
+    start = torch._foreach_mul([parameter.detach() for parameter in parameters], 1.0)  # copies, in few operations
     with torch.no_grad():
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
         torch._foreach_add_(list(parameters), torch._foreach_mul(list(gradients), rho / (norm + 1e-12)))

@@ -73,9 +73,9 @@ class AdaDEM(nn.Module):
 
     ``table`` is a buffer (C, C), row k the running mean of the predictions with pseudo label k, kept in float32 at
     least. In training mode each batch moves it before its loss is formed; in ``eval()`` it is frozen, as a
-    BatchNorm's statistics are. With float64 logits it becomes float64. Where ``torch.distributed`` is initialised it
-    moves by the class means over the batches of all ranks, so that every rank must call it. Keep the loss outside of
-    activation checkpoints: a forward pass that is run again moves the table again.
+    BatchNorm's statistics are. It follows the logits to their device, and becomes float64 with float64 logits. Where
+    ``torch.distributed`` is initialised it moves by the class means over the batches of all ranks, so that every rank
+    must call it. Do not use it inside activation checkpointing: recomputation would update the table twice.
 
     Args:
         num_classes: C; None takes it from the first batch, or from a state dict.
@@ -151,8 +151,7 @@ class AdaDEM(nn.Module):
         """The table at the first batch, or as these logits need it."""
         if table is None:
             table = functional.uniform_table(logits.shape[1], device=logits.device, dtype=dtype)
-        elif self._lazy:  # .to() could not move a table that was not there yet
-            table = table.to(logits.device)
+        table = table.to(logits.device)
         if table.dtype not in (dtype, torch.float64):
             table = table.to(dtype)
             table = table / table.sum(-1, keepdim=True)  # 1/C in float32 is not 1/C in float64

@@ -1,6 +1,6 @@
 """AdaDEM in a Lightning module: the loss is a submodule, so its table is in the checkpoint and on the device.
 
-Run: python examples/lightning_module.py   (needs lightning: pip install "dembench[semi]")
+Run: python examples/lightning_module.py   (needs lightning: pip install "dembench[loggers]")
 """
 
 import lightning as L

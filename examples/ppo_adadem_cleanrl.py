@@ -4,7 +4,8 @@ Run: python examples/ppo_adadem_cleanrl.py [environment steps]
 Needs: pip install "dembench[minigrid]" (for Gymnasium)
 
 All that differs from PPO with the entropy: the loss is made before the loop (1), takes the raw logits where the
-entropy was (2), keeps the entropy's sign, and the true entropy is logged beside it (3).
+entropy was (2), keeps the entropy's sign, and the true entropy is logged beside it (3). The learning rate falls on a
+line and the value loss is clipped, as in CleanRL. AdaDEM's table moves with each minibatch of each epoch.
 """
 
 import sys
@@ -56,8 +57,9 @@ def main(total_steps: int) -> None:
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, eps=1e-5)
     returns = deque([0.0], maxlen=20)
 
-    observation = torch.as_tensor(envs.reset(seed=SEED)[0])
-    for update in range(max(1, total_steps // (ENVS * STEPS))):
+    observation, updates = torch.as_tensor(envs.reset(seed=SEED)[0]), max(1, total_steps // (ENVS * STEPS))
+    for update in range(updates):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - update / updates)
         seen, acted, log_probs, rewards, values, ended = ([] for _ in range(6))
         for _ in range(STEPS):
             with torch.no_grad():
@@ -76,17 +78,19 @@ def main(total_steps: int) -> None:
         with torch.no_grad():
             last = critic(observation).squeeze(1)
         gains = advantages_of(torch.stack(rewards), torch.stack(values), torch.stack(ended), last)
-        batch = [torch.stack(part).flatten(0, 1) for part in (seen, acted, log_probs)]
-        batch += [gains.flatten(), (gains + torch.stack(values)).flatten()]
+        batch = [torch.stack(part).flatten(0, 1) for part in (seen, acted, log_probs, values)]
+        batch += [gains.flatten(), gains.flatten() + batch[-1]]
 
         for _ in range(EPOCHS):
             for rows in torch.randperm(ENVS * STEPS).chunk(MINIBATCHES):
-                x, action, old_log_prob, gain, target = (part[rows] for part in batch)
+                x, action, old_log_prob, old_value, gain, target = (part[rows] for part in batch)
                 gain = (gain - gain.mean()) / (gain.std() + 1e-8)
                 logits = actor(x)
                 ratio = (logits.log_softmax(1).gather(1, action[:, None]).squeeze(1) - old_log_prob).exp()
                 policy_loss = -torch.min(gain * ratio, gain * ratio.clamp(1 - CLIP, 1 + CLIP)).mean()
-                value_loss = 0.5 * (critic(x).squeeze(1) - target).square().mean()
+                value = critic(x).squeeze(1)
+                clipped = old_value + (value - old_value).clamp(-CLIP, CLIP)
+                value_loss = 0.5 * torch.max((value - target).square(), (clipped - target).square()).mean()
                 bonus_value = bonus(logits).mean()  # (2) was Categorical(logits=logits).entropy().mean()
                 loss = policy_loss - BONUS * bonus_value + VALUE * value_loss
                 optimizer.zero_grad()

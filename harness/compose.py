@@ -6,6 +6,7 @@ refuses it without naming what is valid (on the command line).
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import pkgutil
@@ -373,7 +374,13 @@ def locate(target: str, path: str) -> Any:
     try:
         return pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot import {target}: {_first_line(error)}") from error
+        cause: Exception = error
+        try:  # resolve_name keeps to itself why a module that is there cannot be imported
+            importlib.import_module(target.rpartition(".")[0] or target)
+        except (ImportError, ValueError) as found:
+            if not target.startswith(getattr(found, "name", None) or "?"):
+                cause = found
+        raise ConfigError(f"{path}: cannot import {target}: {_first_line(cause)}") from cause
 
 
 def _hints(target: Any) -> dict[str, Any]:

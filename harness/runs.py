@@ -38,6 +38,8 @@ NAMED_PATHS = frozenset(  # likewise where they hold text; their null is in the 
 FIRST_NAMES = {  # of classes that moved: an id holds the name under which a class first appeared
     "harness.search.dem_star.DEMStar": "tasks.search.dem_star.DEMStar",
     "tasks.common.noloss.no_loss": "tasks.noloss.no_loss",
+    "tasks.segmentation.protocol.Protocol": "tasks.segmentation.schedule.Schedule",
+    "tasks.semi.protocol.Protocol": "tasks.semi.regime.Regime",
     **{
         f"tasks.common.generated.{name}": f"tasks.tta.data.{name}"
         for name in ("GeneratedCIFAR10C", "GeneratedCIFAR100C")
@@ -52,7 +54,8 @@ CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
 
 VERSIONS = (
-    *("torch", "torchvision", "timm", "open_clip_torch", "stable_baselines3", "gymnasium", "minigrid"),
+    *("torch", "torchvision", "timm", "open_clip_torch"),
+    *("stable_baselines3", "sb3_contrib", "gymnasium", "minigrid"),
     *("mmsegmentation", "mmengine", "mmcv-lite", "mmcv"),
     *("numpy", "scipy", "scikit-learn", "pillow", "hydra-core"),
 )  # of packages, as far as they are installed; all of them can move a number

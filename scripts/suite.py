@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -286,6 +287,8 @@ def show_items(found: Sequence[Item], costs: Costs, figures: Mapping[str, Any]) 
                 gpu = ""
             state = Text("missing", style="yellow") if lacks else Text("yes", style="green")
             table.add_row("", Text(f"  {what}", style="dim"), state, str(setting.runs), spent(cost), gpu)
+        for line in _published(item.name):
+            table.add_row("", Text(f"  published: {line}", style="dim"))
     for name, why in dict(figures.get("absent") or {}).items():
         table.add_row(name, Text(str(why)), "no", "", "", "")
     console().print(table)
@@ -294,6 +297,15 @@ def show_items(found: Sequence[Item], costs: Costs, figures: Mapping[str, Any]) 
     print("What the figures rest on:")
     for line in sorted(basis):
         print(f"  {line}")
+
+
+def _published(name: str) -> list[str]:
+    """What is known of the numbers of a table or figure."""
+    from dembench.report.read.reference import references
+
+    own = [reference for reference in references() if re.fullmatch(rf"{name}(_[a-z]+)?", reference.name)]
+    found = [f"{sum(1 for _ in reference.numbers())} numbers, {reference.item}" for reference in own]
+    return found or (["no numbers known here"] if name.startswith(("dem_", "ttc_")) else [])
 
 
 def _figure_cells(item: Item, figures: Mapping[str, Any]) -> tuple[str, str, str, str]:

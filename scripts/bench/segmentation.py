@@ -110,7 +110,6 @@ def training_step(
 ) -> Callable[[], object]:
     """One step of the task's MinEnt, by default with the textbook entropy: two passes, two gradients, one update."""
     import numpy as np
-    from mmengine.optim import OptimWrapper
 
     from dembench.tasks.segmentation.data import NORMALISATIONS, pack
     from dembench.tasks.segmentation.methods.min_ent import MinEnt
@@ -121,7 +120,7 @@ def training_step(
     network = deeplab_v2(depth=depth)(CLASSES, dict(NORMALISATIONS["imagenet"]))
     method = MinEnt(loss or Textbook(), network=network, num_classes=CLASSES).to(device).train()
     method.network.to(memory_format=torch.channels_last)
-    optimizer = OptimWrapper(torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1e-4, momentum=0.9))
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1e-4, momentum=0.9)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2 * n, h, w, 3), np.uint8)
     labels = rng.integers(0, CLASSES, (n, h, w), np.uint8)
@@ -132,7 +131,9 @@ def training_step(
 
     def call() -> None:
         data = {"source": batch(range(n), True), "target": batch(range(n, 2 * n), False), "progress": 0.5}
-        method.train_step(data, optimizer)
+        optimizer.zero_grad()
+        method.gradients(data)
+        optimizer.step()
 
     return call
 

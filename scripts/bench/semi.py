@@ -103,9 +103,8 @@ def our_step(
     from dembench.tasks.semi.augment import Recipe
     from dembench.tasks.semi.methods.fixmatch import FixMatch
     from dembench.tasks.semi.nets import wide_resnet
-    from dembench.tasks.semi.regime import Regime
+    from dembench.tasks.semi.protocol import Protocol
     from dembench.tasks.semi.sources import Pool
-    from dembench.tasks.semi.task import make_fabric
     from dembench.tasks.semi.trainer import Trainer
 
     torch.manual_seed(0)
@@ -115,13 +114,12 @@ def our_step(
         name="noise", recipe=Recipe(), mean=MEAN, std=STD, num_classes=CLASSES,
         labelled=pool, unlabelled=pool.images, validation=pool, test=pool,
     )  # fmt: skip
-    regime = Regime(1 << 20, options.batch, options.ratio, ema=0.999)
+    protocol = Protocol(1 << 20, options.batch, options.ratio, ema=0.999)
     net = wide_resnet(options.depth)(CLASSES)
-    trainer = Trainer(make_fabric(device, "fp32", 1), data, net, FixMatch(loss), regime, seed=0)
+    trainer = Trainer(data, net, FixMatch(loss), protocol, seed=0, device=device)
 
     def ours() -> None:
-        trainer._step()
-        trainer.done += 1
+        trainer.advance()
 
     bare = wide_resnet(options.depth)(CLASSES).to(device, memory_format=torch.channels_last).train()
     rows = options.batch * (1 + 2 * options.ratio)

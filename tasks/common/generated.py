@@ -14,7 +14,7 @@ from dembench.tasks.base import Note
 from dembench.tasks.common.cache import cache_folder, check_writable, load_array, short_hash
 from dembench.tasks.common.choice import balanced_subset, check_numbers, check_severity, draw
 from dembench.tasks.common.corruptions import CORRUPTIONS, GENERATOR_VERSION, SEVERITIES, corrupt
-from dembench.tasks.common.corruptions.ice import load_photos
+from dembench.tasks.common.corruptions.ice import load_photos, photos_folder
 from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.originals import CIFAR10, CIFAR100, Kind, Originals, read_originals
 
@@ -34,7 +34,8 @@ class GeneratedCIFAR10C:
             a subset: its index is its position in the complete test set (in torchvision's order, or sorted by class
             folder, then by file name).
         seed: of the corruptions.
-        frost: folder of the original's frost photos; None uses a made texture, of which a note tells.
+        frost: folder of the original's frost photos; None takes those of the installed package imagecorruptions; where
+            that is not installed, and for "made", a made texture, of which a note tells.
         cache: folder of generated images; None is $DEMBENCH_CACHE or the user's cache folder.
     Raises: ValueError for a wrong number; every other member also for a source that is something else, and
         FileNotFoundError where it is missing.
@@ -55,7 +56,7 @@ class GeneratedCIFAR10C:
         check_numbers(type(self).__name__, num_images, seed)
         self._source = Path(source).expanduser()
         self._wanted, self._seed = num_images, seed
-        self._frost = None if frost is None else Path(frost).expanduser()
+        self._frost = photos_folder(frost)
         self._cache = cache_folder(cache)
 
     def check(self) -> None:

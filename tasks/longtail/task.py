@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dembench.tasks.base import Event, Row
 from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.metrics import StreamMetrics
+from dembench.tasks.common.training import Values
 from dembench.tasks.semi.task import SemiSupervised
-from dembench.tasks.semi.trainer import Values
 
 
 class LongTail(SemiSupervised):

@@ -1,11 +1,12 @@
-"""Callbacks for stable-baselines3 that any run with ``EntropyBonusPolicy`` can use."""
+"""Callbacks for stable-baselines3 that any agent with ``attach_bonus`` can use."""
 
 from __future__ import annotations
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
 
-from dembench.tasks.minigrid.policy import Masked
+from dembench.tasks.minigrid.attach import see_rollout
 
 MOST_RATIO_ERROR = 1e-3  # rounding gives 1e-6
 
@@ -13,10 +14,10 @@ MOST_RATIO_ERROR = 1e-3  # rounding gives 1e-6
 class BonusLog(BaseCallback):
     """Logs over each rollout what stable-baselines3's ``train/entropy_loss`` mixes up or leaves out.
 
-    ``bonus/entropy`` is the true entropy of the policy in nats, ``bonus/value`` the mean bonus, ``bonus/delta`` the
-    mean L1 norm of CADF's gradient (1 or more), ``bonus/weight`` the weight of the bonus. All belong to the policy
-    that collected the rollout. After the first rollout it checks that the stored observations are those that the
-    policy has acted on, for which the ratio of PPO is 1.
+    ``bonus/entropy`` is the true entropy of the policy in nats, ``bonus/value`` the mean bonus, both summed over the
+    factors of MultiDiscrete actions; ``bonus/delta`` the mean L1 norm of CADF's gradient (1 or more), ``bonus/weight``
+    the weight of the bonus. All belong to the policy that collected the rollout. After the first rollout it checks
+    that the stored observations are those that the policy has acted on, for which the ratio of PPO is 1.
 
     Raises: RuntimeError where it is not.
     """
@@ -24,28 +25,31 @@ class BonusLog(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
-    @torch.no_grad()
     def _on_rollout_end(self) -> None:
-        model, policy, buffer = self.model, self.model.policy, self.model.rollout_buffer
-        logits = policy.action_logits(buffer.to_torch(buffer.observations.reshape(-1, *buffer.obs_shape))).float()
-        log_p = logits.log_softmax(1)
-        p = log_p.exp()
-        entropy = torch.special.entr(p).sum(1)
+        model, seen = self.model, see_rollout(self.model)
         if model._n_updates == 0:
-            actions = buffer.to_torch(buffer.actions.reshape(-1, 1)).long()
-            acted = buffer.to_torch(buffer.log_probs.reshape(-1))
-            error = (log_p.gather(1, actions).squeeze(1) - acted).exp().sub(1).abs().max().item()
+            error = (seen.log_prob - seen.acted).exp().sub(1).abs().max().item()
             if not error < MOST_RATIO_ERROR:
+                stored = model.rollout_buffer.observations
                 raise RuntimeError(
                     f"before any update PPO's ratio is off 1 by {error:.1e}: the stored observations "
-                    f"({buffer.observations.dtype}) are not those that the policy has acted on; "
+                    f"({getattr(stored, 'dtype', 'of several kinds')}) are not those that the policy has acted on; "
                     "see tasks.minigrid.envs.float32_space"
                 )
-        reward = p * (log_p.masked_fill(p == 0, 0) + entropy.unsqueeze(1) + 1)
-        value = entropy if policy.bonus is None else Masked(policy.bonus)(logits)
-        for name, values in (("entropy", entropy), ("value", value), ("delta", reward.abs().sum(1))):
-            self.logger.record(f"bonus/{name}", values.mean().item())
+        entropies, deltas = zip(*map(entropy_and_delta, seen.factors), strict=True)
+        self.logger.record("bonus/entropy", sum(entropies).mean().item())
+        self.logger.record("bonus/value", seen.bonus.mean().item())
+        self.logger.record("bonus/delta", torch.stack(deltas).mean().item())
         self.logger.record("bonus/weight", float(model.ent_coef))
+
+
+def entropy_and_delta(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy in nats and L1 norm of CADF's gradient, (N,) each, of logits (N, C)."""
+    log_p = logits.log_softmax(1)
+    p = log_p.exp()
+    entropy = torch.special.entr(p).sum(1)
+    reward = p * (log_p.masked_fill(p == 0, 0) + entropy.unsqueeze(1) + 1)
+    return entropy, reward.abs().sum(1)
 
 
 class BonusWeight(BaseCallback):

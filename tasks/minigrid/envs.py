@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from dembench.lookup import lookup
 from dembench.tasks.minigrid.live import LiveObs, LiveVecEnv, Views
+from dembench.tasks.minigrid.masks import useful_actions
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,43 @@ def float32_space(env: VecNormalize) -> VecNormalize:
     return env
 
 
+@dataclass(frozen=True)
+class Worlds:
+    """The environments of one run.
+
+    Args:
+        id: of the environment.
+        seed: of the first copy in training; the others follow.
+        views: of the fast path; None takes Minigrid's own environments.
+    """
+
+    id: str
+    seed: int
+    views: Views | None = None
+
+    def training(self, n_envs: int, gamma: float) -> VecNormalize:
+        """``n_envs`` copies, side by side."""
+        if self.views is None:
+            return stock_envs(self.id, n_envs, self.seed, gamma)
+        return live_envs(self.id, n_envs, self.seed, gamma, self.views)
+
+    def single(self) -> gym.Env:
+        """One copy, for the evaluation."""
+        if self.views is None:
+            return FlatObs(gym.make(self.id))
+        return LiveObs(gym.make(self.id, disable_env_checker=True), self.views)
+
+
+class FlatObs(FlatObsWrapper):
+    """FlatObsWrapper, which also tells MaskablePPO what the agent can do."""
+
+    def action_masks(self) -> np.ndarray:
+        return useful_actions(self.unwrapped)
+
+
 def stock_envs(id: str, n_envs: int, seed: int, gamma: float) -> VecNormalize:
     """``n_envs`` copies as the zoo makes them, seeded with seed, seed + 1, ..; observations of FlatObsWrapper."""
-    venv = make_vec_env(id, n_envs, seed=seed, wrapper_class=FlatObsWrapper)
+    venv = make_vec_env(id, n_envs, seed=seed, wrapper_class=FlatObs)
     return float32_space(VecNormalize(venv, gamma=gamma))
 
 

@@ -44,6 +44,7 @@ def play(
     *,
     deterministic: bool,
     pictures: bool = False,
+    masked: bool = False,
 ) -> Episodes:
     """One episode in each environment, side by side.
 
@@ -52,15 +53,19 @@ def play(
         normalize: observations (N, ...) to what the policy was trained on; nothing is learned from them.
         envs: as many as seeds, each reset with its seed.
         pictures: keep those of the first episode, at most ``FRAMES``.
+        masked: the policy takes the environments' ``action_masks``.
     """
     returns, lengths = np.zeros(len(envs)), np.zeros(len(envs), int)
     frames: list[np.ndarray] = []
     obs = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
     running = list(range(len(envs)))
+    memory, starts = None, np.ones(len(envs), bool)  # of recurrent policies; others give None back
     while running:
         if pictures and running[0] == 0 and len(frames) < FRAMES:
             frames.append(_picture(envs[0]))
-        actions, _ = policy.predict(normalize(np.stack(obs)), deterministic=deterministic)
+        more = {"action_masks": np.stack([envs[number].action_masks() for number in running])} if masked else {}
+        seen = normalize(np.stack(obs))
+        actions, memory = policy.predict(seen, memory, starts, deterministic=deterministic, **more)
         obs, still = [], []
         for number, action in zip(running, actions.tolist(), strict=True):
             seen, reward, terminated, truncated, _ = envs[number].step(action)
@@ -71,7 +76,9 @@ def play(
                 still.append(number)
         if pictures and running[0] == 0 and still[:1] != [0] and len(frames) < FRAMES:
             frames.append(_picture(envs[0]))
-        running = still
+        if memory is not None:
+            memory = tuple(part[:, np.isin(running, still)] for part in memory)
+        running, starts = still, np.zeros(len(still), bool)
     return Episodes(returns, lengths, tuple(frames))
 
 

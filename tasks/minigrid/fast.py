@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.core import EM
-from dembench.tasks.minigrid.policy import Bonus, check_discrete, own_copy
+from dembench.tasks.minigrid.policy import Bonus, give_bonus
 
 HIDDEN = 64
 
@@ -95,11 +95,11 @@ def views(theta: Tensor, shapes: Sequence[Sequence[int]]) -> Weights:
 
 
 class FastPolicy(ActorCriticPolicy):
-    """``EntropyBonusPolicy`` for flat float32 observations and the zoo's networks.
+    """``EntropyBonusPolicy`` for Discrete actions, flat float32 observations and the zoo's networks.
 
     Args:
         observation_space: Box (inputs,).
-        action_space, lr_schedule, bonus: as ``EntropyBonusPolicy`` takes them.
+        action_space, lr_schedule, bonus: as ``EntropyBonusPolicy`` takes them; the entropy is ``core.EM`` here.
         width: inputs of the stock policy; its first layers are drawn in this width, so that the same random numbers
             are used, and cut to ``columns``.
         columns: which of the stock policy's inputs these are, ascending; None is all.
@@ -121,7 +121,8 @@ class FastPolicy(ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
     ):
-        check_discrete(action_space)
+        if not isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"the fast policy needs Discrete actions, got {action_space}")
         inputs = int(observation_space.shape[0])
         full = spaces.Box(-1, 1, (inputs if width is None else width,))
         super().__init__(full, action_space, lr_schedule, use_sde=use_sde)
@@ -131,7 +132,7 @@ class FastPolicy(ActorCriticPolicy):
             optimizer_kwargs = {"eps": 1e-5, "fused": True, **(optimizer_kwargs or {})}
         self.optimizer_class, self.optimizer_kwargs = optimizer_class, optimizer_kwargs or {}
         self._collapse(range(inputs) if columns is None else columns)
-        self.bonus = own_copy(EM() if bonus is None else bonus, int(action_space.n))
+        give_bonus(self, EM() if bonus is None else bonus)
         self.optimizer = optimizer_class([self.theta], lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _collapse(self, columns: Sequence[int]) -> None:
@@ -168,7 +169,9 @@ class FastPolicy(ActorCriticPolicy):
     def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values (N, 1), log-probabilities (N,) and the bonus (N,)."""
         logits, values = _Networks.apply(self.theta, obs, self.weights)
-        log_p = F.log_softmax(logits, 1)
+        log_p, self.action_dist.logits = F.log_softmax(logits, 1), logits
+        if self.action_dist.once:
+            self.bonus.eval()
         return values, log_p.gather(1, actions.unsqueeze(1)).squeeze(1), self.bonus(logits)
 
     def predict_values(self, obs: Tensor) -> Tensor:

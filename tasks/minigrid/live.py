@@ -23,6 +23,8 @@ from minigrid.wrappers import FlatObsWrapper
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from dembench.tasks.minigrid.masks import useful_actions
+
 MOST_MISSIONS = 10_000  # beyond which all columns are kept
 MOST_IMAGES = 100_000  # remembered; about 1 KB each
 _OUTSIDE = [Wall()]  # Minigrid shows walls where its grid ends
@@ -140,6 +142,9 @@ class LiveObs(gym.Wrapper):
     def _gen_obs(self) -> dict[str, Any]:
         grid = self._grid
         return {"image": self.views.image(grid), "direction": grid.agent_dir, "mission": grid.mission}
+
+    def action_masks(self) -> np.ndarray:
+        return useful_actions(self._grid)
 
     def _flat(self, obs: dict[str, Any]) -> np.ndarray:
         return np.concatenate((obs["image"].ravel(), self.views.mission(obs["mission"])))

@@ -1,67 +1,124 @@
-"""PPO and A2C of stable-baselines3, untouched, on environments and with a policy that the task gives them."""
+"""PPO and A2C of stable-baselines3, untouched, on environments of the task.
+
+Settings have the names that they have there; ``update`` is that of ``attach_bonus``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from stable_baselines3 import A2C as StockA2C
 from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
+from dembench.core import EM
+from dembench.lookup import lookup
+from dembench.tasks.minigrid.attach import attach_bonus
 from dembench.tasks.minigrid.callbacks import BonusLog, BonusWeight
-from dembench.tasks.minigrid.policy import Bonus
+from dembench.tasks.minigrid.envs import Worlds
+from dembench.tasks.minigrid.fast import FastPolicy
+from dembench.tasks.minigrid.policy import Bonus, Update
 
-MakeEnvs = Callable[[int, float], VecNormalize]  # copies of the environment and the discount, to environments
+_COUNTS = ("n_envs", "n_steps", "batch_size", "n_epochs", "lstm_hidden_size")
+_POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
+_FRACTIONS = ("gamma", "gae_lambda")
+_WEIGHTS = ("ent_coef", "ent_coef_final", "vf_coef")
+
+
+def check_settings(**settings: Any) -> None:
+    """Refuses what the algorithms would stop at, or train with to no purpose.
+
+    Raises: ValueError for a setting out of range, or advantages that are normalised over a single sample.
+    """
+    for name, value in settings.items():
+        right = isinstance(value, (int, float)) and math.isfinite(value)
+        if name in _COUNTS:
+            right, wanted = right and value >= 1 and value == int(value), "a whole number >= 1"
+        elif name in _POSITIVE:
+            right, wanted = right and value > 0, "a number > 0"
+        elif name in _FRACTIONS:
+            right, wanted = right and 0 <= value <= 1, "a number from 0 to 1"
+        elif name in _WEIGHTS:
+            right, wanted = right and value >= 0, "a weight >= 0"
+        else:
+            continue
+        if not right:
+            raise ValueError(f"expected {name} to be {wanted}, got {value}")
+    samples = settings["n_envs"] * settings["n_steps"]
+    batch = settings.get("batch_size", samples)
+    if settings["normalize_advantage"] and 1 in (samples, batch, samples % batch):
+        raise ValueError(
+            f"n_envs * n_steps = {samples} samples in minibatches of {batch}: one sample has no advantage to normalise"
+        )
 
 
 class OnPolicy:
     """An algorithm that collects a rollout with its policy, and learns from it.
 
     Args:
-        algorithm: the constructor of stable-baselines3, given policy class and environments.
         loss: the entropy bonus; None leaves it out, which is to give it the weight 0.
-        make_envs, n_envs, gamma: ``make_envs(n_envs, gamma)`` gives the environments.
-        policy_class, policy_kwargs: what the algorithm gets, beside the bonus.
+        worlds: the environments.
+        policy_kwargs: of the policy; ``FastPolicy`` takes none.
         ent_coef, ent_coef_final: weight of the bonus, constant, or on a line from one to the other.
+        update: when the state of the loss moves, see ``attach_bonus``.
         seed: of the weights and actions; environment i has seed + i.
         device: where the policy lives.
         options: the algorithm's own settings.
-    Raises: ValueError for weights below 0.
+    Attributes:
+        algorithm, policy: classes of stable-baselines3 or sb3-contrib.
+        fast_policy: what stands for the policy where ``worlds`` have ``views``; it also takes their columns.
+        masked: whether the policy takes action masks.
+    Raises: ValueError for settings out of range, or that the policy does not have.
     """
+
+    algorithm: type[OnPolicyAlgorithm]
+    policy: type[BasePolicy] = ActorCriticPolicy
+    fast_policy: type[BasePolicy] = FastPolicy
+    masked = False
 
     def __init__(
         self,
-        algorithm: type[OnPolicyAlgorithm],
         loss: Bonus | None,
-        make_envs: MakeEnvs,
-        policy_class: type,
-        policy_kwargs: dict[str, Any],
+        worlds: Worlds,
+        policy_kwargs: Mapping[str, Any] | None = None,
         *,
         n_envs: int,
         gamma: float,
         ent_coef: float,
         ent_coef_final: float | None,
+        update: Update = "minibatch",
         seed: int,
         device: str,
         **options: Any,
     ):
-        if ent_coef < 0 or (ent_coef_final is not None and ent_coef_final < 0):
-            raise ValueError(f"expected weights of the bonus >= 0, got {ent_coef} and {ent_coef_final}")
+        kwargs, line = dict(policy_kwargs or {}), {} if ent_coef_final is None else {"ent_coef_final": ent_coef_final}
+        check_settings(**kwargs, n_envs=n_envs, gamma=gamma, ent_coef=ent_coef, **line, **options)
         if loss is None:
             ent_coef, ent_coef_final = 0.0, None
-        self.model = algorithm(
-            policy_class,
-            make_envs(n_envs, gamma),
-            policy_kwargs={**policy_kwargs, "bonus": loss},
+        if kwargs and worlds.views is not None and self.fast_policy is FastPolicy:
+            raise ValueError(f"policy_kwargs needs protocol.fast=false, got {kwargs}")
+        for name in kwargs:
+            lookup(name, list(inspect.signature(self.policy).parameters), "setting of the policy")
+        policy, self.worlds = self.policy, worlds
+        if worlds.views is not None:
+            policy = self.fast_policy
+            kwargs |= {"width": worlds.views.width, "columns": worlds.views.columns.tolist()}
+        self.model = self.algorithm(
+            policy,
+            worlds.training(n_envs, gamma),
+            policy_kwargs=kwargs,
             gamma=gamma,
             ent_coef=ent_coef,
             seed=seed,
             device=device,
             **options,
         )
+        attach_bonus(self.model, EM() if loss is None else loss, update=update)
         moving = ent_coef_final is not None and ent_coef_final != ent_coef
         self.callbacks = [BonusWeight(ent_coef, ent_coef_final)] if moving else []
         self.callbacks.append(BonusLog())
@@ -94,14 +151,14 @@ class OnPolicy:
 
 
 class PPO(OnPolicy):
-    """Proximal policy optimisation with clipped ratios (Schulman et al. 2017); settings by their names there."""
+    """Proximal policy optimisation with clipped ratios (Schulman et al. 2017); by default with the zoo's settings."""
+
+    algorithm = StockPPO
 
     def __init__(
         self,
         loss: Bonus | None,
-        make_envs: MakeEnvs,
-        policy_class: type,
-        policy_kwargs: dict[str, Any],
+        worlds: Worlds,
         rollout: int,
         *,
         seed: int = 0,
@@ -119,17 +176,18 @@ class PPO(OnPolicy):
         normalize_advantage: bool = True,
         ent_coef: float = 0.001,
         ent_coef_final: float | None = None,
+        update: Update = "minibatch",
+        policy_kwargs: Mapping[str, Any] | None = None,
     ):
         super().__init__(
-            StockPPO,
             loss,
-            make_envs,
-            policy_class,
+            worlds,
             policy_kwargs,
             n_envs=n_envs,
             gamma=gamma,
             ent_coef=ent_coef,
             ent_coef_final=ent_coef_final,
+            update=update,
             seed=seed,
             device=device,
             n_steps=rollout if n_steps is None else n_steps,
@@ -147,12 +205,12 @@ class PPO(OnPolicy):
 class A2C(OnPolicy):
     """Advantage actor critic (Mnih et al. 2016), with stable-baselines3's settings; one update per rollout."""
 
+    algorithm = StockA2C
+
     def __init__(
         self,
         loss: Bonus | None,
-        make_envs: MakeEnvs,
-        policy_class: type,
-        policy_kwargs: dict[str, Any],
+        worlds: Worlds,
         rollout: int,
         *,
         seed: int = 0,
@@ -167,12 +225,11 @@ class A2C(OnPolicy):
         normalize_advantage: bool = False,
         ent_coef: float = 0.001,
         ent_coef_final: float | None = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
     ):
         super().__init__(
-            StockA2C,
             loss,
-            make_envs,
-            policy_class,
+            worlds,
             policy_kwargs,
             n_envs=n_envs,
             gamma=gamma,

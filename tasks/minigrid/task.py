@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from minigrid.wrappers import FlatObsWrapper
 
 from dembench.tasks.base import Artifact, Event, Flag, Note, Row, Scalars
 from dembench.tasks.common.parts import DataPart
-from dembench.tasks.minigrid.envs import Environment, live_envs, stock_envs
+from dembench.tasks.minigrid.envs import Environment, Worlds
 from dembench.tasks.minigrid.evaluation import Episodes, gif, play
-from dembench.tasks.minigrid.fast import FastPolicy
-from dembench.tasks.minigrid.live import LiveObs, Views
+from dembench.tasks.minigrid.live import Views
 from dembench.tasks.minigrid.methods import OnPolicy
-from dembench.tasks.minigrid.policy import EntropyBonusPolicy
 
 PAPER_EPISODES = 10  # over which arXiv 2511.03256 takes its mean
 LOGGED = {
@@ -75,7 +70,6 @@ class Minigrid:
     """
 
     splits = False  # the search of DEM* has seeds of its own
-    auto_device = "cpu"  # a small network and one step at a time: a GPU would mostly wait
     searched = "layouts of other seeds, in training and evaluation"
     auto_device = "cpu"  # a GPU costs networks of this size more in waits, several an environment step, than it saves
 
@@ -105,45 +99,27 @@ class Minigrid:
 
     def check_method(self, make_method: Callable[..., OnPolicy]) -> None:
         """Builds a method on the CPU and lets it go: what it refuses, it refuses here."""
-        self._make(make_method, Views(self.data.id) if self.protocol.fast else None, "cpu")
+        self._make(make_method, "cpu")
 
     def run(self, make_method: Callable[..., OnPolicy]) -> Iterator[Event]:
         """Yields notes, Scalars of the learning curve, and rows; the slice "mean" is the evaluation that draws."""
-        yield from self._notes()
-        views = Views(self.data.id) if self.protocol.fast else None
-        method = self._make(make_method, views, self.device)
-        if method.model.n_envs > self.protocol.seed_spacing:
-            raise ValueError(f"protocol: expected seed_spacing >= n_envs, got {self.protocol.seed_spacing}")
+        method = self._make(make_method, self.device)
+        yield from self._notes(method)
         area = yield from self._train(method)
         if not method.finite:
             yield Flag("nan", "training", "a weight of the policy is not finite")
             yield Row("mean", "return", math.nan, "return", self.protocol.episodes)
             return
-        yield from self._evaluate(method, views)
+        yield from self._evaluate(method)
         for slice in ("training", "mean"):
             yield Row(slice, "training_return", area, "return", method.model.num_timesteps)
 
-    def _make(self, make_method: Callable[..., OnPolicy], views: Views | None, device: str) -> OnPolicy:
-        return make_method(
-            make_envs=lambda n_envs, gamma: self._envs(n_envs, gamma, views),
-            **self._policy(views),
-            rollout=self.data.n_steps,
-            seed=self.seed,
-            device=device,
-        )
-
-    def _envs(self, n_envs: int, gamma: float, views: Views | None) -> Any:
-        if views is None:
-            return stock_envs(self.data.id, n_envs, self.seed, gamma)
-        return live_envs(self.data.id, n_envs, self.seed, gamma, views)
-
-    def _policy(self, views: Views | None) -> dict[str, Any]:
-        if views is None:
-            return {"policy_class": EntropyBonusPolicy, "policy_kwargs": {}}
-        return {
-            "policy_class": FastPolicy,
-            "policy_kwargs": {"width": views.width, "columns": views.columns.tolist()},
-        }
+    def _make(self, make_method: Callable[..., OnPolicy], device: str) -> OnPolicy:
+        worlds = Worlds(self.data.id, self.seed, Views(self.data.id) if self.protocol.fast else None)
+        method = make_method(worlds=worlds, rollout=self.data.n_steps, seed=self.seed, device=device)
+        if method.model.n_envs > self.protocol.seed_spacing:
+            raise ValueError(f"protocol: expected seed_spacing >= n_envs, got {self.protocol.seed_spacing}")
+        return method
 
     def _train(self, method: OnPolicy) -> Generator[Event, None, float]:
         """Yields the learning curve; returns the mean over updates of the return of the last 100 episodes."""
@@ -169,10 +145,10 @@ class Minigrid:
                 break
         return float(np.mean(returns)) if returns else 0.0
 
-    def _evaluate(self, method: OnPolicy, views: Views | None) -> Iterator[Event]:
+    def _evaluate(self, method: OnPolicy) -> Iterator[Event]:
         protocol = self.protocol
         seeds = range(protocol.eval_seed, protocol.eval_seed + protocol.episodes)
-        envs = [self._env(views) for _ in seeds]
+        envs = [method.worlds.single() for _ in seeds]
         normalize = method.model.get_vec_normalize_env().normalize_obs
         for mode in ("stochastic", "deterministic"):
             torch.manual_seed(protocol.eval_seed)
@@ -184,6 +160,7 @@ class Minigrid:
                 seeds,
                 deterministic=not drawn,
                 pictures=drawn and protocol.picture,
+                masked=method.masked,
             )
             yield from found.rows(mode)
             if drawn:
@@ -193,12 +170,7 @@ class Minigrid:
             if found.frames:
                 yield Artifact("agent.gif", gif(found.frames))
 
-    def _env(self, views: Views | None) -> gym.Env:
-        if views is None:
-            return FlatObsWrapper(gym.make(self.data.id))
-        return LiveObs(gym.make(self.data.id, disable_env_checker=True), views)
-
-    def _notes(self) -> Iterator[Note]:
+    def _notes(self, method: OnPolicy) -> Iterator[Note]:
         p = self.protocol
         if self.part is not None and self.part.use == "search":
             yield Note("part", "the part for the search of DEM*: seeds that no other run trains or evaluates with")
@@ -210,9 +182,15 @@ class Minigrid:
             "environment with few layouts repeats them all the same. The slice mean draws actions from the policy. A "
             "success is a return above 0.",
         )
+        fast = " Fast path: the same steps as the stock path, but for rounding." if method.worlds.views else ""
         yield Note(
             "observations",
             "FlatObsWrapper and VecNormalize, stored in float32 (stable-baselines3 from 2.7.1 on would store them as "
-            "bytes, which breaks training without a word)."
-            + (" Fast path: the same steps as the stock path, but for rounding." if p.fast else ""),
+            f"bytes, which breaks training without a word).{fast}",
         )
+        if method.masked:
+            yield Note(
+                "masks",
+                "Actions that would leave the world as it is are ruled out, in training and evaluation; for other "
+                "methods they are not.",
+            )

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import pickle
-import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
+from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.metrics import is_collapsed
 from dembench.tasks.common.parts import DataPart
+from dembench.tasks.common.training import check_devices, launch
 from dembench.tasks.segmentation.data import TestPart
 from dembench.tasks.segmentation.methods.base import UDAMethod
 from dembench.tasks.segmentation.metrics import SegMetrics
 from dembench.tasks.segmentation.nets import NetMaker, count_parameters
-from dembench.tasks.segmentation.schedule import Schedule
-from dembench.tasks.segmentation.trainer import COUNTERS, Trainer
+from dembench.tasks.segmentation.protocol import Protocol
+from dembench.tasks.segmentation.trainer import Trainer
 
 FEW = 0.5  # share of the labels' effective number of classes below which predictions have collapsed
 
@@ -50,7 +47,7 @@ class Segmentation:
         self,
         data: Any,
         model: NetMaker,
-        protocol: Schedule,
+        protocol: Protocol,
         *,
         seed: int = 0,
         device: str = "cpu",
@@ -61,10 +58,7 @@ class Segmentation:
         self.model, self.protocol, self.seed = model, protocol, seed
         self.device, self.precision = device, precision
         self.checkpoint: Path | None = None  # the runner says where
-        if device == "cuda" and torch.cuda.device_count() < protocol.devices:
-            raise ValueError(
-                f"protocol: devices={protocol.devices}, but PyTorch finds {torch.cuda.device_count()} GPUs"
-            )
+        check_devices(device, protocol.devices)
         if model.weights is not None:  # before any work, whether they fit
             model(len(data.classes), data.preprocessor())
 
@@ -79,7 +73,9 @@ class Segmentation:
         method = make_method(network=network, num_classes=len(self.data.classes), precision=self.precision)
         yield from self.notes(method)
         if self.protocol.devices > 1:
-            yield from _launch(self, method)
+            task = copy.copy(self)
+            task.model = None  # the method has the network, and a maker cannot be sent
+            yield from launch(task.train, method, self.device, self.protocol.devices)
         else:
             yield from self.train(method)
 
@@ -113,13 +109,7 @@ class Segmentation:
             checkpoint=self.checkpoint,
             pictures=None if method.adapts_at_test else pictures,
         )
-        for done, values in trainer.run():
-            yield Scalars(done, "training", {name: value for name, value in values.items() if name != "iteration"})
-        if trainer.resumed_at:
-            text = f"continued after {trainer.resumed_at} iterations: wall time is that of the rest"
-            yield Note("resumed", text)
-        if not trainer.finite:
-            yield Flag("nan", "training", f"a term is not finite; training ended after {trainer.done} iterations")
+        yield from trainer.events()
         yield from self.evaluate(trainer, pictures)
 
     def evaluate(self, trainer: Trainer, pictures: Gallery) -> Iterator[Event]:
@@ -190,38 +180,3 @@ def _renamed(slice: str, metrics: SegMetrics) -> Iterator[Row]:
     for row in metrics.rows():
         if row.slice == "mean":
             yield Row(slice, row.metric, row.value, row.unit, row.n)
-
-
-def _launch(task: Segmentation, method: UDAMethod) -> list[Event]:
-    """Runs ``train`` in processes of its own, and returns what the first of them yielded."""
-    devices = task.protocol.devices
-    task = copy.copy(task)
-    task.model = None  # the method has the network, and a maker cannot be sent
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder, "events")
-        torch.multiprocessing.spawn(_worker, (task, method, port, found), nprocs=devices)
-        events, counters = pickle.loads(found.read_bytes())  # written by a process of our own
-    for name, value in counters.items():
-        setattr(method, name, value)
-    return events
-
-
-def _worker(rank: int, task: Segmentation, method: UDAMethod, port: int, found: Path) -> None:
-    """One process of mmengine's launcher "pytorch": the environment that torchrun would give it."""
-    world = task.protocol.devices
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
-    method = copy.deepcopy(method)  # what was sent lies in memory that all processes write to
-    if task.device == "cuda":
-        torch.cuda.set_device(rank)
-    else:
-        torch.distributed.init_process_group("gloo")
-    events = list(task.train(method))
-    if rank == 0:
-        counters = {name: getattr(method, name) for name in COUNTERS}
-        found.write_bytes(pickle.dumps((events, counters)))
-    torch.distributed.destroy_process_group()

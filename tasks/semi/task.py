@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,17 @@ import torch
 from torch import nn
 
 from dembench.lookup import lookup
-from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row, Scalars
+from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.metrics import StreamMetrics, is_collapsed
 from dembench.tasks.common.parts import DataPart
+from dembench.tasks.common.training import Values, check_devices, launch
 from dembench.tasks.semi.data import SearchPart, describe
 from dembench.tasks.semi.methods.base import SemiMethod
 from dembench.tasks.semi.nets import NetMaker
-from dembench.tasks.semi.regime import Regime
-from dembench.tasks.semi.trainer import Trainer, Values
-
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+from dembench.tasks.semi.protocol import Protocol
+from dembench.tasks.semi.trainer import Trainer
 
 
 class SemiSupervised:
@@ -51,7 +48,7 @@ class SemiSupervised:
         self,
         data: Any,
         model: NetMaker,
-        protocol: Regime,
+        protocol: Protocol,
         *,
         seed: int = 0,
         device: str = "cpu",
@@ -71,7 +68,7 @@ class SemiSupervised:
         """Builds method, network and optimiser and lets them go: what they refuse, they refuse here.
 
         Raises: ValueError also where the method needs unlabelled samples and there are none, where the images are too
-        small, or where there are too few devices; ModuleNotFoundError where lightning is not installed.
+        small, or where there are too few devices.
         """
         method = make_method(num_classes=self.data.num_classes)
         if method.needed_views and not self.data.num_unlabelled:
@@ -85,9 +82,9 @@ class SemiSupervised:
         yield from self.notes(method)
         yield from (Artifact(name, text.encode()) for name, text in self.data.files().items())
         if self.protocol.devices > 1:
-            yield from _launch(self, method)
+            yield from launch(self.train, method, self.device, self.protocol.devices)
         else:
-            yield from self.train(make_fabric(self.device, self.precision, 1), method)
+            yield from self.train(method)
 
     def notes(self, method: SemiMethod) -> Iterator[Note]:
         yield from self.data.notes
@@ -109,16 +106,13 @@ class SemiSupervised:
         if self.protocol.devices > 1:
             yield Note("devices", f"BatchNorm normalises by the samples of each of {self.protocol.devices} processes")
 
-    def train(self, fabric: Any, method: SemiMethod) -> Iterator[Event]:
+    def train(self, method: SemiMethod) -> Iterator[Event]:
         """The part that each process of several runs; all yield the same numbers."""
         torch.manual_seed(derived_seed(self.seed, "network"))
         net = self.model(num_classes=self.data.num_classes)
-        trainer = Trainer(fabric, self.data, net, method, self.protocol, seed=self.seed, checkpoint=self.checkpoint)
-        for done, values in trainer.run():
-            yield Scalars(done, "training", {name: value for name, value in values.items() if name != "iteration"})
-        if trainer.resumed_at:
-            text = f"continued after {trainer.resumed_at} iterations: wall time is that of the rest"
-            yield Note("resumed", text)
+        settings = {"device": self.device, "precision": self.precision, "checkpoint": self.checkpoint}
+        trainer = Trainer(self.data, net, method, self.protocol, seed=self.seed, **settings)
+        yield from trainer.events()
         confusion, metrics = trainer.final
         yield from self.rows(confusion, metrics, trainer.history)
 
@@ -150,14 +144,6 @@ class SemiSupervised:
             yield Flag("collapse", "mean", f"one class takes {max(predicted) / n:.0%} of the predictions")
 
 
-def check_devices(device: str, devices: int) -> None:
-    """Raises: ModuleNotFoundError where lightning is not installed; ValueError where there are fewer GPUs."""
-    if find_spec("lightning") is None:
-        raise ModuleNotFoundError("semi-supervised training needs the package lightning: pip install dembench[semi]")
-    if device == "cuda" and torch.cuda.device_count() < devices:
-        raise ValueError(f"protocol: devices={devices}, but PyTorch finds {torch.cuda.device_count()} GPUs")
-
-
 def probe(model: NetMaker, num_classes: int, size: tuple[int, int]) -> nn.Module:
     """The network without its memory, after it was shown images (1, 3, *size).
 
@@ -171,29 +157,3 @@ def probe(model: NetMaker, num_classes: int, size: tuple[int, int]) -> nn.Module
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"model: no network for images of {size[0]} x {size[1]} ({reason})") from error
     return net
-
-
-def make_fabric(device: str, precision: str, devices: int) -> Any:
-    """A Fabric for one device, or for several that share each batch; raises what ``check_devices`` raises."""
-    check_devices(device, devices)
-    from lightning.fabric import Fabric
-
-    strategy = "auto" if devices == 1 else "ddp_spawn"
-    return Fabric(accelerator=device, devices=devices, strategy=strategy, precision=PRECISIONS[precision])
-
-
-def _launch(task: SemiSupervised, method: SemiMethod) -> list[Event]:
-    """Runs ``train`` in processes of its own, and returns what the first of them yielded."""
-    fabric = make_fabric(task.device, task.precision, task.protocol.devices)
-    events, counters = pickle.loads(fabric.launch(_worker, task, method))  # written by a process of our own
-    for name, value in counters.items():
-        setattr(method, name, value)
-    return events
-
-
-def _worker(fabric: Any, task: SemiSupervised, method: SemiMethod) -> bytes:
-    """As bytes, because Fabric takes containers apart to look for tensors, and events are immutable."""
-    torch.set_num_threads(1)
-    events = list(task.train(fabric, method))
-    counters = {name: getattr(method, name) for name in ("forward_passes", "backward_passes", "updated")}
-    return pickle.dumps((events, counters))

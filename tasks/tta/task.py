@@ -76,6 +76,8 @@ class CorruptionTTA:
             data.require([(domain.corruption, domain.severity) for part in self.parts for domain in part.domains])
         if hasattr(data, "use"):
             data.use(getattr(model, "preprocess", None))
+        if hasattr(data, "place"):
+            data.place(self.device)
         classes = getattr(model, "num_classes", data.num_classes)
         index = getattr(data, "class_index", None)
         if index is not None and classes > data.num_classes:

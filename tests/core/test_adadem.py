@@ -140,6 +140,43 @@ def test_a_float32_table_does_not_drift_over_many_like_samples(shape):
         assert published.worst(ours, theirs) < 1e-5
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(8, 5), (64, 10), (600, 50), (20, 600), (700, 600), (2, 5, 90, 90), (2, 150, 6, 5)])
+def test_a_sample_whose_logits_are_not_finite_breaks_nothing_but_itself(shape, masked, monkeypatch):
+    monkeypatch.setattr(_kernels, "BLOCK", 1 << 14)
+    z = torch.randn(shape)
+    mask = torch.rand(shape[:1] + shape[2:]) > 0.3 if masked else torch.ones(shape[:1] + shape[2:], dtype=torch.bool)
+    broken = torch.zeros_like(mask)
+    flat = z.movedim(1, -1)  # a view
+    for place, logits in enumerate((math.nan, math.inf, -math.inf)):
+        position = (-1, -1, -1 - place) if z.dim() > 2 else (place - 4,)
+        flat[position] = logits if logits < 0 else flat[position].scatter(0, torch.tensor(3), logits)
+        broken[position] = True
+    loss, without = core.AdaDEM(), core.AdaDEM()
+    for _ in range(2):
+        z.requires_grad_()
+        value = loss(z, mask)
+        expected = without(z.detach(), mask & ~broken)
+        assert torch.equal(loss.table, without.table)
+        assert loss.table.isfinite().all()
+        assert value[broken & mask].isnan().all()
+        assert torch.equal(value[~broken], expected[~broken])
+        (slope,) = torch.autograd.grad(value.sum(), z)
+        assert slope.movedim(1, -1)[broken & mask].isnan().all()
+        assert slope.movedim(1, -1)[~broken].isfinite().all()
+
+
+def test_a_broken_sample_under_vmap_and_compilation():
+    z = torch.randn(3, 9, 5)
+    z[1, 4, 2] = math.nan
+    tables = torch.stack([F.update_table(F.uniform_table(5), one, mask=one.isfinite().all(1)) for one in z])
+    uniform = F.uniform_table(5).expand(3, 5, 5)
+    assert_close(torch.func.vmap(F.update_table)(uniform, z), tables)
+    compiled = torch.compile(F.update_table, fullgraph=True, backend="aot_eager")
+    for one, table in zip(z, tables, strict=True):
+        assert_close(compiled(F.uniform_table(5), one), table)
+
+
 def test_rows_without_a_sample_stay():
     loss = core.AdaDEM(4)
     z = torch.zeros(3, 4)

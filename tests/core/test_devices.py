@@ -7,6 +7,7 @@ from adadem_rank import check_rank
 from torch.testing import assert_close
 
 from dembench import core
+from dembench.core import functional as F
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (10, 150), (1, 5, 4, 4)])
@@ -41,8 +42,20 @@ def test_cuda_equals_cpu_and_is_captured_in_a_graph(shape):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("num_classes", [None, 10])
+def test_a_loss_built_on_the_cpu_takes_cuda_logits(num_classes):
+    loss, there = core.AdaDEM(num_classes), core.AdaDEM(num_classes)
+    for _ in range(2):
+        z = torch.randn(30, 10)
+        assert_close(loss(z.cuda()).cpu(), there(z))
+        assert loss.table.is_cuda
+    loss.reset()
+    assert_close(loss.table.cpu(), F.uniform_table(10))
+
+
+@pytest.mark.gpu
 def test_nothing_waits_for_the_host():
-    losses = [core.EM(), core.DEM(1.2, 0.5), core.AdaDEM(10).cuda()]
+    losses = [core.EM(), core.DEM(1.2, 0.5), core.AdaDEM(), core.AdaDEM(10).cuda()]
     z = torch.randn(64, 10, device="cuda", requires_grad=True)
     mask = torch.rand(64, device="cuda") > 0.5
     torch.cuda.set_sync_debug_mode("error")

@@ -43,11 +43,12 @@ def test_a_state_saved_before_the_first_batch_can_be_restored_after_it():
     assert torch.equal(net(x), first)
 
 
-def test_a_loaded_table_follows_the_logits_device():
-    loss = core.AdaDEM()
-    loss.load_state_dict({"table": torch.full((200, 200), 1 / 200)})
-    loss(torch.randn(4, 200, device="meta"))
-    assert loss.table.device.type == "meta"
+def test_a_table_follows_the_logits_device():
+    lazy = core.AdaDEM()
+    lazy.load_state_dict({"table": torch.full((200, 200), 1 / 200)})
+    for loss in (lazy, core.AdaDEM(200)):
+        loss(torch.randn(4, 200, device="meta"))
+        assert loss.table.device.type == "meta"
 
 
 def test_function_equals_module():

@@ -11,7 +11,7 @@ import pretended_cuda
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NEEDED = ("lightning", "minigrid", "mmseg", "open_clip", "stable_baselines3")
+NEEDED = ("minigrid", "mmseg", "open_clip", "stable_baselines3")
 
 
 def run(tmp_path: Path, *arguments: str) -> None:

@@ -27,15 +27,20 @@ WHERE = (
 )
 
 
-def find_photos(*folders: Path) -> Path | None:
-    """The folder of the photos: of the package imagecorruptions where it is installed, else the first of ``folders``
-    that has all five; None where there is none. The package is not imported: it needs others that may not be there."""
+def photos_folder(asked: str | Path | None, *others: Path) -> Path | None:
+    """Where the photos are: ``asked``, or, for None, in the installed package imagecorruptions or the first of
+    ``others`` that has all five; None where there are none, and for "made".
+
+    The package is not imported: it needs others that may not be there.
+    """
+    if asked is not None:
+        return None if asked == "made" else Path(asked).expanduser()
     try:
         spec = find_spec("imagecorruptions")
     except (ImportError, ValueError):
         spec = None
     places = [] if spec is None else [Path(place) / "frost" for place in spec.submodule_search_locations or ()]
-    return next((folder for folder in (*places, *folders) if not _missing(folder)), None)
+    return next((folder for folder in (*places, *others) if not _missing(folder)), None)
 
 
 def _missing(folder: Path) -> list[str]:
@@ -52,7 +57,7 @@ def load_photos(folder: str | Path, recipe: Recipe = CIFAR, side: int = 32) -> t
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"frost: no folder {str(folder)!r}; {WHERE}, or give no folder to use a made texture")
+        raise FileNotFoundError(f"frost: no folder {str(folder)!r}; {WHERE}, or say made for a made texture")
     if missing := _missing(folder):
         raise FileNotFoundError(f"frost: {str(folder)!r} lacks {', '.join(missing)} (any image extension); {WHERE}")
     found = [next(path for path in sorted(folder.glob(f"{name}.*")) if path.is_file()) for name in PHOTOS]

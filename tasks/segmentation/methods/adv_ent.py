@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dembench.tasks.segmentation.methods.base import Data, EntropyTerm, Logits, UDAMethod, Values, bare, pixel_entropy
+from dembench.tasks.segmentation.methods.base import Data, EntropyTerm, Logits, UDAMethod, Values, pixel_entropy
 
 SOURCE, TARGET = 0.0, 1.0  # labels of the domains
 
@@ -62,13 +62,10 @@ class AdvEnt(UDAMethod):
         found = {"d_main": self.d_main} | ({} if self.d_aux is None else {"d_aux": self.d_aux})
         return {name: (module, self.discriminator_lr) for name, module in found.items()}
 
-    def train_step(self, data: Data, optim_wrapper: Any) -> Values:
-        optimizers = optim_wrapper.optim_wrappers
-        optim_wrapper.zero_grad()
-
+    def gradients(self, data: Data) -> Values:
         # the network, by the gradients of the source term and of the target terms
         term, source = self.source_term(data["source"])
-        values = {"source": self.backward(optimizers["network"], term)}
+        values = {"source": self.backward(term)}
         target = self.target_logits(data["target"])
         target_maps = self.maps(target)
         fooling = self.fooling_term(target_maps)
@@ -78,18 +75,15 @@ class AdvEnt(UDAMethod):
             values["entropy_term"] = added.detach()
             fooling = fooling + added
         values["entropy"] = pixel_entropy(target.main)
-        self.backward(optimizers["network"], fooling)
+        self.backward(fooling)
 
         # the discriminators, which see both maps as constants
         source_maps = self.maps(source)
-        for name, wrapped in self.pairs():
+        for name, discriminator in self.pairs():
             for maps, label in ((source_maps, SOURCE), (target_maps, TARGET)):
-                half = domain_term(wrapped(maps[name].detach()), label) / 2
-                optimizers[f"d_{name}"].backward(half)
+                half = domain_term(discriminator(maps[name].detach()), label) / 2
+                half.backward()
                 values[f"d_{name}"] = values.get(f"d_{name}", 0) + half.detach()
-
-        for optimizer in optimizers.values():
-            optimizer.step()
         return values
 
     def pairs(self) -> list[tuple[str, nn.Module]]:
@@ -105,9 +99,9 @@ class AdvEnt(UDAMethod):
         """Low where the discriminators take the target maps for source maps; they get no gradient."""
         terms = []
         for name, discriminator in self.pairs():
-            module = bare(discriminator).requires_grad_(False)
-            terms.append(self.adversarial[name] * domain_term(module(maps[name]), SOURCE))
-            module.requires_grad_(True)
+            discriminator.requires_grad_(False)
+            terms.append(self.adversarial[name] * domain_term(discriminator(maps[name]), SOURCE))
+            discriminator.requires_grad_(True)
         return torch.stack(terms).sum()
 
 

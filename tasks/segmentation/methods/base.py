@@ -1,7 +1,7 @@
 """What the methods share: batches, passes through the network, the source term and the term of the loss.
 
-A method is the model of mmengine's Runner: its ``train_step`` gets a pair of batches and an optimiser wrapper. Logits
-are (N, C, H, W), every pixel is a sample.
+A method makes the gradients of a step from a pair of batches; the trainer has the optimisers. Logits are (N, C, H, W),
+every pixel is a sample.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.core import functional
 from dembench.lookup import lookup
+from dembench.tasks.common.training import autocast
 
 IGNORED = 255  # label of pixels that are in no loss
 RESOLUTIONS = ("full", "logit")
@@ -150,8 +149,8 @@ class UDAMethod(nn.Module, ABC):
         self.forward_passes = self.backward_passes = self.updated = 0
 
     @abstractmethod
-    def train_step(self, data: Data, optim_wrapper: Any) -> Values:
-        """One step of the optimiser(s); returns what is to be logged, scalars on the device."""
+    def gradients(self, data: Data) -> Values:
+        """Adds those of one step; returns what is to be logged, scalars on the device."""
 
     def discriminators(self) -> dict[str, tuple[nn.Module, float]]:
         """Networks with an optimiser of their own, by name, and its learning rate."""
@@ -170,7 +169,7 @@ class UDAMethod(nn.Module, ABC):
 
     def passes(self, batch: Data) -> tuple[Logits, list[Any]]:
         """One pass of a batch through the network."""
-        network = bare(self.network)
+        network = self.network
         device = next(network.parameters()).device
         with torch.no_grad():
             ready = network.preprocess.to(device)(dict(batch), training=True)
@@ -194,7 +193,7 @@ class UDAMethod(nn.Module, ABC):
 
     def test_logits(self, image: Tensor, resolution: str = "full") -> Tensor:
         """One pass of one image: the main head's logits, float32, at the image's size ("full") or the head's."""
-        network = bare(self.network)
+        network = self.network
         device = next(network.parameters()).device
         images = network.preprocess.to(device)({"inputs": [image]})["inputs"]
         with autocast(self.precision, device):
@@ -202,9 +201,9 @@ class UDAMethod(nn.Module, ABC):
         size = tuple(images.shape[2:])
         return Logits(main, None, size, None, network.align_corners).full(main) if resolution == "full" else main
 
-    def backward(self, optim_wrapper: Any, term: Tensor) -> Tensor:
+    def backward(self, term: Tensor) -> Tensor:
         """Adds the gradients of a scalar; returns it without its graph."""
-        optim_wrapper.backward(term)
+        term.backward()
         self.backward_passes += 1
         return term.detach()
 
@@ -238,12 +237,3 @@ def pixel_entropy(logits: Tensor) -> Tensor:
 def single(logits: Tensor) -> Tensor:
     """Half precision as float32; float64 stays."""
     return logits if logits.dtype is torch.float64 else logits.float()
-
-
-def autocast(precision: str, device: torch.device) -> Any:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def bare(module: nn.Module) -> nn.Module:
-    """What a module of several processes wraps."""
-    return module.module if is_model_wrapper(module) else module

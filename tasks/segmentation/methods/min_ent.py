@@ -33,13 +33,11 @@ class MinEnt(UDAMethod):
     ):
         super().__init__(term=EntropyTerm(loss, weight, aux_weight, unit, resolution, ramp), **settings)
 
-    def train_step(self, data: Data, optim_wrapper: Any) -> Values:
-        optim_wrapper.zero_grad()
+    def gradients(self, data: Data) -> Values:
         source, _ = self.source_term(data["source"])
-        values = {"source": self.backward(optim_wrapper, source)}
+        values = {"source": self.backward(source)}
         if self.term.active:
             target = self.target_logits(data["target"])
-            values["entropy_term"] = self.backward(optim_wrapper, self.term(target, data["progress"]))
+            values["entropy_term"] = self.backward(self.term(target, data["progress"]))
             values["entropy"] = pixel_entropy(target.main)
-        optim_wrapper.step()
         return values

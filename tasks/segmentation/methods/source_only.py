@@ -24,12 +24,10 @@ class SourceOnly(UDAMethod):
         super().__init__(**settings)
         self.target_statistics = target_statistics
 
-    def train_step(self, data: Data, optim_wrapper: Any) -> Values:
-        optim_wrapper.zero_grad()
+    def gradients(self, data: Data) -> Values:
         source, _ = self.source_term(data["source"])
-        values = {"source": self.backward(optim_wrapper, source)}
+        values = {"source": self.backward(source)}
         if self.target_statistics:
             with torch.no_grad():
                 self.target_logits(data["target"])
-        optim_wrapper.step()
         return values

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dembench.core.adapt import Learner, norm_affine, require_grad_only, use_batch_statistics
-from dembench.tasks.segmentation.methods.base import EntropyTerm, bare
+from dembench.tasks.segmentation.methods.base import EntropyTerm
 from dembench.tasks.segmentation.methods.source_only import SourceOnly
 
 
@@ -51,7 +51,7 @@ class TentSeg(SourceOnly):
         self.learner: Learner | None = None
 
     def prepare_test(self) -> None:
-        network = bare(self.network)
+        network = self.network
         use_batch_statistics(network)
         parameters = norm_affine(network)
         require_grad_only(network, parameters.values())

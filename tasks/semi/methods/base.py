@@ -179,13 +179,4 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
     return (F.cross_entropy(logits, targets, reduction="none") * mask).mean()
 
 
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of equally weighted tensors of all processes, without gradient."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value.detach()
-    total = value.detach().clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
-
-
 MakeMethod = Callable[..., SemiMethod]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dembench.tasks.common.training import mean_over_ranks
 from dembench.tasks.semi.methods.base import (
     Batch,
     SemiMethod,
     Terms,
     masked_cross_entropy,
-    mean_over_ranks,
     passes,
     supervised_term,
 )

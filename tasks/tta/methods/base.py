@@ -25,7 +25,7 @@ from dembench.tasks.base import Note
 from dembench.tasks.common.devices import placed
 from dembench.tasks.tta.methods.clustering import Clustering
 from dembench.tasks.tta.methods.freeze import FREEZE, Freeze, frozen_layers
-from dembench.tasks.tta.methods.layers import Inputs, classifier
+from dembench.tasks.tta.methods.layers import Inputs, classifier, guard_group_norms
 
 Preset = Literal["official", "mariodoebler", "random_start"]
 Optimizer = Literal["adam", "momentum", "nesterov", "sgd"]
@@ -172,6 +172,7 @@ class EntropyMethod(TTAMethod):
             if not any(key.startswith(f"{top}.") for top in self.frozen)
         }
         require_grad_only(model, self.adapted.values())
+        guard_group_norms(model)
         self.learner = Learner(self.adapted, loss, optimizer=optimizer, lr=lr, buffers=self.touched())
         self._seed = torch.initial_seed()
         self._restart()

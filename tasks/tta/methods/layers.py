@@ -1,10 +1,12 @@
-"""Looking into a classifier: its last layer and what goes into that."""
+"""Looking into a classifier: its last layer and what goes into that, and what its GroupNorms must not be given."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 
 def classifier(model: nn.Module) -> nn.Linear:
@@ -32,3 +34,19 @@ class Inputs:
             shape = None if self._last is None else tuple(self._last.shape)
             raise ValueError(f"the model's last Linear layer is not its classifier: its input was {shape}, not (N, D)")
         return self._last
+
+
+def guard_group_norms(model: nn.Module) -> None:
+    """Lets the affine parameters of GroupNorms be learned on a CPU behind layers that do not learn.
+
+    Before PyTorch 2.15 the backward pass of a GroupNorm on a CPU ends the process where its input is in channels-last
+    format and needs no gradient (seen in 2.6 and 2.11): such an input is copied to the plain format.
+    """
+    if TorchVersion(torch.__version__) < "2.15":
+        for module in model.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(_plain)
+
+
+def _plain(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    return None if args[0].requires_grad or args[0].device.type != "cpu" else (args[0].contiguous(), *args[1:])

@@ -18,7 +18,7 @@ from corruption_pictures import Replay
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dembench.tasks.common.corruptions import CORRUPTIONS, blur, corrupt, digital, noise, weather
+from dembench.tasks.common.corruptions import CORRUPTIONS, blur, corrupt, digital, ice, noise, weather
 from dembench.tasks.common.corruptions.pixels import to_uint8
 from dembench.tasks.common.corruptions.recipes import CIFAR
 
@@ -213,6 +213,22 @@ def test_impulse_noise_of_the_original_is_ours_in_kind(reference: Reference):
         between = (clean > 0) & (clean < 255)  # a hit on 0 or 255 may not show
         test = scipy.stats.binomtest(int(hit[between].sum()), int(between.sum()), CIFAR.impulse_noise[severity - 1])
         assert test.pvalue > 0.001
+
+
+def test_frost_with_the_photos_is_the_originals(reference: Reference, data_folder: Path):
+    photos = ice.load_photos(data_folder / "data" / "frost")
+    rng = np.random.RandomState(0)
+    for severity in SEVERITIES:
+        drawn = []
+        for _ in range(100):
+            which = rng.randint(5)
+            drawn.append((which, *(rng.randint(0, size - 32) for size in photos[which].shape[1:])))
+        which, top, left = np.array(drawn).T
+        replay = Replay(photo=which, top=top, left=left)
+        found = weather.frost(reference.clean, severity, replay, photos=photos)
+        difference = (found.int() - reference.images("frost", severity).int()).abs()
+        assert difference.max() <= 1, severity
+        assert (difference > 0).double().mean() < 5e-4, severity
 
 
 def test_made_frost_is_near_the_originals_statistics(reference: Reference, classifier: torch.nn.Module):

@@ -19,7 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from dembench.core import DEM, EM, AdaDEM
 from dembench.core.functional import adadem, dem, uniform_table, update_table
-from dembench.tasks.minigrid import EntropyBonusPolicy, policy_with
+from dembench.tasks.minigrid import EntropyBonusPolicy
 from dembench.tasks.minigrid.callbacks import BonusLog, BonusWeight
 
 
@@ -129,7 +129,7 @@ def test_save_load_resume_and_deepcopy_keep_the_table(tmp_path):
     assert torch.equal(loaded.policy.bonus.table, table)
     copied = deepcopy(agent.policy)  # also right after training, when stable-baselines3's own policy cannot be copied
     assert torch.equal(copied.bonus.table, table)
-    assert copied.action_dist.bonus.loss is copied.bonus
+    assert copied.action_dist.bonuses[0] is copied.bonus
     agent.policy.save(tmp_path / "policy.pt")
     assert torch.equal(EntropyBonusPolicy.load(tmp_path / "policy.pt", device="cpu").bonus.table, table)
     kept = table.clone()
@@ -195,14 +195,14 @@ def test_masked_actions_have_no_part(bonus, value):
 
 
 def test_other_actions_are_refused():
-    env = gym.spaces.Box(-1, 1, (4,)), gym.spaces.MultiDiscrete([3, 3])
-    with pytest.raises(ValueError, match=r"needs a Discrete action space, got MultiDiscrete\(\[3 3\]\)"):
-        EntropyBonusPolicy(*env, lambda _: 1e-3, bonus=AdaDEM())
+    space = gym.spaces.Box(-1, 1, (4,))
+    with pytest.raises(ValueError, match=r"needs Discrete or MultiDiscrete actions, got Box"):
+        EntropyBonusPolicy(space, space, lambda _: 1e-3, bonus=AdaDEM())
 
 
-def test_policy_with_and_plain_functions():
+def test_plain_functions():
     space = gym.spaces.Box(-1, 1, (4,)), gym.spaces.Discrete(3)
-    policy = policy_with(lambda z: adadem(z))(*space, lambda _: 1e-3)
+    policy = EntropyBonusPolicy(*space, lambda _: 1e-3, bonus=lambda z: adadem(z))
     assert policy.evaluate_actions(torch.randn(8, 4), torch.ones(8))[2].shape == (8,)
 
 
@@ -256,9 +256,8 @@ def test_log_keeps_entropy_bonus_and_delta_apart():
 
         def _on_rollout_end(self):
             recorded.update(self.logger.name_to_value)
-            recorded["logits"] = self.model.policy.action_logits(
-                torch.tensor(self.model.rollout_buffer.observations.reshape(-1, 4))
-            ).detach()
+            observations = torch.tensor(self.model.rollout_buffer.observations.reshape(-1, 4))
+            recorded["logits"] = self.model.policy.get_distribution(observations).logits.detach()
 
     agent.learn(64, callback=[BonusLog(), Look()])
     z = recorded["logits"]

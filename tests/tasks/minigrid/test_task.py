@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,15 @@ from minigrid.minigrid_env import MiniGridEnv
 from minigrid_agents import DOOR_KEY, NINE
 from PIL import Image
 
-from dembench.core import AdaDEM
+from dembench.core import EM, AdaDEM
 from dembench.harness import experiment
 from dembench.harness.compose import ConfigError, compose, options
 from dembench.tasks.base import Artifact, Row, Scalars
-from dembench.tasks.minigrid import EntropyBonusPolicy
-from dembench.tasks.minigrid.envs import Environment, stock_envs
+from dembench.tasks.minigrid.envs import Environment, Worlds, stock_envs
 from dembench.tasks.minigrid.evaluation import gif, play
 from dembench.tasks.minigrid.live import LiveObs, Views
-from dembench.tasks.minigrid.methods import PPO
+from dembench.tasks.minigrid.masks import useful_actions
+from dembench.tasks.minigrid.methods import PPO, OnPolicy
 from dembench.tasks.minigrid.task import Minigrid, Protocol
 
 ROOT = Path(__file__).parents[3]
@@ -85,9 +86,13 @@ def test_none_is_the_weight_zero(tmp_path):
     assert without["rows"] == zero["rows"]
 
 
-def test_fast_and_stock_path_give_the_same_numbers(tmp_path):
-    fast, _ = result_of(tmp_path, data="unlock", loss="adadem", method__ent_coef=0.01)
-    stock, _ = result_of(tmp_path, data="unlock", loss="adadem", method__ent_coef=0.01, protocol__fast=False)
+@pytest.mark.parametrize("method", ["ppo", "recurrent_ppo", "maskable_ppo"])
+def test_fast_and_stock_path_give_the_same_numbers(method, tmp_path):
+    words = {"method": method, "data": "unlock", "loss": "adadem", "method__ent_coef": 0.01}
+    if method == "recurrent_ppo":
+        words["method__policy_kwargs.lstm_hidden_size"] = 8
+    fast, _ = result_of(tmp_path, **words)
+    stock, _ = result_of(tmp_path, **words, protocol__fast=False)
     for a, b in zip(fast["rows"], stock["rows"], strict=True):
         assert (a["slice"], a["metric"], a["n"]) == (b["slice"], b["metric"], b["n"])
         assert a["value"] == pytest.approx(b["value"], abs=1e-4)
@@ -104,15 +109,7 @@ def test_a2c_and_a_moving_weight(tmp_path):
 
 def test_learning_in_pauses_is_stable_baselines3s_learn():
     def agent():
-        return PPO(
-            AdaDEM(),
-            lambda n_envs, gamma: stock_envs(EMPTY, n_envs, 5, gamma),
-            policy_class=EntropyBonusPolicy,
-            policy_kwargs={},
-            rollout=32,
-            seed=5,
-            n_epochs=2,
-        )
+        return PPO(AdaDEM(), Worlds(EMPTY, 5), rollout=32, seed=5, n_epochs=2)
 
     ours, theirs = agent(), agent()
     # the second one's seed was the last to be set, for both: make them start alike
@@ -178,8 +175,9 @@ def test_play_counts_what_a_known_policy_earns():
     """Straight on reaches the goal of the empty 5x5 room: turn right at the wall; 1 - 0.9 steps / 100."""
 
     class Script:
-        def predict(self, obs, deterministic):
-            return np.array([self.plan[self.at]] * len(obs)), setattr(self, "at", self.at + 1)
+        def predict(self, obs, state, episode_start, deterministic):
+            self.at += 1
+            return np.array([self.plan[self.at - 1]] * len(obs)), state
 
     script = Script()
     script.plan, script.at = [2, 2, 1, 2, 2], 0
@@ -194,6 +192,103 @@ def test_play_counts_what_a_known_policy_earns():
     assert len(found.frames) == 6
     with Image.open(io.BytesIO(gif(found.frames))) as picture:
         assert picture.n_frames == 6
+
+
+@pytest.mark.parametrize("method", ["recurrent_ppo", "maskable_ppo"])
+def test_methods_of_sb3_contrib_run_and_repeat(method, tmp_path):
+    words = {"method": method, "data": "doorkey", "loss": "adadem", "method__update": "rollout"}
+    if method == "recurrent_ppo":
+        words["method__policy_kwargs.lstm_hidden_size"] = 8
+    result, folder = result_of(tmp_path / "a", **words)
+    assert (result["status"], result["method"]) == ("ok", method)
+    rows = {(row["slice"], row["metric"]): row for row in result["rows"]}
+    assert rows["deterministic", "return"]["n"] == 10
+    notes = {note["key"]: note["text"] for note in result["notes"]}
+    assert ("masks" in notes) == (method == "maskable_ppo")
+    assert {"entropy", "bonus", "delta"} <= {line.split(",")[2] for line in (folder / "series.csv").open()}
+    again, _ = result_of(tmp_path / "b", **words)
+    assert again["rows"] == result["rows"]
+
+
+def test_without_sb3_contrib_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    monkeypatch.delitem(sys.modules, "dembench.tasks.minigrid.contrib", raising=False)
+    monkeypatch.delattr("dembench.tasks.minigrid.contrib", raising=False)
+    with pytest.raises(ConfigError, match=r'needs sb3-contrib: pip install "dembench\[minigrid\]"') as found:
+        experiment.prepare(compose({"task": "minigrid", "method": "maskable_ppo"}))
+    assert "\n" not in str(found.value)
+    experiment.prepare(compose({"task": "minigrid", "method": "ppo"}))
+
+
+def test_em_in_the_task_is_sb3_contribs_agent_bit_for_bit():
+    from sb3_contrib import MaskablePPO
+
+    from dembench.tasks.minigrid.contrib import MaskablePPO as Ours
+
+    settings = {"learning_rate": 2.5e-4, "batch_size": 64, "n_epochs": 2, "ent_coef": 0.01, "seed": 3, "device": "cpu"}
+    theirs = MaskablePPO("MlpPolicy", stock_envs(DOOR_KEY, 8, 3, 0.99), n_steps=32, **settings).learn(512)
+    ours = Ours(EM(), Worlds(DOOR_KEY, 3), rollout=32, **settings)
+    list(ours.learn(512))
+    expected, found = theirs.policy.state_dict(), ours.model.policy.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+MASKED = (*NINE, "MiniGrid-Dynamic-Obstacles-5x5-v0", "MiniGrid-MemoryS7-v0", "MiniGrid-BlockedUnlockPickup-v0")
+
+
+@pytest.mark.parametrize("env_id", MASKED)
+def test_an_action_is_ruled_out_only_where_it_changes_nothing(env_id):
+    """By trying every action on a copy of the world, along a random walk; and what is left does change it."""
+    env, rng = gym.make(env_id).unwrapped, np.random.default_rng(0)
+    own_step = type(env).step is not MiniGridEnv.step
+    ruled_out = idle = 0
+    for episode in range(3):
+        env.reset(seed=episode)
+        for _ in range(40):
+            allowed = useful_actions(env)
+            assert allowed[:2].all()  # turning is always possible
+            for action in range(env.action_space.n):
+                world = deepcopy(env)
+                _, reward, terminated, _, _ = world.step(action)
+                moved = not all(np.array_equal(a, b) for a, b in zip(state_of(world), state_of(env), strict=True))
+                if not allowed[action]:
+                    ruled_out += 1
+                    assert (reward, terminated, moved) == (0, False, False), action
+                elif not moved and reward == 0 and not terminated:
+                    idle += 1
+                    assert own_step or action == 5, action  # a locked door and no key
+            ended = env.step(int(rng.choice(np.flatnonzero(allowed))))[2]
+            if ended:
+                break
+    assert ruled_out > idle or own_step
+
+
+def state_of(env):
+    return env.grid.encode(), env.agent_pos, env.agent_dir, env.carrying and env.carrying.encode()
+
+
+class Named:
+    """Tells its name once, at the start, and rewards every action that repeats it; a name ends after as many steps."""
+
+    def reset(self, seed):
+        self.name = self.left = seed
+        return np.array([seed]), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.array([-1]), float(action == self.name), self.left == 0, False, {}
+
+
+class Remembers:
+    def predict(self, obs, state, episode_start, deterministic):
+        told = np.where(episode_start, obs[:, 0], 0 if state is None else state[0][0, :, 0])
+        return told, (told[None, :, None], told[None, :, None])
+
+
+def test_play_gives_each_episode_the_memory_of_its_own():
+    found = play(Remembers(), lambda obs: obs, [Named() for _ in range(5)], [4, 2, 5, 1, 3], deterministic=True)
+    assert found.lengths.tolist() == found.returns.tolist() == [4, 2, 5, 1, 3]
 
 
 def test_weights_that_are_not_finite_are_flagged():
@@ -235,9 +330,35 @@ def test_errors_come_before_any_work(words, message):
         experiment.prepare(compose({"task": "minigrid", **words}))
 
 
-def test_negative_weights_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"weights of the bonus >= 0, got -0.1"):
-        result_of(tmp_path, method__ent_coef=-0.1)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"method.n_envs": 0}, "expected n_envs to be a whole number >= 1, got 0"),
+        ({"method.n_steps": 0}, "expected n_steps to be a whole number >= 1, got 0"),
+        ({"method.n_epochs": 1.5}, "method.n_epochs: expected an integer, got 1.5"),
+        ({"method.batch_size": 0}, "expected batch_size to be a whole number >= 1, got 0"),
+        ({"method.batch_size": 1}, "1024 samples in minibatches of 1: one sample has no advantage to normalise"),
+        ({"method": "recurrent_ppo", "method.batch_size": 31}, "1024 samples in minibatches of 31: one sample"),
+        ({"method.clip_range": -1}, "expected clip_range to be a number > 0, got -1"),
+        ({"method.learning_rate": "null"}, "method.learning_rate: expected a number, got 'null'"),
+        ({"method.learning_rate": 0}, "expected learning_rate to be a number > 0, got 0"),
+        ({"method.gamma": 2}, "expected gamma to be a number from 0 to 1, got 2"),
+        ({"method.ent_coef": -0.1}, "expected ent_coef to be a weight >= 0, got -0.1"),
+        ({"method.ent_coef_final": -0.1}, "expected ent_coef_final to be a weight >= 0, got -0.1"),
+        ({"method": "a2c", "method.gae_lambda": -0.5}, "expected gae_lambda to be a number from 0 to 1, got -0.5"),
+        ({"method": "recurrent_ppo", "method.policy_kwargs.lstm_hidden_size": 0}, "expected lstm_hidden_size to be"),
+        ({"method": "recurrent_ppo", "+method.policy_kwargs.lstm_size": 8}, "'lstm_size'; nearest: "),
+        ({"+method.policy_kwargs": {"net_arch": [8]}}, "policy_kwargs needs protocol.fast=false, got"),
+        ({"+method.update": "epoch"}, "unknown method.update 'epoch'"),
+        ({"protocol.seed_spacing": 4}, "expected seed_spacing >= n_envs, got 4"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line_before_training(words, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(OnPolicy, "learn", lambda self, steps: pytest.fail("training has begun"))
+    with pytest.raises(ConfigError, match=re.escape(message)) as found:
+        experiment.run(experiment.prepare(compose({"task": "minigrid", "out": str(tmp_path), **words})))
+    assert "\n" not in str(found.value)
+    assert not list(tmp_path.rglob("result.json"))
 
 
 @pytest.mark.parametrize("example", ["ppo_adadem_sb3.py", "ppo_adadem_cleanrl.py"])
@@ -251,10 +372,10 @@ def test_examples_run(example, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_five_lines_of_the_sb3_example_differ():
+def test_four_lines_of_the_sb3_example_differ():
     """Undone, the marked lines leave a script that knows stable-baselines3 alone."""
     text = (ROOT / "examples" / "ppo_adadem_sb3.py").read_text()
-    marked = re.findall(r"# ([1-5])\b", text.split('"""')[2])
-    assert marked == ["1", "2", "3", "4", "5"]
-    rest = [line for line in text.split('"""')[2].splitlines() if not re.search(r"# [1-5]\b", line)]
+    marked = re.findall(r"# ([1-4])\b", text.split('"""')[2])
+    assert marked == ["1", "2", "3", "4"]
+    rest = [line for line in text.split('"""')[2].splitlines() if not re.search(r"# [1-4]\b", line)]
     assert not any("core" in line or "tasks" in line or "onus" in line for line in rest)

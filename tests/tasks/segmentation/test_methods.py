@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.core import DEM, EM, AdaDEM
-from dembench.tasks.segmentation.engine import Draws, UDAOptimizers, collate
+from dembench.tasks.segmentation.batches import Draws, collate
 from dembench.tasks.segmentation.methods.adv_ent import AdvEnt, Discriminator, self_information
 from dembench.tasks.segmentation.methods.base import EntropyTerm, Logits, UDAMethod, cross_entropy, padding_mask
 from dembench.tasks.segmentation.methods.min_ent import MinEnt
 from dembench.tasks.segmentation.methods.source_only import SourceOnly
 from dembench.tasks.segmentation.methods.tent_seg import TentSeg
 from dembench.tasks.segmentation.nets import Network, deeplab_v2
-from dembench.tasks.segmentation.schedule import Schedule
+from dembench.tasks.segmentation.protocol import Protocol
+from dembench.tasks.segmentation.trainer import make_optimizers
 
 C = 3
 NET = deeplab_v2(depth=18, width=4, stages=3, output_stride=4, dilations=(1, 2), style="pytorch", freeze_norm=False)
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]))  # ImageNet's
-SCHEDULE = Schedule(4, batch_size=2, lr=0.02, head_multiplier=3.0)
+SCHEDULE = Protocol(4, batch_size=2, lr=0.02, head_multiplier=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,13 @@ def batches(data: Blocks, steps: int, progress: float = 0.5) -> list[dict[str, A
 
 def train(method: UDAMethod, data: Blocks, steps: int = 3) -> dict[str, Tensor]:
     """Steps at constant rates; the values of the last one."""
-    wrapper = UDAOptimizers({"schedule": SCHEDULE})(method.train())
+    optimizers = make_optimizers(method.train(), SCHEDULE).values()
     for batch in batches(data, steps):
-        values = method.train_step(batch, wrapper)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        values = method.gradients(batch)
+        for optimizer in optimizers:
+            optimizer.step()
     return values
 
 
@@ -284,10 +289,9 @@ def test_target_statistics_move_running_statistics_and_no_weight(data: Blocks) -
 
 def test_labels_of_the_target_are_not_read(data: Blocks) -> None:
     method = MinEnt(EM(), network=network(data), num_classes=C, weight=0.3)
-    wrapper = UDAOptimizers({"schedule": SCHEDULE})(method)
     batch = batches(data, 1)[0]
     assert not any("gt_sem_seg" in sample for sample in batch["target"]["data_samples"])
-    method.train_step(batch, wrapper)
+    method.gradients(batch)
 
 
 def test_a_ramp_raises_the_weight() -> None:
@@ -299,15 +303,15 @@ def test_a_ramp_raises_the_weight() -> None:
 
 def test_rates_of_the_groups(data: Blocks) -> None:
     method = AdvEnt(EM(), network=network(data), num_classes=C, discriminator_lr=0.5)
-    wrapper = UDAOptimizers({"schedule": Schedule(4, lr=0.1, head_multiplier=10.0, backbone_multiplier=3.0)})(method)
-    body, heads = wrapper["network"].optimizer.param_groups
+    found = make_optimizers(method, Protocol(4, lr=0.1, head_multiplier=10.0, backbone_multiplier=3.0))
+    body, heads = found["network"].param_groups
     names = {id(p): n for n, p in method.network.named_parameters()}
     assert {names[id(p)].split(".")[1] for p in body["params"]} == {"backbone"}
     assert {names[id(p)].split(".")[1] for p in heads["params"]} == {"decode_head", "auxiliary_head"}
     assert len(body["params"]) + len(heads["params"]) == len(names)
     assert (body["lr"], heads["lr"], heads["weight_decay"]) == pytest.approx((0.3, 1.0, 5e-4))
-    assert wrapper["d_aux"].optimizer.defaults["betas"] == (0.9, 0.99)
-    assert wrapper["d_main"].optimizer.param_groups[0]["lr"] == 0.5
+    assert found["d_aux"].defaults["betas"] == (0.9, 0.99)
+    assert found["d_main"].param_groups[0]["lr"] == 0.5
 
 
 def test_tent_predicts_before_its_step_and_moves_affine_weights_alone(data: Blocks) -> None:

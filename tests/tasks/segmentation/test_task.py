@@ -25,7 +25,7 @@ from dembench.tasks.segmentation.methods.source_only import SourceOnly
 from dembench.tasks.segmentation.methods.tent_seg import TentSeg
 from dembench.tasks.segmentation.metrics import SegMetrics
 from dembench.tasks.segmentation.nets import deeplab_v2
-from dembench.tasks.segmentation.schedule import Schedule
+from dembench.tasks.segmentation.protocol import Protocol
 from dembench.tasks.segmentation.task import Segmentation, collapse_flags, effective_classes
 
 NET = deeplab_v2(
@@ -36,7 +36,7 @@ FEW = {"batch_size": 2, "lr": 0.02, "eval_every": 2, "pictures": 0}
 
 def run(kind: Any, iterations: int = 4, **settings: Any) -> tuple[list[Event], Blocks]:
     data = Blocks()
-    task = Segmentation(data, NET, Schedule(iterations, **FEW | settings))
+    task = Segmentation(data, NET, Protocol(iterations, **FEW | settings))
     return list(task.run(kind)), data
 
 
@@ -133,7 +133,7 @@ def test_metrics_are_at_the_size_of_the_labels() -> None:
             seen.append((logits.shape, labels.shape))
             super().update(logits, labels)
 
-    task = Segmentation(data, NET, Schedule(1, **FEW))
+    task = Segmentation(data, NET, Protocol(1, **FEW))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dembench.tasks.segmentation.trainer.SegMetrics", Watched)
         list(task.run(SourceOnly))
@@ -170,7 +170,7 @@ def test_every_protocol_composes(name: str) -> None:
 
     schedule = instantiate(compose(["task=segmentation", f"protocol={name}"]).protocol)
     if name == "advent":
-        assert schedule == Schedule(120000, 1, 2.5e-4, 10.0, 1.0, 0.9, 5e-4, 0.9, 250000, 2000, 0, 3, 4, 1)
+        assert schedule == Protocol(120000, 1, 2.5e-4, 10.0, 1.0, 0.9, 5e-4, 0.9, 250000, 2000, 0, 3, 4, 1)
 
 
 @pytest.mark.slow  # two processes that import mmsegmentation
@@ -179,7 +179,7 @@ def test_two_processes_with_the_same_images_learn_as_one_does() -> None:
     ends = []
     for devices in (1, 2):
         data = Blocks(1)
-        task = Segmentation(data, NET, Schedule(2, batch_size=devices, lr=0.02, eval_every=1, devices=devices))
+        task = Segmentation(data, NET, Protocol(2, batch_size=devices, lr=0.02, eval_every=1, devices=devices))
         method = partial(AdvEnt, loss=AdaDEM(), weight=0.3, adversarial=0.1, discriminator_width=4)
         events = list(task.run(method))
         curve = [value for e in events if isinstance(e, Scalars) for name, value in e.values.items() if name != "iou"]

@@ -1,4 +1,4 @@
-"""The loop: mmengine's schedule as ADVENT's, batches by seed and position, and resuming as if nothing had happened."""
+"""The loop: ADVENT's schedule, batches by seed and position, and resuming as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from made_domains import Blocks
 from torch import Tensor
 
 from dembench.core import EM, AdaDEM
+from dembench.tasks.segmentation.batches import Draws, Share, collate
 from dembench.tasks.segmentation.data import NORMALISATIONS
-from dembench.tasks.segmentation.engine import Draws, Share, collate, thin_shortcuts
 from dembench.tasks.segmentation.methods.adv_ent import AdvEnt
 from dembench.tasks.segmentation.methods.base import UDAMethod
 from dembench.tasks.segmentation.methods.min_ent import MinEnt
 from dembench.tasks.segmentation.methods.source_only import SourceOnly
 from dembench.tasks.segmentation.nets import deeplab_v2, deeplab_v3
-from dembench.tasks.segmentation.schedule import Schedule
-from dembench.tasks.segmentation.trainer import Trainer
+from dembench.tasks.segmentation.protocol import Protocol
+from dembench.tasks.segmentation.trainer import Trainer, thin_shortcuts
 
 THIN = {"depth": 18, "width": 4, "output_stride": 4}
 NET = deeplab_v2(**THIN, stages=3, dilations=(1, 2), style="pytorch", freeze_norm=False)
 DROPOUT = deeplab_v3(**THIN, stages=3, dilations=(1, 2), channels=8, dropout=0.5)  # draws from the global generator
-FEW = Schedule(6, batch_size=2, lr=0.02, eval_every=3, checkpoint_every=2, pictures=0)
+FEW = Protocol(6, batch_size=2, lr=0.02, eval_every=3, checkpoint_every=2, pictures=0)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def data() -> Blocks:
 def trainer(
     data: Blocks,
     kind: Callable[..., UDAMethod],
-    schedule: Schedule = FEW,
+    schedule: Protocol = FEW,
     checkpoint: Path | None = None,
     seed: int = 0,
     net: Any = NET,
@@ -66,17 +66,17 @@ def assert_same(mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 def test_the_rate_is_advents_in_every_iteration(data: Blocks) -> None:
     """lr (1 - i / horizon) ** 0.9 with i from 0, for the network's groups and for the discriminators."""
-    schedule = Schedule(4, batch_size=1, lr=2.5e-4, horizon=9, eval_every=4, pictures=0)
+    schedule = Protocol(4, batch_size=1, lr=2.5e-4, horizon=9, eval_every=4, pictures=0)
     run = trainer(data, adversarial, schedule)
     seen: list[list[float]] = []
-    step = run.method.train_step
+    gradients = run.method.gradients
 
-    def watched(batch: Any, optim_wrapper: Any) -> Any:
-        groups = [g for w in optim_wrapper.optim_wrappers.values() for g in w.optimizer.param_groups]
+    def watched(batch: Any) -> Any:
+        groups = [group for optimizer in run.optimizers.values() for group in optimizer.param_groups]
         seen.append([group["lr"] for group in groups])
-        return step(batch, optim_wrapper)
+        return gradients(batch)
 
-    run.method.train_step = watched
+    run.method.gradients = watched
     list(run.run())
     for i, rates in enumerate(seen):
         factor = (1 - i / 9) ** 0.9
@@ -85,17 +85,19 @@ def test_the_rate_is_advents_in_every_iteration(data: Blocks) -> None:
 
 
 def test_advents_schedule_to_the_digit() -> None:
-    """The rule of ADVENT at 120,000 of 250,000 iterations, from mmengine's recursion alone."""
+    """The rule of ADVENT at 120,000 of 250,000 iterations, and mmengine's recursion to the last bit."""
     from mmengine.optim import PolyLR
 
-    schedule = Schedule(120000, horizon=250000)
+    schedule = Protocol(120000, horizon=250000)
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.5e-4)
-    options = {k: v for k, v in schedule.param_scheduler().items() if k != "type"}
-    poly = PolyLR(sgd, **options)
+    poly = PolyLR(sgd, power=0.9, eta_min=0.0, end=250001, by_epoch=False)
+    rate = 2.5e-4
     for i in range(1, 1001):
         sgd.step()
         poly.step()
-        assert sgd.param_groups[0]["lr"] == pytest.approx(2.5e-4 * (1 - i / 250000) ** 0.9, rel=1e-12)
+        rate *= schedule.decay(i)
+        assert rate == sgd.param_groups[0]["lr"]
+        assert rate == pytest.approx(2.5e-4 * (1 - i / 250000) ** 0.9, rel=1e-12)
 
 
 def test_a_batch_follows_from_seed_and_position(data: Blocks) -> None:
@@ -104,7 +106,7 @@ def test_a_batch_follows_from_seed_and_position(data: Blocks) -> None:
     assert sorted(names[:5]) == sorted(names[5:]) == [f"0-{i}" for i in range(5)]  # each image once an epoch
     assert names != [other[i]["source"]["data_samples"].img_path for i in range(10)]
     assert list(Share(2, FEW)) == [4, 5, 6, 7, 8, 9, 10, 11]
-    halves = [list(Share(0, Schedule(2, batch_size=4, devices=2), rank)) for rank in (0, 1)]
+    halves = [list(Share(0, Protocol(2, batch_size=4, devices=2), rank)) for rank in (0, 1)]
     assert halves == [[0, 1, 4, 5], [2, 3, 6, 7]]
     batch = collate([first[0], first[1]])
     assert len(batch["target"]["inputs"]) == 2
@@ -113,7 +115,7 @@ def test_a_batch_follows_from_seed_and_position(data: Blocks) -> None:
 
 @pytest.mark.parametrize("kind", [SourceOnly, adadem, adversarial])
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(data: Blocks, kind: Any) -> None:
-    runs = [trainer(data, kind, Schedule(2, batch_size=1, eval_every=2), seed=seed) for seed in (0, 0, 1)]
+    runs = [trainer(data, kind, Protocol(2, batch_size=1, eval_every=2), seed=seed) for seed in (0, 0, 1)]
     curves = [list(run.run()) for run in runs]
     assert curves[0] == curves[1]
     assert_same(state(runs[0]), state(runs[1]))
@@ -132,20 +134,20 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
     whole = trainer(data, kind, net=net)
     curve = list(whole.run())
     broken = trainer(data, kind, checkpoint=tmp_path / "c.pt", net=net)
-    step, calls = broken.method.train_step, []
+    gradients, calls = broken.method.gradients, []
 
-    def dies(batch: Any, optim_wrapper: Any) -> Any:
+    def dies(batch: Any) -> Any:
         calls.append(None)
         if len(calls) == 6:
             raise Killed
-        return step(batch, optim_wrapper)
+        return gradients(batch)
 
-    broken.method.train_step = dies
+    broken.method.gradients = dies
     with pytest.raises(Killed):
         list(broken.run())
     resumed = trainer(data, kind, checkpoint=tmp_path / "c.pt", net=net)
-    assert resumed.resumed_at == 4
     assert list(resumed.run()) == curve
+    assert resumed.resumed_at == 4
     assert_same(state(resumed), state(whole))
     assert "term.main.table" in state(whole)
     for name in ("forward_passes", "backward_passes", "updated"):
@@ -157,21 +159,21 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
 
 def test_checkpoints_load_safely_and_wrong_ones_say_what_to_do(data: Blocks, tmp_path: Path) -> None:
     file = tmp_path / "c.pt"
-    list(trainer(data, adadem, Schedule(1, batch_size=1, eval_every=1), file).run())
+    list(trainer(data, adadem, Protocol(1, batch_size=1, eval_every=1), file).run())
     torch.load(file, weights_only=True)
     wide = deeplab_v2(depth=18, width=8, stages=3, dilations=(1, 2), style="pytorch", freeze_norm=False)
     with pytest.raises(ValueError, match="c.pt does not fit .*remove it or say force=true"):
-        trainer(data, adadem, checkpoint=file, net=wide)
+        list(trainer(data, adadem, checkpoint=file, net=wide).run())
     file.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="cannot be read .*force=true"):
-        trainer(data, adadem, checkpoint=file)
+    with pytest.raises(ValueError, match="c.pt does not fit .*force=true"):
+        list(trainer(data, adadem, checkpoint=file).run())
     torch.save({"done": 3}, file)
-    with pytest.raises(ValueError, match="no checkpoint of this task"):
-        trainer(data, adadem, checkpoint=file)
+    with pytest.raises(ValueError, match="c.pt does not fit .*force=true"):
+        list(trainer(data, adadem, checkpoint=file).run())
 
 
 def test_a_term_that_is_not_finite_ends_the_training(data: Blocks) -> None:
-    run = trainer(data, SourceOnly, Schedule(6, batch_size=2, lr=1e30, eval_every=2, pictures=0))
+    run = trainer(data, SourceOnly, Protocol(6, batch_size=2, lr=1e30, eval_every=2, pictures=0))
     curve = list(run.run())
     assert not run.finite
     assert run.done < 6
@@ -181,7 +183,7 @@ def test_a_term_that_is_not_finite_ends_the_training(data: Blocks) -> None:
 def test_bf16_trains_near_to_fp32_and_keeps_its_weights_in_fp32(data: Blocks) -> None:
     found = {}
     for precision in ("fp32", "bf16"):
-        run = trainer(data, lambda p=precision, **a: adadem(precision=p, **a), Schedule(2, batch_size=2, eval_every=2))
+        run = trainer(data, lambda p=precision, **a: adadem(precision=p, **a), Protocol(2, batch_size=2, eval_every=2))
         (_, values), *_ = run.run()
         found[precision] = values["source"]
         assert all(p.dtype is torch.float32 for p in run.method.parameters())
@@ -191,7 +193,7 @@ def test_bf16_trains_near_to_fp32_and_keeps_its_weights_in_fp32(data: Blocks) ->
 
 def test_workers_load_the_same_batches_and_move_no_random_numbers(data: Blocks) -> None:
     curves = [
-        list(trainer(data, SourceOnly, Schedule(2, batch_size=2, eval_every=2, workers=workers), net=DROPOUT).run())
+        list(trainer(data, SourceOnly, Protocol(2, batch_size=2, eval_every=2, workers=workers), net=DROPOUT).run())
         for workers in (0, 1)
     ]
     assert curves[0] == curves[1]
@@ -200,7 +202,7 @@ def test_workers_load_the_same_batches_and_move_no_random_numbers(data: Blocks) 
 def test_the_loop_says_nothing_and_leaves_nothing(data: Blocks, capfd: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     before = torch.multiprocessing.get_start_method(allow_none=True), os.environ.get("OMP_NUM_THREADS")
-    list(trainer(data, lambda **a: MinEnt(EM(), **a), Schedule(1, batch_size=1, eval_every=1)).run())
+    list(trainer(data, lambda **a: MinEnt(EM(), **a), Protocol(1, batch_size=1, eval_every=1)).run())
     assert capfd.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
     assert before == (torch.multiprocessing.get_start_method(allow_none=True), os.environ.get("OMP_NUM_THREADS"))
@@ -208,7 +210,7 @@ def test_the_loop_says_nothing_and_leaves_nothing(data: Blocks, capfd: Any, tmp_
 
 def test_global_pooling_needs_two_images(data: Blocks) -> None:
     with pytest.raises(ValueError, match="protocol.batch_size of 2 or more"):
-        list(trainer(data, SourceOnly, Schedule(1, batch_size=1, eval_every=1), net=DROPOUT).run())
+        list(trainer(data, SourceOnly, Protocol(1, batch_size=1, eval_every=1), net=DROPOUT).run())
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,7 @@ def test_global_pooling_needs_two_images(data: Blocks) -> None:
 )
 def test_a_schedule_out_of_range_is_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Schedule(**{"iterations": 4, **settings})
+        Protocol(**{"iterations": 4, **settings})
 
 
 @pytest.mark.parametrize(("width", "thin"), [(4, True), (8, False)])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from small_models import Plain
 from torch import nn
 
 from dembench.core import EM, AdaDEM
@@ -25,7 +26,7 @@ from dembench.tasks.semi.methods.fixmatch import FixMatch
 from dembench.tasks.semi.methods.freematch import FreeMatch
 from dembench.tasks.semi.methods.mixmatch import MixMatch
 from dembench.tasks.semi.nets import NetMaker
-from dembench.tasks.semi.regime import Regime
+from dembench.tasks.semi.protocol import Protocol
 from dembench.tasks.semi.sources import Digits, ImageFolders
 from dembench.tasks.semi.task import SemiSupervised
 
@@ -92,7 +93,7 @@ def test_seeds_differ_and_selection_is_by_validation(tmp_path: Path) -> None:
 
 
 def test_selection_takes_the_first_best_of_the_validation() -> None:
-    task = SemiSupervised(SemiData(Digits()), NetMaker(nn.Identity), Regime(1))
+    task = SemiSupervised(SemiData(Digits()), NetMaker(nn.Identity), Protocol(1))
     history = [{"validation_accuracy": v, "accuracy": a} for v, a in ((0.4, 0.9), (0.6, 0.5), (0.6, 0.8), (0.5, 0.7))]
     from dembench.tasks.common.confusion import Confusion
     from dembench.tasks.common.metrics import StreamMetrics
@@ -212,24 +213,13 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     assert any(note["key"] == "resumed" for note in again["notes"])
 
 
-class Plain(nn.Module):
-    """Without BatchNorm: the samples of a batch do not touch each other."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.Tanh(), nn.Linear(16, num_classes))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one() -> None:
     """The global batch is the same, so that gradients, FreeMatch's state and AdaDEM's table are, up to rounding."""
     found = []
     for devices in (1, 2):
-        regime = Regime(4, 4, 2, lr=0.05, ema=0.9, eval_every=2, devices=devices)
-        task = SemiSupervised(SemiData(Digits(), validation_per_class=1), NetMaker(Plain), regime)
+        protocol = Protocol(4, 4, 2, lr=0.05, ema=0.9, eval_every=2, devices=devices)
+        task = SemiSupervised(SemiData(Digits(), validation_per_class=1), NetMaker(Plain), protocol)
         # the fairness term is not linear in the samples
         events = list(task.run(lambda **kw: FreeMatch(AdaDEM(), fairness_weight=0.0, **kw)))
         found.append([e for e in events if isinstance(e, (Row, Scalars))])
@@ -249,7 +239,7 @@ def test_two_processes_train_as_one() -> None:
 def test_a_gpu_trains_as_the_cpu_does(method: type) -> None:
     values = []
     for device in ("cpu", "cuda"):
-        task = SemiSupervised(SemiData(Digits()), NetMaker(Plain), Regime(3, 4, 2, eval_every=3), device=device)
+        task = SemiSupervised(SemiData(Digits()), NetMaker(Plain), Protocol(3, 4, 2, eval_every=3), device=device)
         events = list(task.run(lambda **kw: method(EM(), **kw)))
         values.append(next(e.values for e in events if isinstance(e, Scalars)))
     assert values[0]["supervised"] == pytest.approx(values[1]["supervised"], rel=1e-3)

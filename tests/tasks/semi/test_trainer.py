@@ -24,13 +24,12 @@ from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
 from dembench.tasks.semi.methods.supervised import Supervised
 from dembench.tasks.semi.methods.vat import VAT
 from dembench.tasks.semi.nets import ConvNet
-from dembench.tasks.semi.regime import Regime, parameter_groups
+from dembench.tasks.semi.protocol import Protocol, parameter_groups
 from dembench.tasks.semi.sources import Digits
-from dembench.tasks.semi.task import make_fabric
 from dembench.tasks.semi.trainer import Order, Trainer
 
 METHODS = (PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch)
-FEW = Regime(6, batch_size=4, unlabelled_ratio=2, lr=0.05, ema=0.9, eval_every=2)
+FEW = Protocol(6, batch_size=4, unlabelled_ratio=2, lr=0.05, ema=0.9, eval_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +38,11 @@ def data() -> SemiData:
 
 
 def trainer(
-    data: SemiData, method: SemiMethod, regime: Regime = FEW, seed: int = 0, checkpoint: Path | None = None
+    data: SemiData, method: SemiMethod, protocol: Protocol = FEW, seed: int = 0, checkpoint: Path | None = None
 ) -> Trainer:
     torch.manual_seed(0)
     net = nn.Sequential(ConvNet(10, 4), nn.Dropout(0.1))  # dropout draws from the global generator
-    fabric = make_fabric("cpu", "fp32", 1)
-    return Trainer(fabric, data, net, method, regime, seed=seed, checkpoint=checkpoint)
+    return Trainer(data, net, method, protocol, seed=seed, checkpoint=checkpoint)
 
 
 def weights(of: Trainer) -> list[Tensor]:
@@ -133,23 +131,22 @@ def test_dem_of_one_and_one_trains_as_em(data: SemiData) -> None:
 def test_resumed_is_uninterrupted_bit_for_bit(
     data: SemiData, kind: type[SemiMethod], optimizer: Any, tmp_path: Path
 ) -> None:
-    regime = Regime(7, 4, 2, optimizer, lr=0.01, ema=0.9, eval_every=3, checkpoint_every=1)
+    protocol = Protocol(7, 4, 2, optimizer, lr=0.01, ema=0.9, eval_every=3, checkpoint_every=1)
 
     def run(path: Path | None) -> Trainer:
-        return trainer(data, kind(AdaDEM(), num_classes=10), regime, checkpoint=path)
+        return trainer(data, kind(AdaDEM(), num_classes=10), protocol, checkpoint=path)
 
     whole = run(None)
     list(whole.run())
     for cut in range(1, 7):
         file = tmp_path / f"{cut}.pt"
         first = run(file)
-        first._load()
+        first.load()
         for _ in range(cut):
-            first._step()
-            first.done += 1
-            if regime.evaluates(first.done):
-                first._evaluate_all()
-        first._save()
+            first.advance()
+            if protocol.evaluates(first.done):
+                first.evaluate_all()
+        first.save()
         second = run(file)
         seen = list(second.run())
         assert second.resumed_at == cut
@@ -175,7 +172,7 @@ def test_a_finished_checkpoint_gives_the_result_without_a_step(data: SemiData, t
     first = trainer(data, EntMin(EM()), checkpoint=tmp_path / "c.pt")
     list(first.run())
     second = trainer(data, EntMin(EM()), checkpoint=tmp_path / "c.pt")
-    second._step = None  # type: ignore[method-assign]
+    second.step = None  # type: ignore[method-assign]
     list(second.run())
     assert torch.equal(first.final[0].counts, second.final[0].counts)
 
@@ -198,8 +195,7 @@ def test_the_average_is_the_recurrence(data: SemiData) -> None:
     run = trainer(data, Supervised())
     average = [p.detach().clone() for p in run.parameters]
     for _ in range(5):
-        run._step()
-        run.done += 1
+        run.advance()
         average = [0.9 * a + 0.1 * p.detach() for a, p in zip(average, run.parameters, strict=True)]
     for mine, expected in zip(run.average, average, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-7)
@@ -244,12 +240,12 @@ def test_costs_are_counted(data: SemiData) -> None:
 
 
 def test_the_rate_is_a_cosine_after_a_warm_up() -> None:
-    regime = Regime(110, warmup=10, eval_every=1)
-    assert [regime.rate(t) for t in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert regime.rate(10) == 1.0
-    assert regime.rate(60) == pytest.approx(math.cos(7 * math.pi / 32))
-    assert Regime(1 << 20).rate(1 << 20) == pytest.approx(0.19509, abs=1e-5)
-    assert Regime(100, schedule="constant").rate(99) == 1.0
+    protocol = Protocol(110, warmup=10, eval_every=1)
+    assert [protocol.rate(t) for t in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert protocol.rate(10) == 1.0
+    assert protocol.rate(60) == pytest.approx(math.cos(7 * math.pi / 32))
+    assert Protocol(1 << 20).rate(1 << 20) == pytest.approx(0.19509, abs=1e-5)
+    assert Protocol(100, schedule="constant").rate(99) == 1.0
 
 
 def test_decay_and_layer_decay_by_parameter() -> None:
@@ -284,7 +280,7 @@ def test_decay_and_layer_decay_by_parameter() -> None:
 )
 def test_wrong_schedules_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Regime(**{"iterations": 10, **wrong})
+        Protocol(**{"iterations": 10, **wrong})
 
 
 def test_bf16_keeps_losses_in_float32(data: SemiData) -> None:
@@ -299,8 +295,8 @@ def test_bf16_keeps_losses_in_float32(data: SemiData) -> None:
     net = ConvNet(10, 4)
     inner: list[torch.dtype] = []
     net.features[0].register_forward_hook(lambda module, inputs, output: inner.append(output.dtype))
-    run = Trainer(make_fabric("cpu", "bf16", 1), data, net, VAT(Watch()), FEW, seed=0)
-    run._step()
+    run = Trainer(data, net, VAT(Watch()), FEW, seed=0, precision="bf16")
+    run.advance()
     assert seen == [torch.float32]
     half, full = torch.bfloat16, torch.float32
     assert inner == [half, half, full, full, half]  # VAT's probe is exact, and so is the prediction that it starts from

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dembench.tasks.common.milestones import Milestones
+from dembench.tasks.common import training
 
 
 @dataclass(frozen=True)
-class Schedule(Milestones):
+class Protocol(training.Protocol):
     """SGD with momentum, and a polynomial rate ``(1 - i / horizon) ** power`` in iteration i from 0.
 
     Args:
@@ -60,7 +60,9 @@ class Schedule(Milestones):
             raise ValueError(f"protocol: expected horizon >= iterations = {self.iterations}, got {self.horizon}")
         self.check_division()
 
-    def param_scheduler(self) -> dict[str, object]:
-        """mmengine's schedule. Its rate after i steps is (1 - i / (end - 1)) ** power, hence the 1 added here."""
-        horizon = self.horizon or self.iterations
-        return {"type": "PolyLR", "power": self.power, "eta_min": 0.0, "end": horizon + 1, "by_epoch": False}
+    def decay(self, done: int) -> float:
+        """Factor on all rates after ``done`` iterations, from 1: all up to then make (1 - done / horizon) ** power.
+
+        As mmengine's PolyLR, to the last bit.
+        """
+        return (1 - 1 / ((self.horizon or self.iterations) - done + 1)) ** self.power

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dembench.tasks.common.milestones import Milestones
+from dembench.tasks.common import training
 
 
 @dataclass(frozen=True)
-class Regime(Milestones):
+class Protocol(training.Protocol):
     """A training schedule. Nothing in it depends on method, loss or class balance.
 
     Args:
