@@ -8,7 +8,7 @@ PYTEST_ARGS ?= -n 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo report test test-all gpu lint format type clean
+.PHONY: help setup demo report test test-all test-oldest test-newest gpu lint format type clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,14 +42,26 @@ format: $(VENV)/.installed-test  ## rewrite the files in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-type: $(VENV)/.installed-test  ## mypy, strict, on core
-	$(BIN)/mypy
+type: $(VENV)/.installed-test  ## mypy: core, harness, report, tasks/base.py
+	@mkdir -p .mypy_cache/path && ln -sfn "$(CURDIR)" .mypy_cache/path/dembench  # a clone may have any name
+	MYPYPATH=.mypy_cache/path $(BIN)/mypy
 
 test: lint type  ## lint, types, and all tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 test-all: lint type  ## the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-oldest:  ## the lowest versions that pyproject.toml admits, in an environment of their own (Python 3.11)
+	test -e $(VENV)-oldest/bin/python || python3.11 -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python scripts/lowest.py > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-oldest/constraints.txt -e ".[test]"
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+test-newest:  ## the newest versions, without constraints, in an environment of their own
+	test -e $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[test]"
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 gpu: $(VENV)/.installed-test  ## on a machine with a CUDA device: its tests, the losses, a step of each task
 	$(BIN)/dembench check gpu --out $(GPU)

@@ -270,7 +270,7 @@ def flat_keys(cfg: DictConfig) -> list[str]:
     inside = []
     for name, node in cfg.items_ex(resolve=False):
         if name not in NOT_SET and isinstance(node, DictConfig):
-            inside += [f"{name}.{key}" for key in _leaves(node)]
+            inside += [f"{str(name)}.{key}" for key in _leaves(node)]
     top = [str(key) for key, node in cfg.items_ex(resolve=False) if key not in (*GROUPS, *NOT_SET)]
     return [*GROUPS, *top, *inside]
 
@@ -361,11 +361,11 @@ def _check_missing(cfg: DictConfig, config_dir: Path | None) -> None:
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in node:
+    for key in map(str, node):
         child = node._get_node(key)
         if isinstance(child, DictConfig) and child._is_interpolation() is False and not child._is_none():
             yield from _leaves(child, f"{prefix}{key}.")
-        elif not str(key).startswith("_"):
+        elif not key.startswith("_"):
             yield f"{prefix}{key}"
 
 

@@ -62,7 +62,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     cfg.device = resolve_device(cfg.device, str(OmegaConf.select(cfg, "task._target_") or ""))
     if cfg.precision == "bf16" and cfg.device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError(f"precision=bf16: {torch.cuda.get_device_name()} cannot; use precision=fp32")
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     loggers.chosen(config["logger"])
     return parts.without_default(config)
 
@@ -92,7 +92,7 @@ def make_repeatable(threads: int) -> None:
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; matrix products are so by torch's default
     torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in no fixed order

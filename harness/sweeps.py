@@ -107,7 +107,7 @@ def _mappings(value: Any) -> bool:
 
 def read_overrides(words: Sequence[str]) -> dict[str, list[Any]]:
     """Command line words to values per key; ``seed=0,1`` gives two values, ``seed=[0,1]`` one that is a list."""
-    found = {}
+    found: dict[str, list[Any]] = {}
     for override in parse(words):
         key = f"+{override.key_or_group}" if override.is_add() else override.key_or_group
         if override.is_sweep_override():
@@ -126,7 +126,7 @@ def expand(sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]] | None =
     """Every run of a sweep, in the order of the file, each once; an override replaces a key in all grids."""
     expanded: dict[str, Words] = {}
     for grid in sweep["grids"]:
-        varied = axes({**sweep["base"], **grid}) | (overrides or {})
+        varied = axes({**sweep["base"], **grid}) | dict(overrides or {})
         for values in itertools.product(*varied.values()):
             words = dict(zip(varied, values, strict=True))
             expanded.setdefault(json.dumps(words, sort_keys=True), words)
@@ -215,7 +215,8 @@ def _named_errors(words: Words) -> Iterator[None]:
 
 def _resolve(cfg: DictConfig, elsewhere: bool) -> dict[str, Any]:
     if elsewhere and cfg.device == "cuda":
-        return parts.without_default(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        return parts.without_default(config)
     return experiment.resolve(cfg)
 
 
@@ -261,7 +262,7 @@ def labels(planned: Sequence[Planned]) -> dict[str, str]:
     """By id, each run in as many words as tell it from the others: "tta tent adadem lr=0.01 seed=1"."""
     asked = [{**run.config["choices"], **run.words, "seed": run.config["seed"]} for run in planned]
     keys = [key for key in dict.fromkeys((*GROUPS, *itertools.chain(*asked))) if key not in ("seed", *runs.NOT_IN_ID)]
-    texts = {run.id: [] for run in planned}
+    texts: dict[str, list[str]] = {run.id: [] for run in planned}
     for key in (*keys, "seed"):
         values = [as_text(words.get(key)) for words in asked]
         told = dict(zip(map(tuple, texts.values()), values, strict=True))  # what the words so far would make of it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from dembench.scripts.lowest import lowest
 
 ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "support"
@@ -69,6 +72,31 @@ def test_the_package_imports_nothing_and_the_losses_import_torch_alone() -> None
     for name in done.stdout.split():
         top = name.partition(".")[0]
         assert name.startswith("dembench.core") or top == "torch" or top in sys.stdlib_module_names, name
+
+
+def test_every_requirement_has_a_lowest_version_and_a_tested_one() -> None:
+    """What ``make test-oldest`` and ``make setup`` install."""
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    tested = {canonical(name): release(version) for name, version in tested.items()}
+    found = lowest(PROJECT["project"])
+    assert {"torch", "hydra-core", "optuna", "pytest"} <= found.keys()
+    assert all(release(version) <= tested[canonical(name)] for name, version in found.items())
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def test_a_requirement_without_a_lower_bound_is_refused() -> None:
+    project = {"name": "x", "dependencies": ["a-b[c]>=1.5,<2"], "optional-dependencies": {"d": ["x[all]", "e<3"]}}
+    with pytest.raises(ValueError, match="e<3: no lower bound"):
+        lowest(project)
+    project["optional-dependencies"]["d"] = ["x[all]"]
+    assert lowest(project) == {"a-b": "1.5"}
 
 
 @pytest.fixture(scope="module")

@@ -92,8 +92,8 @@ def choose(settings: Settings, planned: Sequence[Planned], times: Times | None =
             from dembench.harness.engines.ray import Ray
         except ImportError as error:
             raise ConfigError(str(error)) from None
-        gpus = settings.gpus_per_run or (1.0 if on_gpu else 0.0)
-        return Ray(settings.address or "auto", settings.cpus_per_run or threads, gpus)
+        each_run = settings.gpus_per_run or (1.0 if on_gpu else 0.0)
+        return Ray(settings.address or "auto", settings.cpus_per_run or threads, each_run)
     if not on_gpu and (settings.gpus or settings.gpus_per_run):
         option = "--gpus" if settings.gpus else "--gpus-per-run"
         raise ConfigError(f"{option}: none of the runs uses a GPU (device=cuda)")

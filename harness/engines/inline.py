@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from dembench.harness.engines.job import Job, Progress, Waiting, attempt
 from dembench.harness.sweeps import Planned
@@ -17,7 +17,7 @@ class Inline:
 
     slots = 1
 
-    def run(self, todo: deque[Planned]) -> Iterator[Progress]:
+    def run(self, todo: deque[Planned]) -> Generator[Progress, None, None]:
         waiting = Waiting()
         while todo or waiting:
             todo.extend(waiting.due())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -44,7 +44,7 @@ class Engine(Protocol):
 
     slots: int  # runs at a time
 
-    def run(self, todo: deque[Planned]) -> Iterator[Progress]:
+    def run(self, todo: deque[Planned]) -> Generator[Progress, None, None]:
         """Takes runs from the left until none is left and none runs; closing the iterator ends what runs."""
         ...
 

@@ -11,9 +11,10 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 from dembench.harness.engines.job import REPORT_SECONDS, Job, Kind, Progress, Waiting, attempt, teller
 from dembench.harness.sweeps import Planned
@@ -53,7 +54,7 @@ class Processes:
             todo.remove(first)
         return first
 
-    def run(self, todo: deque[Planned]) -> Iterator[Progress]:
+    def run(self, todo: deque[Planned]) -> Generator[Progress, None, None]:
         waiting = Waiting()
         with tempfile.TemporaryDirectory(prefix="dembench-") as folder, contextlib.ExitStack() as stack:
             pool: list[_Worker] = []
@@ -66,7 +67,7 @@ class Processes:
                     if worker.run is None and (run := self.take(worker.number, todo)) is not None:
                         worker.give(run)
                         yield Progress("start", run, worker.place)
-                busy = {worker.pipe: worker for worker in pool if worker.run}
+                busy: dict[Any, _Worker] = {worker.pipe: worker for worker in pool if worker.run}
                 if not busy:
                     time.sleep(REPORT_SECONDS)
                 for pipe in wait(list(busy), timeout=REPORT_SECONDS) if busy else []:

@@ -7,6 +7,7 @@ counts as done only when its result can be read where the sweep was started.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import socket
@@ -15,7 +16,7 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Ray:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
                 _reach(address)
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 reason = " ".join(str(error).split())
                 raise ConfigError(f"no Ray cluster at {address} (`ray start --head` starts one): {reason}") from error
@@ -77,7 +78,7 @@ class Ray:
         asked = [(kind, each) for kind, each in (("CPU", self.cpus), ("GPU", self.gpus)) if each]
         return sum(math.floor(min(_amount(node, kind) / each for kind, each in asked)) for node in _nodes())
 
-    def run(self, todo: deque[Planned]) -> Iterator[Progress]:
+    def run(self, todo: deque[Planned]) -> Generator[Progress, None, None]:
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
             places = _Places(stack)
@@ -231,7 +232,8 @@ class _Board:
                 return told
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self.actor = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Board).remote()
+        make: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)  # type: ignore[call-overload]
+        self.actor = make(Board).remote()
         self._asked: Any = None
         self._started: set[str] = set()
 

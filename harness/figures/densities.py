@@ -46,12 +46,13 @@ def draw(overrides: Sequence[str] = (), runs: Sequence[Path] = ()) -> Figure:
     batches: Batches = []
     for method in METHODS:
         prepared = experiment.prepare(compose([*DEFAULTS, *overrides, f"method={method}"]))
-        batches = batches or one_corruption(prepared.task)
+        task: Any = prepared.task
+        batches = batches or one_corruption(task)
         features[METHODS[method][0]] = adapted_features(prepared, batches)
         experiment.seed_all(prepared.config["seed"])
         if method == "tent":
             rate = prepared.config["method"]["lr"]
-            features[REFERENCE[0]] = supervised_features(prepared.task.model, batches, rate)
+            features[REFERENCE[0]] = supervised_features(task.model, batches, rate)
     return figure_of(features, prepared)
 
 
@@ -127,7 +128,8 @@ def figure_of(features: dict[str, np.ndarray], prepared: Any) -> Figure:
         for row, name in zip(axes, methods, strict=True):
             for ax, channel in zip(row, chosen, strict=True):
                 both = np.concatenate([reference[:, channel], features[name][:, channel]])
-                at = np.linspace(*np.quantile(both, [0.002, 0.998]), 120)
+                low, high = np.quantile(both, [0.002, 0.998])
+                at = np.linspace(low, high, 120)
                 for who, style in ((REFERENCE[0], "--"), (name, "-")):
                     line = density(features[who][:, channel], at)
                     ax.plot(at, line, color=colours[who], linestyle=style, label=who)

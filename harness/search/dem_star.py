@@ -125,7 +125,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     cfg = cfg.copy()
     cfg.seed = 0  # what follows the seed is no choice
     cfg.choices.loss = "dem"  # what the trials run
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     task = {key: value for key, value in plain["task"].items() if key not in plain}
     kept = (*NAMED[1:], "precision", "search_share", "search_seed")
     return {"task": task, **{key: plain.get(key) for key in kept}}
@@ -177,6 +177,6 @@ def _flat(cfg: DictConfig) -> dict[str, Any]:
         else:
             flat[prefix[1:]] = node
 
-    plain = OmegaConf.to_container(cfg, resolve=False)
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
     visit({key: value for key, value in plain.items() if key not in NOT_SEARCHED}, "")
     return flat

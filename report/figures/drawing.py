@@ -25,7 +25,7 @@ COLOURS = {"em": "#c8501e", "dem": "#0e8a62", "dem_star": "#8a6d00", "adadem": "
 SPARE = ("#a0428c", "#5b54b0", "#3a3f4a")
 PALETTE = (*COLOURS.values(), *SPARE, GREY)
 LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1)))
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "dembench",
     "svg.fonttype": "none",
     "text.parse_math": False,

@@ -12,11 +12,11 @@ from cifar_files import as_archive, as_folder, encoded, expected, files
 from PIL import Image
 from torch.testing import assert_close
 
+from dembench.tasks.common import generated
 from dembench.tasks.common.choice import balanced_subset
 from dembench.tasks.common.corruptions import corrupt
 from dembench.tasks.common.digits import digits
 from dembench.tasks.common.generated import GeneratedCIFAR10C
-from dembench.tasks.tta import data
 from dembench.tasks.tta.data import DigitsC
 from dembench.tasks.tta.models import cifar_resnet
 
@@ -30,7 +30,7 @@ def kept(monkeypatch):
         calls.append((corruption, severity, index.tolist(), seed, frost))
         return images.clone()
 
-    monkeypatch.setattr(data, "corrupt", fake)
+    monkeypatch.setattr(generated, "corrupt", fake)
     return calls
 
 

@@ -130,6 +130,19 @@ def test_a_domain_is_made_once_and_what_is_written_to_it_stays_private(folder: P
     assert calls == ["fog"] * 5
 
 
+@pytest.mark.gpu
+def test_a_gpu_makes_the_same_domains_and_keeps_them(folder: Path, tmp_path: Path):
+    for corruption in ("gaussian_noise", "glass_blur", "frost", "jpeg_compression"):
+        here, _ = made(folder, tmp_path / "a").domain(corruption, 5)
+        there = made(folder, tmp_path / "b")
+        there.place(torch.device("cuda"))
+        found, _ = there.domain(corruption, 5)
+        assert found.is_cuda
+        assert torch.equal(found.cpu(), here)
+        assert there.domain(corruption, 5)[0] is found
+    assert not (tmp_path / "b" / "domains").exists()
+
+
 def test_fingerprints_follow_content_and_size(folder: Path, tmp_path: Path):
     own = made(folder, tmp_path).fingerprint
     assert made(folder, tmp_path / "other").fingerprint == own
