@@ -59,6 +59,8 @@ class Zero(Marginal):
         asked = votes if self.ties == "confidence" else F.one_hot(logits.argmax(2), logits.shape[2])
         late = asked[:, count:] * tied[:, None]  # those that are for a tied class
         first = (late.sum(2).cumsum(1) == 1) & late.any(2)
-        deciding = (late * first[..., None]).sum(1) * 0.5  # less than a vote
-        shares = ballots + deciding * (tied.sum(1, keepdim=True) > 1) + _LEAST * log_marginal(ranked[:, :count]).exp()
+        marginal = log_marginal(ranked[:, :count])
+        likeliest = F.one_hot(marginal.masked_fill(~tied, -torch.inf).argmax(1), logits.shape[2])
+        deciding = torch.where(late.any((1, 2))[:, None], (late * first[..., None]).sum(1), likeliest) * 0.5
+        shares = ballots + deciding * (tied.sum(1, keepdim=True) > 1) + _LEAST * marginal.exp()  # 0.5: less than a vote
         return torch.log(shares.float() / shares.sum(1, keepdim=True)).clamp(min=-50)
