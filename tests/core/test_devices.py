@@ -13,12 +13,12 @@ import core
 from core import functional as F
 
 
-def _rank(rank, world, file, shape):
+def _rank(rank, world, file, shape, by_rows):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     generator = torch.Generator().manual_seed(0)
-    loss, alone = core.AdaDEM(), core.AdaDEM(shape[1])
+    loss, alone = core.AdaDEM(by_rows=by_rows), core.AdaDEM(shape[1])
     for _ in range(3):
         batch = torch.randn((world * shape[0], *shape[1:]), generator=generator)
         mask = torch.rand((world * shape[0], *shape[2:]), generator=generator) > 0.3
@@ -27,7 +27,7 @@ def _rank(rank, world, file, shape):
         value = loss(batch[part], mask[part])
         alone.table.copy_(published.step(alone.table.double(), batch.double(), 0.1, mask))
         alone.eval()
-        assert_close(loss.table, alone.table)
+        assert_close(loss.rows[loss.slots] if by_rows else loss.table, alone.table)
         assert_close(value, F.adadem(batch, alone.table, mask=mask)[part])
     own = torch.randn(4, 5, generator=torch.Generator().manual_seed(rank))
     assert_close(F.adadem(own), published.adadem(own.requires_grad_(), published.step(F.uniform_table(5), own, 0.1)))
@@ -36,9 +36,11 @@ def _rank(rank, world, file, shape):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (10, 150), (1, 5, 4, 4)])
-def test_class_means_are_over_the_global_batch(tmp_path, shape):
-    mp.spawn(_rank, args=(2, tmp_path / "store", shape), nprocs=2)
+@pytest.mark.parametrize(
+    ("shape", "by_rows"), [((6, 5), False), ((10, 150), False), ((1, 5, 4, 4), False), ((10, 150), True)]
+)
+def test_class_means_are_over_the_global_batch(tmp_path, shape, by_rows):
+    mp.spawn(_rank, args=(2, tmp_path / "store", shape, by_rows), nprocs=2)
 
 
 @pytest.mark.gpu
