@@ -5,9 +5,10 @@
     gradient = -(1/delta) (p (c - u + 1) - alpha a_k)
 
 The table needs all of the batch before the first value can be formed, so there are two looks: one for pseudo labels,
-p and the table's step, one for rewards, calibrators and values. In between p lies where the gradient will. Rows of the
-table meet the batch by products with a one-hot matrix or by index (``by_index``), and where a batch of many classes is
-smaller than the table, only the rows that it names are touched.
+p and the table's step, one for rewards, calibrators and values. Between the looks the gradient's memory holds p. Rows
+of the table meet the batch by products with a one-hot matrix or by index (``by_index``), and where a batch of many
+classes is smaller than the table, only the rows that it names are touched. With very many classes the table is kept by
+rows (``_rows``).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from ._kernels import (
     wants_gradient,
     weigh,
 )
+from ._rows import Rows, Table, slots_with, with_room
 
 ONE_HOT_CLASSES = 128
 _RUN, _LONG_RUN = 1 << 9, 1 << 12
@@ -194,17 +196,40 @@ def distributed() -> bool:
     )
 
 
-def _step_named_rows(table: Tensor, p: Tensor, rows: Tensor, skip: Tensor | None, momentum: float) -> None:
-    """``Tally.step`` in place where the batch is smaller than the table: only rows that the batch names are touched.
+def _step_named_rows(
+    table: Tensor, p: Tensor, rows: Tensor, counts: Tensor, skip: Tensor | None, momentum: float
+) -> Tensor:
+    """``Tally.step`` where the batch is smaller than the table: only rows that the batch names are touched.
 
-    Of N_k samples that name row k, each moves it by momentum / N_k of the way from where it was to its own p.
+    Of N_k samples that name row k, each moves it by momentum / N_k of the way from where it was to its own p. ``rows``
+    and ``counts``, (M,), are k and N_k of each sample. In place but under transforms.
     """
-    counts = _counts(p, rows, skip).index_select(0, rows).unsqueeze(1)
-    here = table.index_select(0, rows)
-    move = torch.sub(p, here, out=here).mul_(momentum / counts)
+    move = table.index_select(0, rows).sub_(p).mul_((-momentum / counts).unsqueeze(1))
     if skip is not None:  # a row may have no sample that counts, and its move be infinite
         move = blank(move, skip)
-    table.index_add_(0, rows, move)
+    return table.index_add(0, rows, move) if transformed() else table.index_add_(0, rows, move)
+
+
+def _step_rows(
+    table: Rows, p: Tensor, labels: Tensor, skip: Tensor | None, momentum: float, inplace: bool, alone: bool
+) -> Rows:
+    """``Tally.step`` of a table by rows; in place where it can be, with more rows where classes are new."""
+    counts = _counts(p, labels, skip)
+    if not alone:
+        torch.distributed.all_reduce(counts)
+    rows, slots = table.rows, slots_with(table.slots, counts > 0)
+    if inplace:
+        rows, slots = with_room(rows, slots), table.slots.copy_(slots)
+    if alone:
+        here = slots.index_select(0, labels)
+        return Rows(_step_named_rows(rows, p, here, counts.index_select(0, labels), skip, momentum), slots)
+    named = counts.nonzero().flatten()  # on all ranks
+    place = ((counts > 0).cumsum(0) - 1).index_select(0, labels).clamp(min=0)
+    sums = p.new_zeros(max(1, len(named)), p.shape[1]).index_add_(0, place, silence(p, skip))[: len(named)]
+    torch.distributed.all_reduce(sums)
+    here = slots.index_select(0, named)
+    means = sums.div_(counts.index_select(0, named).unsqueeze(1))
+    return Rows(rows.index_copy_(0, here, rows.index_select(0, here).lerp_(means, momentum)), slots)
 
 
 def _counts(p: Tensor, rows: Tensor, skip: Tensor | None) -> Tensor:
@@ -216,21 +241,22 @@ def _counts(p: Tensor, rows: Tensor, skip: Tensor | None) -> Tensor:
 
 def adadem(
     z: Tensor,
-    table: Tensor,
+    table: Table | None,
     skip: Tensor | None,
     options: Options,
     momentum: float | None,
     inplace: bool,
     across_ranks: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Table | None]:
     """AdaDEM (eq. 12) of every position of z, (M, C) or (N, C, S), differentiable: (M,) or (N, S).
 
     The table takes its step on this batch first, unless ``momentum`` is None; ``inplace`` says where that is written,
     ``across_ranks`` whether the batch is spread over the ranks of ``torch.distributed``.
+    A table by rows takes z as (M, C); without ``options.mec`` there need be none.
     Returns the value and the table that was used.
     """
     wanted, graph = wants_gradient(z), partial(_reward_graph, mec=options.mec)
-    if (kernels := fused(z, table)) is not None:
+    if not isinstance(table, Rows) and (kernels := fused(z, table)) is not None:
         alone = not (across_ranks and distributed())
         return kernels.adadem(z, table, skip, options, momentum, inplace, alone, graph)  # type: ignore[no-any-return]
     with torch.no_grad():
@@ -240,26 +266,28 @@ def adadem(
 
 def _adadem(
     z: Tensor,
-    table: Tensor,
+    table: Table | None,
     skip: Tensor | None,
     options: Options,
     momentum: float | None,
     inplace: bool,
     across_ranks: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Table | None]:
     """Value, minus delta times its gradient, delta, and the table after its step."""
     blocks = blocks_of(z)
     room, scratch = room_for(z, blocks), Scratch(z, blocks)
-    step = momentum if options.mec else None
+    used = table if options.mec else None
     alone = not (across_ranks and distributed())
-    looks, table = _look(z, table, skip, step, inplace, alone, blocks, scratch, room)
+    looks, addresses, used = _look(z, used, skip, momentum, inplace, alone, blocks, scratch, room)
+    rows = used.rows if isinstance(used, Rows) else used
     results = []
-    for look in reversed(looks):  # what was looked at last is still in cache
+    for look, address in zip(looks[::-1], addresses[::-1], strict=True):  # the last are still in cache
         zb, skipped = cut(z, look.block), cut(skip, look.block)
-        result, reward = _calibrate(zb, table, skipped, options, look, scratch, None if room is None else look.p)
+        target = None if room is None else look.p
+        result, reward = _calibrate(zb, rows, address, skipped, options, look, scratch, target)
         results.append(result)
     value, delta = join(results[::-1], z, blocks)
-    return value, reward if room is None else room, delta, table
+    return value, reward if room is None else room, delta, table if used is None else used
 
 
 class _Look(NamedTuple):
@@ -269,12 +297,11 @@ class _Look(NamedTuple):
     m: Tensor
     c: Tensor | None  # None where that is to be formed again
     p: Tensor
-    address: Tensor
 
 
 def _look(
     z: Tensor,
-    table: Tensor,
+    table: Table | None,
     skip: Tensor | None,
     momentum: float | None,
     inplace: bool,
@@ -282,14 +309,19 @@ def _look(
     blocks: list[Block],
     scratch: Scratch,
     room: Tensor | None,
-) -> tuple[list[_Look], Tensor]:
-    """The first look at every block, and the table after its step; with several blocks, their p lie in ``room``."""
-    index = by_index(z)
+) -> tuple[list[_Look], list[Tensor], Table | None]:
+    """The first look at every block, where its positions find their rows in the table, and that after its step.
+
+    With several blocks, ``room`` holds their p. Without a table, the second is of no use.
+    """
+    by_rows = isinstance(table, Rows)
+    index = by_rows or by_index(z)
     ranks = None if z.numel() <= _LITTLE and z.dim() == 2 and index else _ranks(z)
     few = index and inplace and alone and z.dim() == 2 and z.shape[0] <= z.shape[1] and not transformed()
-    together = few or (z.dim() == 2 and z.shape[1] > _MANY_CLASSES)
+    together = few or by_rows or (z.dim() == 2 and z.shape[1] > _MANY_CLASSES)
     tally = Tally()
-    looks = []
+    looks: list[_Look] = []
+    addresses: list[Tensor] = []
     for block in blocks:
         zb, skipped = cut(z, block), cut(skip, block)
         spare, _ = scratch.like(zb)
@@ -302,25 +334,35 @@ def _look(
             m = maximum(zb)
             c = centre(zb, m, skipped, spare)
             p = probabilities(c, skipped, room=cut(room, block))
-            address = _search(c, ranks, index, spare)
-        if momentum is not None and not together:
+            address = _search(c, ranks, index, spare) if table is not None else m
+        if table is not None and momentum is not None and not together:
             tally.add(p, address, skipped, m)
-        looks.append(_Look(block, m, c if room is None else None, p, address))
-    if momentum is None:
-        return looks, table
-    if together and room is not None:
-        p, m, address = room, torch.cat([look.m for look in looks]), torch.cat([look.address for look in looks])
-    if few:
-        _step_named_rows(table, p, address, _outside(m, skip), momentum)
-        return looks, table
-    if together:
-        tally.add(p, address, skip, m)
-    return looks, tally.step(table, momentum, inplace, alone)
+        looks.append(_Look(block, m, c if room is None else None, p))
+        addresses.append(address)
+    if table is None:
+        return looks, addresses, None
+    if momentum is not None:
+        if together and room is not None:
+            p, m, address = room, torch.cat([look.m for look in looks]), torch.cat(addresses)
+        if isinstance(table, Rows):
+            table = _step_rows(table, p, address, _outside(m, skip), momentum, inplace, alone)
+        elif few:
+            outside = _outside(m, skip)
+            counts = _counts(p, address, outside).index_select(0, address)
+            table = _step_named_rows(table, p, address, counts, outside, momentum)
+        else:
+            if together:
+                tally.add(p, address, skip, m)
+            table = tally.step(table, momentum, inplace, alone)
+    if isinstance(table, Rows):
+        addresses = [table.slots.index_select(0, address) for address in addresses]
+    return looks, addresses, table
 
 
 def _calibrate(
     z: Tensor,
-    table: Tensor,
+    table: Tensor | None,
+    address: Tensor,
     skip: Tensor | None,
     options: Options,
     look: _Look,
@@ -337,9 +379,9 @@ def _calibrate(
         slope = torch.addcmul(weighted, p, u if options.mec else u - 1, value=-1)
     reward = torch.addcmul(weighted, p, u - 1 if options.mec else u, value=-1, out=target)
     delta = _delta(reward if slope is None else slope, options, skip, other)
-    if not options.mec:
+    if table is None:
         return (torch.zeros_like(delta), delta), reward
-    penalty = shown = _gather(table, look.address, z, other)
+    penalty = shown = _gather(table, address, z, other)
     if masked:  # a class that is masked out counts with z = 0, and gets no reward and no penalty
         out = z == -math.inf
         c, shown = torch.where(out, -m, c), penalty.masked_fill(out, 0)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _calibrator as calibrator
 from . import _kernels as kernels
+from ._rows import Rows, Table, many, uniform_rows
 from .checks import check_adadem, check_dem, check_logits, check_table
 
 __all__ = ["adadem", "cadf", "dem", "em", "gmc", "uniform_table", "update_table"]
@@ -98,7 +99,8 @@ def adadem(
         norm: False puts delta = 1 (the paper's AdaDEM-MEC).
         norm_type: 1, 2 or infinity, the norm that delta is.
         norm_of: "cadf", or "em" for the norm of the whole entropy's gradient (AdaDEM-V), held above 1e-4.
-        mec: False puts a_k = p as a constant (AdaDEM-Norm); the value then is 0, the gradient EM's over delta.
+        mec: False puts a_k = p as a constant (AdaDEM-Norm); the value then is 0, the gradient EM's over delta, and
+            the table is not read.
         alpha: weight of the calibrator.
         momentum: pi of the table's step; used only where table is None.
     Returns: (N, ...) for "none" with 0 where the mask is False, else a scalar.
@@ -109,8 +111,8 @@ def adadem(
     check_adadem(momentum, alpha, norm_type, norm_of)
     options = calibrator.Options(norm, norm_type, norm_of, mec, alpha)
     if table is None:
-        table = uniform_table(logits.shape[1], device=logits.device, dtype=kernels.accumulation_dtype(logits))
-        return adadem_step(logits, table, options, momentum, False, False, mask, reduction)[0]
+        fresh = fresh_table(logits) if mec else None
+        return adadem_step(logits, fresh, options, momentum, False, False, mask, reduction)[0]
     check_table(table, logits.shape[1])
     return adadem_step(logits, table, options, None, False, False, mask, reduction)[0]
 
@@ -139,23 +141,37 @@ def update_table(table: Tensor, logits: Tensor, *, momentum: float = 0.1, mask: 
     check_table(table, logits.shape[1])
     options = calibrator.Options(norm=False)
     with torch.no_grad():
-        return adadem_step(logits, table, options, momentum, False, True, mask, "none")[1]
+        moved = adadem_step(logits, table, options, momentum, False, True, mask, "none")[1]
+    assert isinstance(moved, Tensor)
+    return moved
+
+
+def fresh_table(logits: Tensor) -> Table:
+    """The calibrator before any batch, for a batch of logits (N, C, ...); by rows where there are many classes."""
+    classes, device, dtype = logits.shape[1], logits.device, kernels.accumulation_dtype(logits)
+    if many(classes):
+        return uniform_rows(classes, logits.numel() // classes, device=device, dtype=dtype)
+    return uniform_table(classes, device=device, dtype=dtype)
 
 
 def adadem_step(
     logits: Tensor,
-    table: Tensor,
+    table: Table | None,
     options: calibrator.Options,
     momentum: float | None,
     inplace: bool,
     across_ranks: bool,
     mask: Tensor | None,
     reduction: str,
-) -> tuple[Tensor, Tensor]:
-    """One batch of AdaDEM in one go: the table's step, unless momentum is None, and the loss. No checks."""
-    rows = kernels.in_rows(logits) or logits.shape[1] > calibrator.ONE_HOT_CLASSES
-    dtype = kernels.accumulation_dtype(logits, table)
-    if table.dtype != dtype:
+) -> tuple[Tensor, Table | None]:
+    """One batch of AdaDEM in one go: the table's step, unless momentum is None, and the loss. No checks.
+
+    ``table`` may be None where ``options.mec`` is False.
+    """
+    rows = kernels.in_rows(logits) or logits.shape[1] > calibrator.ONE_HOT_CLASSES or isinstance(table, Rows)
+    held = table.rows if isinstance(table, Rows) else table
+    dtype = kernels.accumulation_dtype(logits, *(() if held is None else (held,)))
+    if isinstance(table, Tensor) and table.dtype != dtype:
         table = table.to(dtype)
     if kernels.accumulation_dtype(logits) != dtype:  # a float64 table asks for float64
         logits = logits.to(dtype)

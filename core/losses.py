@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import functional
 from ._calibrator import Options
 from ._kernels import accumulation_dtype, transformed
+from ._rows import Rows, Table, by_rows, many, uniform_rows
 from .checks import check_adadem, check_dem, check_logits
 
 __all__ = ["CADF", "DEM", "EM", "GMC", "AdaDEM"]
@@ -77,9 +78,15 @@ class AdaDEM(nn.Module):
     ``torch.distributed`` is initialised it moves by the class means over the batches of all ranks, so that every rank
     must call it. Do not use it inside activation checkpointing: recomputation would update the table twice.
 
+    With more than 8,192 classes the table is kept by rows, of those classes that have been predicted: ``table`` is
+    None, ``rows[slots]`` equals it, and state dicts of either form load into the other. Such a table grows, so it
+    synchronises with the device once a batch and cannot learn inside a CUDA graph, ``torch.compile`` or
+    ``torch.func.vmap`` (``by_rows=False`` or ``episodic=True`` can). With ``mec=False`` there is no table.
+
     Args:
         num_classes: C; None takes it from the first batch, or from a state dict.
         norm, norm_type, norm_of, mec, alpha, momentum: the paper's ablations, see ``core.functional.adadem``.
+        by_rows: whether the table is kept by rows; None decides by the number of classes.
         episodic: start every batch from the uniform table, keep nothing and ask no other rank (``torch.func.vmap``
             needs this or one table per sample, as ``torch.func.stack_module_state`` makes them).
         reduction: "none", "mean" or "sum".
@@ -88,6 +95,8 @@ class AdaDEM(nn.Module):
     """
 
     table: Tensor | None
+    rows: Tensor | None
+    slots: Tensor | None
 
     def __init__(
         self,
@@ -99,6 +108,7 @@ class AdaDEM(nn.Module):
         mec: bool = True,
         alpha: float = 1.0,
         momentum: float = 0.1,
+        by_rows: bool | None = None,
         episodic: bool = False,
         reduction: str = "none",
     ):
@@ -107,74 +117,143 @@ class AdaDEM(nn.Module):
         check_adadem(momentum, alpha, norm_type, norm_of)
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"adadem: expected num_classes >= 1, got {num_classes}")
-        self._lazy = num_classes is None
+        self.num_classes, self.by_rows = num_classes, by_rows
         self.options = Options(norm, norm_type, norm_of, mec, alpha)
         self.momentum, self.episodic, self.reduction = momentum, episodic, reduction
-        self.register_buffer("table", None if num_classes is None else functional.uniform_table(num_classes))
+        for name in ("table", "rows", "slots"):
+            self.register_buffer(name, None)
+        self._keeps = mec and not episodic
+        if num_classes is not None and self._keeps:
+            self._hold(self._uniform(num_classes))
 
     def forward(self, logits: Tensor, mask: Tensor | None = None) -> Tensor:
         check_logits("adadem", logits, mask, self.reduction)
-        momentum: float | None
-        if self.episodic:
-            dtype = accumulation_dtype(logits)
-            table = functional.uniform_table(logits.shape[1], device=logits.device, dtype=dtype)
-            momentum, inplace = self.momentum, False
-        else:
-            table, inplace = self._table_for(logits), True
-            momentum = self.momentum if self.training else None
-        return functional.adadem_step(logits, table, self.options, momentum, inplace, inplace, mask, self.reduction)[0]
+        momentum: float | None = self.momentum if self.training or self.episodic else None
+        kept = not self.episodic
+        table = self._table_for(logits)
+        value, table = functional.adadem_step(logits, table, self.options, momentum, kept, kept, mask, self.reduction)
+        if kept and isinstance(table, Rows) and table.rows is not self.rows:  # it has grown
+            self._hold(table)
+        return value
 
     def reset(self) -> None:
         """Puts the calibrator back to 1/C, in place."""
-        if self.table is not None:
-            self.table.fill_(1 / self.table.shape[-1])
+        for held in (self.table, self.rows):
+            if held is not None:
+                held.fill_(1 / held.shape[-1])
+        if self.slots is not None:
+            self.slots.zero_()
 
     def reset_where(self, condition: Tensor) -> None:
         """``reset`` where a 0-dim bool on the table's device is True, without asking the host."""
-        if self.table is not None:
-            self.table.copy_(torch.where(condition, 1 / self.table.shape[-1], self.table))
+        for held in (self.table, self.rows):
+            if held is not None:
+                held.copy_(torch.where(condition, 1 / held.shape[-1], held))
+        if self.slots is not None:
+            self.slots.copy_(torch.where(condition, 0, self.slots))
 
-    def _table_for(self, logits: Tensor) -> Tensor:
-        classes, dtype, table = logits.shape[1], accumulation_dtype(logits), self.table
-        if table is not None and table.shape[-1] != classes:
-            raise ValueError(f"adadem: built for {table.shape[-1]} classes, got logits {tuple(logits.shape)}")
-        if table is None or table.dtype not in (dtype, torch.float64) or table.device != logits.device:
-            with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
-                self.table = table = self._fitted(table, logits, dtype)
-        elif not torch.compiler.is_compiling() and table.is_inference() and not torch.is_inference_mode_enabled():
-            self.table = table = table.clone()
-        if self.training and transformed() and not torch.compiler.is_compiling():
-            _check_batched(logits, table)
-        return table
+    def _held(self) -> Table | None:
+        return self.table if self.rows is None or self.slots is None else Rows(self.rows, self.slots)
 
-    def _fitted(self, table: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tensor:
-        """The table at the first batch, or as these logits need it."""
-        if table is None:
-            table = functional.uniform_table(logits.shape[1], device=logits.device, dtype=dtype)
-        table = table.to(logits.device)
-        if table.dtype not in (dtype, torch.float64):
-            table = table.to(dtype)
-            table = table / table.sum(-1, keepdim=True)  # 1/C in float32 is not 1/C in float64
+    def _hold(self, table: Table | None) -> None:
+        self.table = None if isinstance(table, Rows) else table
+        self.rows, self.slots = table if isinstance(table, Rows) else (None, None)
+
+    def _uniform(self, classes: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Table:
+        if self._rowwise(classes):
+            return uniform_rows(classes, 0, device=device, dtype=dtype)
+        return functional.uniform_table(classes, device=device, dtype=dtype)
+
+    def _rowwise(self, classes: int) -> bool:
+        return many(classes) if self.by_rows is None else self.by_rows
+
+    def _table_for(self, logits: Tensor) -> Table | None:
+        """The table as these logits need it, also the first ones."""
+        classes, dtype, compiling = logits.shape[1], accumulation_dtype(logits), torch.compiler.is_compiling()
+        table = self._held()
+        rows = table.rows if isinstance(table, Rows) else table
+        known = self.num_classes if rows is None else rows.shape[-1]
+        if known is not None and known != classes:
+            raise ValueError(f"adadem: built for {known} classes, got logits {tuple(logits.shape)}")
+        if not self.options.mec:
+            return None
+        if self.episodic:
+            return functional.fresh_table(logits)
+        if rows is None or rows.dtype not in (dtype, torch.float64) or rows.device != logits.device:
+            with nullcontext() if compiling else torch.inference_mode(False):
+                table = self._uniform(classes, logits.device, dtype) if table is None else _fitted(table, logits, dtype)
+                self._hold(table)
+        elif not compiling and rows.is_inference() and not torch.is_inference_mode_enabled():
+            table = Rows(rows.clone(), table.slots.clone()) if isinstance(table, Rows) else rows.clone()
+            self._hold(table)
+        if self.training and transformed():
+            if isinstance(table, Rows):
+                raise RuntimeError(
+                    "adadem: a table by rows cannot grow under torch.func or torch.compile; use AdaDEM(by_rows=False), "
+                    "AdaDEM(episodic=True) or eval()"
+                )
+            if not compiling and table is not None:
+                _check_batched(logits, table)
         return table
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaDEM:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.table is not None and self.table.dtype in (torch.float16, torch.bfloat16):
-            self.table = self.table.float()  # a running mean drifts in half precision
+        for name in ("table", "rows"):
+            held = getattr(self, name)
+            if held is not None and held.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, held.float())  # a running mean drifts in half precision
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        saved = state_dict.get(f"{prefix}table")
-        if self._lazy and saved is None:
-            self.table = None  # saved before its first batch
-        elif self._lazy and saved is not None and (self.table is None or self.table.shape != saved.shape):
-            self.table = torch.empty_like(saved, dtype=accumulation_dtype(saved))
+        """Takes either form of the table; a lazy module, and rows, take their size from the state."""
+        keys = [f"{prefix}{name}" for name in ("table", "rows", "slots")]
+        square, rows, slots = (state_dict.get(key) for key in keys)
+        saved = Rows(rows, slots) if rows is not None and slots is not None else square
+        if saved is None and self.num_classes is None:
+            self._hold(None)  # saved before its first batch
+        elif saved is not None:
+            for key in keys:
+                state_dict.pop(key, None)
+            if self._keeps:
+                classes = saved[0].shape[-1]
+                if isinstance(saved, Rows) and not self._rowwise(classes):
+                    saved = saved.rows[saved.slots]
+                elif isinstance(saved, Tensor) and self._rowwise(classes):
+                    saved = by_rows(saved)
+                self._make_room(saved)
+                if isinstance(saved, Rows):
+                    state_dict[keys[1]], state_dict[keys[2]] = saved
+                else:
+                    state_dict[keys[0]] = saved
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _make_room(self, saved: Table) -> None:
+        """Buffers for a saved table, where its size is not that of a table that the module was built for."""
+        held, like = self._held(), saved.rows if isinstance(saved, Rows) else saved
+        here = held.rows if isinstance(held, Rows) else held
+        if here is not None and (here.shape == like.shape or (self.num_classes or like.shape[-1]) != like.shape[-1]):
+            return
+        room = torch.empty_like(like, dtype=accumulation_dtype(like), device=None if here is None else here.device)
+        self._hold(Rows(room, torch.empty_like(saved.slots, device=room.device)) if isinstance(saved, Rows) else room)
+
     def extra_repr(self) -> str:
-        shown = {**self.options._asdict(), "momentum": self.momentum, "episodic": self.episodic}
-        defaults = {**Options()._asdict(), "momentum": 0.1, "episodic": False}
+        names = ("momentum", "by_rows", "episodic")
+        shown = {**self.options._asdict(), **{name: getattr(self, name) for name in names}}
+        defaults = {**Options()._asdict(), "momentum": 0.1, "by_rows": None, "episodic": False}
         return ", ".join(f"{key}={value}" for key, value in shown.items() if value != defaults[key])
+
+
+def _fitted(table: Table, logits: Tensor, dtype: torch.dtype) -> Table:
+    """The table on the logits' device, in at least their precision."""
+    if isinstance(table, Rows):
+        rows = _fitted(table.rows, logits, dtype)
+        assert isinstance(rows, Tensor)
+        return Rows(rows, table.slots.to(logits.device))
+    table = table.to(logits.device)
+    if table.dtype not in (dtype, torch.float64):
+        table = table.to(dtype)
+        table = table / table.sum(-1, keepdim=True)  # 1/C in float32 is not 1/C in float64
+    return table
 
 
 def _check_batched(logits: Tensor, table: Tensor) -> None:

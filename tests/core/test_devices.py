@@ -10,9 +10,11 @@ from dembench import core
 from dembench.core import functional as F
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (10, 150), (1, 5, 4, 4)])
-def test_class_means_are_over_the_global_batch(tmp_path, shape):
-    mp.spawn(check_rank, args=(2, tmp_path / "store", shape), nprocs=2)
+@pytest.mark.parametrize(
+    ("shape", "by_rows"), [((6, 5), False), ((10, 150), False), ((1, 5, 4, 4), False), ((10, 150), True)]
+)
+def test_class_means_are_over_the_global_batch(tmp_path, shape, by_rows):
+    mp.spawn(check_rank, args=(2, tmp_path / "store", shape, by_rows), nprocs=2)
 
 
 @pytest.mark.gpu

@@ -51,12 +51,13 @@ PRIVATE = [
 ]
 DELETING = """
 import functools, torch, torch._functorch.pyfunctorch
-active = torch._C._are_functorch_transforms_active
+active, kinds = torch._C._are_functorch_transforms_active, torch._C._functorch.TransformType
 for path in {names}:
     *owners, name = path.split(".")
     delattr(functools.reduce(getattr, owners, torch), name)
 from dembench.core import DEM, EM, AdaDEM
-torch._C._are_functorch_transforms_active = active  # core has imported without it; autograd itself calls it
+torch._C._are_functorch_transforms_active = active  # core has imported without; torch itself needs these two
+torch._C._functorch.TransformType = kinds
 
 torch.manual_seed(0)
 z = torch.randn(9, 5, requires_grad=True)

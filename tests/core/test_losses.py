@@ -143,6 +143,74 @@ def test_state_travels():
     assert torch.equal(fresh[1].table, loss.table)
 
 
+@pytest.mark.parametrize("num_classes", [None, 30])
+def test_either_form_of_the_table_loads_into_the_other(num_classes):
+    stream = torch.randn(4, 9, 30)
+    squares, rows = core.AdaDEM(by_rows=False), core.AdaDEM(by_rows=True)
+    for z in stream:
+        assert torch.equal(squares(z), rows(z))
+    assert list(rows.state_dict()) == ["rows", "slots"]
+    assert rows.rows.shape[0] <= 1 + len(stream.flatten(0, 1).argmax(1).unique()) * 5 / 4
+    z = torch.randn(9, 30)
+    expected = None
+    for source in (squares, rows):
+        for by_rows in (False, True):
+            for used in (False, True):
+                loss = core.AdaDEM(num_classes, by_rows=by_rows)
+                if used:
+                    loss(torch.randn(9, 30))
+                loss.load_state_dict(copy.deepcopy(source.state_dict()))
+                assert (loss.table is None) == by_rows
+                table = loss.rows[loss.slots] if by_rows else loss.table
+                assert torch.equal(table, squares.table)
+                value = copy.deepcopy(loss)(z)
+                expected = value if expected is None else expected
+                assert torch.equal(value, expected)
+    with pytest.raises(RuntimeError, match="size mismatch for rows"):
+        core.AdaDEM(31, by_rows=True).load_state_dict(rows.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        core.AdaDEM(30, by_rows=True).load_state_dict({})
+    for options in ({"mec": False}, {"episodic": True}):  # which read none, but may have saved one
+        core.AdaDEM(30, **options).load_state_dict(squares.state_dict())
+        assert not core.AdaDEM(30, **options).state_dict()
+
+
+def test_a_table_by_rows_resets_in_place():
+    for reset in (lambda loss: loss.reset(), lambda loss: loss.reset_where(torch.tensor(True))):
+        loss = core.AdaDEM(by_rows=True)
+        z = torch.randn(8, 6)
+        first = loss(z)
+        for _ in range(2):
+            loss(torch.randn(8, 6))
+            reset(loss)
+            assert torch.equal(loss.rows[loss.slots], F.uniform_table(6))
+            assert torch.equal(loss(z), first)
+        loss.reset_where(torch.tensor(False))
+        assert not torch.equal(loss.rows[loss.slots], F.uniform_table(6))
+
+
+def test_many_classes_are_kept_by_rows():
+    z = torch.randn(6, 9000)
+    loss, told = core.AdaDEM(), core.AdaDEM(by_rows=False)
+    assert torch.equal(loss(z), told(z))
+    assert torch.equal(loss(z + 1), told(z + 1))
+    assert loss.table is told.rows is None
+    assert loss.rows.shape == (1 + 6, 9000)
+    assert torch.equal(loss.rows[loss.slots], told.table)
+    assert torch.equal(loss.double()(z.double()), told.double()(z.double()))
+    assert loss.half().rows.dtype == torch.float32
+    assert core.AdaDEM(9000).rows.shape == (1, 9000)
+
+
+def test_a_first_batch_in_inference_mode_leaves_rows_that_move():
+    loss, plain = core.AdaDEM(by_rows=True), core.AdaDEM(by_rows=True)
+    for number in range(3):
+        z = torch.randn(4, 5)
+        with torch.inference_mode(number < 2):
+            value = loss(z)
+        assert torch.equal(value, plain(z))
+
+
 def test_state_of_another_class_count_is_refused():
     with pytest.raises(RuntimeError, match="size mismatch for table"):
         core.AdaDEM(4).load_state_dict(core.AdaDEM(5).state_dict())

@@ -1,11 +1,14 @@
 """The losses under torch.func, torch.compile and both modes of automatic differentiation."""
 
+import copy
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 from dembench import core
+from dembench.core import _rows
 from dembench.core import functional as F
 
 
@@ -105,6 +108,27 @@ def test_one_table_for_many_samples_under_vmap_is_an_error():
     assert_close(values, torch.stack([F.adadem(one) for one in z]))
     frozen = core.AdaDEM(5).eval()
     assert_close(torch.func.vmap(frozen)(z), torch.stack([frozen(one) for one in z]))
+
+
+def test_many_classes_under_vmap_and_compilation(monkeypatch):
+    torch._dynamo.reset()
+    z = torch.randn(3, 4, 9)
+    expected = torch.stack([F.adadem(one) for one in z])
+    trained = core.AdaDEM(by_rows=True)
+    trained(z[0])
+    frozen = torch.stack([copy.deepcopy(trained).eval()(one) for one in z])
+    monkeypatch.setattr(_rows, "MANY", 8)
+    assert_close(torch.stack([F.adadem(one) for one in z]), expected)
+    assert_close(torch.func.vmap(core.AdaDEM(episodic=True))(z), expected)
+    slopes = torch.func.vmap(torch.func.grad(lambda one: F.adadem(one).sum()))
+    assert_close(slopes(z), torch.stack([torch.func.grad(lambda one: F.adadem(one).sum())(one) for one in z]))
+    assert_close(torch.compile(F.adadem, fullgraph=True, backend="aot_eager")(z[0]), expected[0])
+    for call in (torch.func.vmap(trained), torch.func.vmap(core.AdaDEM())):
+        with pytest.raises(RuntimeError, match="by_rows=False"):
+            call(z)
+    trained.eval()
+    assert_close(torch.func.vmap(trained)(z), frozen)
+    assert_close(torch.compile(trained, fullgraph=True, backend="aot_eager")(z[0]), frozen[0])
 
 
 def test_module_compiles_without_a_break_and_keeps_state():

@@ -13,13 +13,13 @@ from dembench import core
 from dembench.core import functional as F
 
 
-def check_rank(rank, world, file, shape):
+def check_rank(rank, world, file, shape, by_rows=False):
     """Holds three steps of a share of the batch against one process that has the whole batch."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     generator = torch.Generator().manual_seed(0)
-    loss, alone = core.AdaDEM(), core.AdaDEM(shape[1])
+    loss, alone = core.AdaDEM(by_rows=by_rows), core.AdaDEM(shape[1])
     for _ in range(3):
         batch = torch.randn((world * shape[0], *shape[1:]), generator=generator)
         mask = torch.rand((world * shape[0], *shape[2:]), generator=generator) > 0.3
@@ -28,7 +28,7 @@ def check_rank(rank, world, file, shape):
         value = loss(batch[part], mask[part])
         alone.table.copy_(published.step(alone.table.double(), batch.double(), 0.1, mask))
         alone.eval()
-        assert_close(loss.table, alone.table)
+        assert_close(loss.rows[loss.slots] if by_rows else loss.table, alone.table)
         assert_close(value, F.adadem(batch, alone.table, mask=mask)[part])
     own = torch.randn(4, 5, generator=torch.Generator().manual_seed(rank))
     assert_close(F.adadem(own), published.adadem(own.requires_grad_(), published.step(F.uniform_table(5), own, 0.1)))
