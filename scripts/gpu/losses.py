@@ -1,14 +1,19 @@
-"""The losses of core on a device, eager and compiled, beside the textbook entropy and a plain copy."""
+"""The losses of core on a device, eager, by Triton and compiled, beside the textbook entropy and a copy."""
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
-from dembench.core import DEM, EM, AdaDEM
+from dembench.core import DEM, EM, AdaDEM, _kernels
 from dembench.scripts.gpu.rows import Rows
 from dembench.scripts.gpu.timing import median_ms
 
@@ -18,6 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CACHE = 64 * 2**20  # bytes, more than the L2 of an H100 or H200
 INPUTS = 32  # at most, by turns; fewer where they fill three caches
 Loss = Callable[[Tensor], Tensor]
+Form = Callable[[Loss], Loss]
 
 
 def textbook(z: Tensor) -> Tensor:
@@ -53,13 +59,19 @@ def run(rows: Rows, device: str, tiny: bool) -> None:
     base: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
     for dtype in DTYPES:
         for shape in shapes:
-            base[dtype, shape] = _eager(rows, shape, dtype, device, seconds)
-    for shape in shapes[:1] if tiny else shapes:
-        for dtype in DTYPES:
-            for name in ("AdaDEM", "DEM", "EM", "textbook, exp"):
-                _compiled(
-                    rows, name, shape, dtype, device, seconds, base[dtype, shape], "eager" if tiny else "inductor"
-                )
+            with patch.object(_kernels, "TRITON", False):
+                base[dtype, shape] = _eager(rows, shape, dtype, device, seconds)
+    forms: dict[str, Form] = {
+        "compiled": partial(torch.compile, dynamic=False, backend="eager" if tiny else "inductor")
+    }
+    if device == "cuda":
+        forms = {"Triton": lambda loss: loss, **forms}
+    for form, make in forms.items():
+        for shape in shapes[:1] if tiny else shapes:
+            for dtype in DTYPES:
+                for name in ("AdaDEM", "DEM", "EM", *(["textbook, exp"] if form == "compiled" else [])):
+                    found = _form(form, make, name, shape, dtype, device, seconds, base[dtype, shape])
+                    rows.add(_title(dtype), shape=str(shape), loss=f"{name}, {form}", **found)
 
 
 def _eager(rows: Rows, shape: tuple[int, ...], dtype: str, device: str, seconds: float) -> tuple[float, float]:
@@ -82,35 +94,35 @@ def _eager(rows: Rows, shape: tuple[int, ...], dtype: str, device: str, seconds:
     return best, copy
 
 
-def _compiled(
-    rows: Rows,
+def _form(
+    form: str,
+    make: Form,
     name: str,
     shape: tuple[int, ...],
     dtype: str,
     device: str,
     seconds: float,
     base: tuple[float, float],
-    backend: str,
-) -> None:
-    """A failure to compile is a row, and the others go on."""
-    from torch._dynamo.utils import counters
-
+) -> dict[str, Any]:
+    """Figures of a loss in another form; an error is one of them, so that the others go on."""
     torch._dynamo.reset()
     counters.clear()
     inputs = _inputs(shape, DTYPES[dtype], device)
-    loss = torch.compile({**TEXTBOOKS, **losses(shape[1], device)}[name], dynamic=False, backend=backend)
-    start = time.perf_counter()
+    loss = make({**TEXTBOOKS, **losses(shape[1], device)}[name])
     try:
-        _step(loss, inputs[0])()
-        ms = median_ms([_step(loss, z) for z in inputs], device, seconds)
+        with patch.object(_kernels, "TRITON", form == "Triton"):
+            if form == "Triton" and _kernels.fused(inputs[0].detach()) is None:
+                return {"error": "its kernels do not take these logits"}
+            start = time.perf_counter()
+            _step(loss, inputs[0])()
+            first = time.perf_counter() - start
+            ms = median_ms([_step(loss, z) for z in inputs], device, seconds)
     except Exception as error:
-        rows.add(
-            _title(dtype), shape=str(shape), loss=f"{name}, compiled", error=f"{type(error).__name__}: {error}"[:300]
-        )
-        return
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"[:300]}
     size = 2 * inputs[0].numel() * inputs[0].element_size()
-    more = {"compile s": time.perf_counter() - start, "graph breaks": sum(counters["graph_break"].values())}
-    rows.add(_title(dtype), shape=str(shape), loss=f"{name}, compiled", **_figures(ms, *base, size), **more)
+    breaks = {"graph breaks": sum(counters["graph_break"].values())} if form == "compiled" else {}
+    return {**_figures(ms, *base, size), "first call s": first, **breaks}
 
 
 def _title(dtype: str) -> str:

@@ -1,8 +1,9 @@
 """CoOp (Zhou et al. 2022): a context learned from a few labelled images of each class, or read from a file.
 
-As in its ImageNet settings: SGD 2e-3 with momentum 0.9 and weight decay 5e-4, one epoch at 1e-5 and then a cosine, 50
-epochs, batches of 32, cross entropy, starting at the template's words (its *_ctxv1 settings). Theirs crops anew in
-every epoch; here each image comes as one of its views, drawn anew, whose features are known.
+As in its ImageNet settings: SGD 2e-3 with momentum 0.9 and weight decay 5e-4, 50 epochs, batches of 32, cross entropy,
+starting at the template's words (its *_ctxv1 settings). The first epoch has the rate 1e-5; in Dassl, on which CoOp
+runs, the cosine over all epochs begins after it (``cosine_from=1``), so that epoch 1 has the full rate. Theirs crops
+anew in every epoch; here each image comes as one of its views, drawn anew, whose features are known.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from dembench.tasks.base import Artifact
 from dembench.tasks.common.cache import short_hash
+from dembench.tasks.common.tensors import read_tensors
 from dembench.tasks.prompt.methods.base import Shots
 from dembench.tasks.prompt.text import Prompts
 
@@ -29,6 +31,7 @@ class CoOp:
         file: a checkpoint of CoOp's code (``state_dict`` with ``ctx``) or of this class; None trains one.
         shots: labelled images of each class. epochs, lr, batch_size: of the training, whose order torch's global
             generator draws.
+        cosine_from: epoch at which the cosine begins, 1 (Dassl's) or 0 (a step ahead, as records without this key).
     Raises: ValueError for a wrong number; a call also for a file that holds something else, and FileNotFoundError.
     """
 
@@ -39,12 +42,16 @@ class CoOp:
         epochs: int = 50,
         lr: float = 2e-3,
         batch_size: int = 32,
+        cosine_from: int = 0,
     ):
         for name, value, least in (("shots", shots, 1), ("epochs", epochs, 1), ("batch_size", batch_size, 1)):
             if value < least:
                 raise ValueError(f"coop: expected {name} >= {least}, got {value}")
         if not lr > 0:
             raise ValueError(f"coop: expected lr > 0, got {lr}")
+        if cosine_from not in (0, 1):
+            raise ValueError(f"coop: expected cosine_from 0 or 1, got {cosine_from}")
+        self.cosine_from = cosine_from
         self.file = None if file is None else Path(file).expanduser()
         if self.file is not None and not self.file.is_file():
             raise FileNotFoundError(f"coop: no file {self.file}; file=null trains a context")
@@ -65,7 +72,9 @@ class CoOp:
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch."""
-        return 1e-5 if epoch == 0 else self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        if epoch == 0:
+            return 1e-5
+        return self.lr * (1 + math.cos(math.pi * (epoch - self.cosine_from) / self.epochs)) / 2
 
     @torch.enable_grad()
     def train(self, context: Tensor, prompts: Prompts, features: Tensor, labels: Tensor) -> Tensor:
@@ -85,14 +94,17 @@ class CoOp:
 
 
 def read_context(path: Path) -> Tensor:
-    """``ctx`` (n, D), float32, from a checkpoint; everything else in it is left alone.
+    """``ctx`` (n, D), float32, from a checkpoint; everything else in it, such as CoOp's schedule, is left alone.
 
     Raises: ValueError for a file without one, or with one for each class.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"coop: {path} is no PyTorch file that loads as weights only") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        try:
+            state = read_tensors(path)
+        except ValueError as error:
+            raise ValueError(f"coop: {error}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     context = state.get("ctx") if isinstance(state, dict) else None

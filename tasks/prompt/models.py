@@ -13,6 +13,7 @@ import torch
 
 from dembench.lookup import lookup
 from dembench.tasks.common.cache import file_hash
+from dembench.tasks.common.tensors import is_torchscript, read_tensors, state_dict_of
 from dembench.tasks.prompt.clip import Clip, require_open_clip
 from dembench.tasks.prompt.tiny import cifar_clip, digits_clip
 
@@ -27,7 +28,8 @@ def open_clip_model(
     Args:
         arch: a name of ``open_clip.list_models()``. OpenAI's weights want the names that end in -quickgelu.
         weights: a tag of ``open_clip.list_pretrained()`` (downloaded once), the path of a checkpoint, or None for
-            random weights.
+            random weights. OpenAI's own files, which are TorchScript archives, are read as tensors; nothing in them
+            runs.
         quick_gelu: the activation that the weights of a path were trained with, which a file does not say: True for
             OpenAI's and what was tuned from them. A tag knows it.
         seed: of random weights.
@@ -64,7 +66,10 @@ def open_clip_model(
         )
     if "hf_model_name" in config["text_cfg"]:
         raise ValueError(f"{arch}: its text tower comes from Hugging Face; prompts cannot be injected into it")
-    model, tokenizer = _create(open_clip, arch, source, bool(quick_gelu), seed)
+    own_file = path is not None and is_torchscript(path)
+    model, tokenizer = _create(open_clip, arch, None if own_file else source, bool(quick_gelu), seed)
+    if own_file:
+        _load_torchscript(model, path, arch)
     prepared = open_clip.get_model_preprocess_cfg(model)
     size = prepared["size"]
     size = size if isinstance(size, int) else int(size[0])
@@ -98,6 +103,18 @@ def _create(open_clip: Any, arch: str, source: str | None, quick_gelu: bool, see
             f"the open_clip weights {source} of {arch} are not on this machine and could not be downloaded ({reason})"
         )
         raise FileNotFoundError(f"{text}; download them elsewhere and give model.weights=PATH") from error
+
+
+def _load_torchscript(model: torch.nn.Module, path: Path, arch: str) -> None:
+    state = state_dict_of(read_tensors(path))
+    for name in ("input_resolution", "context_length", "vocab_size"):  # numbers of the architecture, in OpenAI's files
+        state.pop(name, None)
+    wanted = model.state_dict()
+    wrong = sorted(name for name, value in wanted.items() if name not in state or state[name].shape != value.shape)
+    wrong += sorted(state.keys() - wanted.keys() - {"attn_mask"})
+    if wrong:
+        raise ValueError(f"{path} does not fit {arch}: {wrong[0]} and {len(wrong) - 1} more tensors are others")
+    model.load_state_dict({name: state[name] for name in wanted})
 
 
 @contextmanager

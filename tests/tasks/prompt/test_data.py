@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
+from sklearn.datasets import load_sample_image
 from tiny_clip import tiny_clip
 from torch.testing import assert_close
 from torchvision.transforms import functional as F
+from torchvision.transforms import v2
 
+from dembench.tasks.prompt import augmix as augmix_module
 from dembench.tasks.prompt import imagenet as module
 from dembench.tasks.prompt.captions import WordTokenizer
 from dembench.tasks.prompt.data import Digits, ImageSet
@@ -286,3 +290,117 @@ def test_any_folder_with_names_from_a_file(tmp_path):
     names.write_text("b_b\n")
     with pytest.raises(ValueError, match="as <folder>,<class name>, got 'b_b'"):
         ImageFolder(tmp_path / "test", class_names=names).check()
+
+
+# --- AugMix
+
+
+def reference_operation(name, x, level, sign=1):
+    """An operation at a level, on uint8 (H, W, 3), by its definition in NumPy; bilinear where pixels move."""
+    if name == "autocontrast":
+        low, high = x.min((0, 1)).astype(float), x.max((0, 1)).astype(float)
+        return (x - low) * 255 / (high - low)
+    if name == "equalize":
+        out = np.zeros(x.shape)
+        for c in range(3):
+            counts = np.bincount(x[..., c].ravel(), minlength=256)
+            step = (counts.sum() - counts[counts > 0][-1]) // 255
+            table = (step // 2 + np.concatenate([[0], counts.cumsum()[:-1]])) // step
+            out[..., c] = np.clip(table, 0, 255)[x[..., c]]
+        return out
+    if name == "posterize":
+        return x & (0xF0 if level < 2.5 else 0xE0)
+    if name == "solarize":
+        return np.where(x < 256 - int(25.6 * level), x, 255 - x)
+    h, w = x.shape[:2]
+    rows, columns = np.mgrid[:h, :w].astype(float)
+    if name == "rotate":
+        turn = -np.deg2rad(int(3 * level) * sign)
+        u, v = columns - (w - 1) / 2, rows - (h - 1) / 2
+        columns, rows = np.cos(turn) * u + np.sin(turn) * v, -np.sin(turn) * u + np.cos(turn) * v
+        columns, rows = columns + (w - 1) / 2, rows + (h - 1) / 2
+    elif name == "shear_x":
+        columns = columns + 0.03 * level * sign * (rows + 0.5)
+    elif name == "shear_y":
+        rows = rows + 0.03 * level * sign * (columns + 0.5)
+    elif name == "translate_x":
+        columns = columns + int(level * w / 30) * sign
+    elif name == "translate_y":
+        rows = rows + int(level * h / 30) * sign
+    inside = (columns > -0.5) & (columns < w - 0.5) & (rows > -0.5) & (rows < h - 0.5)
+    moved = np.stack(
+        [ndimage.map_coordinates(x[..., c].astype(float), [rows, columns], order=1, mode="nearest") for c in range(3)],
+        -1,
+    )
+    return moved * inside[..., None]
+
+
+OPERATIONS = (
+    "autocontrast", "equalize", "posterize", "rotate", "solarize", "shear_x", "shear_y", "translate_x", "translate_y",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(9), ids=OPERATIONS)
+@pytest.mark.parametrize("drawn", [0.0, 0.4, 0.97])
+def test_operations_of_augmix_are_their_definitions(number, drawn, monkeypatch):
+    """At TPT's severity 1 a level lies between 0.1 and 1; of the sign, a second number above a half means minus."""
+    smooth = ndimage.gaussian_filter(np.random.default_rng(number).uniform(0, 255, (90, 90, 3)), (2, 2, 0))
+    x = np.clip((smooth - 127) * 5 + 127, 3, 250).astype(np.uint8)
+    for sign, second in ((1, 0.2), (-1, 0.8)):
+        numbers = iter([drawn, second])
+        monkeypatch.setattr(augmix_module, "_drawn", lambda numbers=numbers: next(numbers))
+        found = np.asarray(augmix_module.OPERATIONS[number](Image.fromarray(x))).astype(float)
+        expected = reference_operation(OPERATIONS[number], x, 0.1 + 0.9 * drawn, sign)
+        off = np.abs(found - np.floor(expected))
+        assert (off <= 1).mean() > 0.98, off.max()  # edges and rounding
+        assert off.mean() < 0.8
+
+
+def test_augmix_mixes_chains_with_weights_that_add_up(monkeypatch):
+    """On operations that add grey levels, a view says how much of which chain it holds."""
+    draws = []
+
+    def darker(image):
+        draws[-1] += 1
+        return Image.fromarray(np.asarray(image) // 2)
+
+    monkeypatch.setattr(augmix_module, "OPERATIONS", (darker,) * 9)
+    white = Image.fromarray(np.full((4, 4, 3), 240, np.uint8))
+    torch.manual_seed(0)
+    shares, lengths = [], []
+    for _ in range(3000):
+        draws.append(0)
+        grey = augmix_module.augmix(white)
+        assert np.ptp(grey) == 0
+        assert 30 <= grey[0, 0, 0] <= 240  # between three halvings of everything and the image itself
+        lengths.append(draws[-1])
+        shares.append((240 - grey[0, 0, 0]) / 240)
+    assert set(lengths) == set(range(3, 10))
+    assert np.mean(lengths) == pytest.approx(6, abs=0.1)  # three chains of 1, 2 or 3
+    # E[(1 - m)] E[1 - 2^-n] with m uniform and n of 1, 2, 3; the weights of the chains add up to 1
+    assert np.mean(shares) == pytest.approx(0.5 * (1 / 2 + 3 / 4 + 7 / 8) / 3, abs=0.01)
+
+
+def test_tpts_augmix_changes_images_more_than_torchvisions():
+    """On a photograph: 9.2 grey levels in the mean against 3.0."""
+    image = Image.fromarray(load_sample_image("china.jpg")).resize((160, 160))
+    torch.manual_seed(0)
+    change = {
+        make: np.mean([np.abs(np.asarray(make(image), float) - np.asarray(image, float)).mean() for _ in range(200)])
+        for make in (augmix_module.augmix, v2.AugMix(severity=1, all_ops=False))
+    }
+    ours, theirs = change.values()
+    assert ours > 2 * theirs
+
+
+def test_views_with_augmix_are_the_crops_mixed():
+    image, size = picture(60, 60), 32
+    crops, mixed = Views(count=6)(image, 1, size), Views(count=6, augmix=True, augmix_of="tpt")(image, 1, size)
+    assert torch.equal(crops[:1], mixed[:1])  # the plain view stays
+    assert not torch.equal(crops[1], mixed[1])
+    again = Views(count=6, augmix=True, augmix_of="tpt")(F.pil_to_tensor(image), 1, size)
+    assert (again.float() - mixed.float()).abs().mean() < 3  # of a tensor, but for how it is resized
+    assert Views().identity == Views(augmix_of="tpt").identity != Views(augmix=True).identity
+    assert Views(augmix=True).identity != Views(augmix=True, augmix_of="tpt").identity
+    with pytest.raises(ValueError, match="expected augmix_of torchvision or tpt, got 'usb'"):
+        Views(augmix_of="usb")

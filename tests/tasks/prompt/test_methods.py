@@ -1,15 +1,20 @@
 """The methods without tuning, CoOp, and the metrics, against other libraries and by hand."""
 
+import collections
 import math
+import pickle
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from scipy import stats
 from tiny_clip import NAMES, tiny_clip
 from torch.nn import functional as F
 from torch.testing import assert_close
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from dembench.harness.compose import compose
 from dembench.tasks.prompt.coop import CoOp, read_context, write_context
 from dembench.tasks.prompt.methods.base import confident
 from dembench.tasks.prompt.methods.ensemble import Ensemble
@@ -82,6 +87,43 @@ def test_zero_counts_votes_and_breaks_ties_by_the_next_confident_view():
     assert torch.isfinite(vote((1, 6), (1, 6))).all()
 
 
+def authors_vote(logits, selected):
+    """The predicted class by the authors' procedure, in plain words: the k views of least entropy vote; a tie goes to
+    the first view, of all from number k on in the order in which they were made, that is for a tied class. Where there
+    is none, ours: the tied class that is likeliest in the mean over the voters. With it, whether it came to that."""
+    k = int(selected * len(logits))
+    favourite = [row.argmax().item() for row in logits]
+    entropies = stats.entropy(logits.softmax(1).numpy(), axis=1)
+    voters = np.argsort(entropies, kind="stable")[:k]
+    ballots = collections.Counter(favourite[view] for view in voters)
+    tied = {label for label, votes in ballots.items() if votes == max(ballots.values())}
+    if len(tied) == 1:
+        return tied.pop(), False
+    asked = [label for label in favourite[k:] if label in tied]
+    likely = logits.softmax(1)[voters.tolist()].mean(0)
+    return asked[0] if asked else max(tied, key=lambda label: likely[label]), not asked
+
+
+def test_zero_breaks_ties_in_the_authors_order_where_asked():
+    torch.manual_seed(0)
+    clip = Prompts(tiny_clip(), NAMES, TEMPLATE)
+    found = {ties: Zero(clip, selected=0.5, ties=ties) for ties in ("confidence", "authors")}
+    differ = fell_back = 0
+    for _ in range(400):
+        logits = 3 * torch.randn(1, 6, len(NAMES))
+        wanted, last = authors_vote(logits[0], 0.5)
+        for method in found.values():
+            method.logits = lambda views, text, logits=logits: logits
+        ours, theirs = (method(torch.zeros(1, 6, 24))[0].argmax().item() for method in found.values())
+        assert theirs == wanted
+        fell_back += last
+        differ += ours != theirs
+    assert differ > 20
+    assert fell_back > 0
+    with pytest.raises(ValueError, match="expected ties 'confidence' or 'authors', got 'none'"):
+        Zero(clip, ties="none")
+
+
 # --- CoOp
 
 
@@ -120,11 +162,34 @@ def test_coop_takes_the_steps_of_sgd(monkeypatch):
     assert rates[1:] == sorted(rates[1:], reverse=True)
 
 
+@pytest.mark.parametrize("epochs", [5, 50])
+def test_coop_s_rates_are_those_of_dassl(epochs):
+    """A constant epoch, whose end does not advance the cosine, then torch's own cosine from its beginning."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2e-3)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, float(epochs))
+    expected = [1e-5]
+    for _ in range(epochs - 1):
+        expected.append(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    coop = CoOp(epochs=epochs, cosine_from=1)
+    assert [coop.rate(epoch) for epoch in range(epochs)] == pytest.approx(expected, rel=1e-12)
+    assert coop.rate(1) == 2e-3
+    assert CoOp(epochs=epochs).rate(1) == pytest.approx(expected[2])  # records without the key: an epoch ahead
+    assert compose({"task": "prompt", "method": "coop"}).method.context.cosine_from == 1
+    with pytest.raises(ValueError, match="expected cosine_from 0 or 1, got 2"):
+        CoOp(cosine_from=2)
+
+
 def test_a_checkpoint_of_coop_s_code_is_read(tmp_path):
     context = torch.randn(4, 48)
     state = {"ctx": context.half(), "token_prefix": torch.zeros(6, 1, 48), "token_suffix": torch.zeros(6, 19, 48)}
     path = tmp_path / "model.pth.tar-50"
-    torch.save({"state_dict": state, "epoch": 50, "optimizer": None}, path)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2e-3)
+    schedule = {"successor": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50.0), "last_epoch": 1}
+    torch.save({"state_dict": state, "epoch": 50, "optimizer": optimizer.state_dict(), "scheduler": schedule}, path)
+    with pytest.raises(pickle.UnpicklingError):  # an object beside the tensors, as Dassl saves it
+        torch.load(path, weights_only=True)
     method = ZeroShot(Prompts(tiny_clip(), NAMES, TEMPLATE), context=CoOp(file=path), shots=lambda count: None)
     assert_close(method.context, context.half().float())
     (tmp_path / "own.pt").write_bytes(write_context(context, "tiny", NAMES))
@@ -133,7 +198,7 @@ def test_a_checkpoint_of_coop_s_code_is_read(tmp_path):
     with pytest.raises(ValueError, match=r"expected a tensor ctx \(n, D\), the same for all classes.*\(6, 4, 48\)"):
         read_context(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="no PyTorch file"):
+    with pytest.raises(ValueError, match="is no PyTorch file"):
         read_context(path)
     with pytest.raises(FileNotFoundError, match="file=null trains a context"):
         CoOp(file=tmp_path / "none.pt")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_clip import tiny_clip
+from torch.testing import assert_close
 
 from dembench import core
 from dembench.harness import experiment
@@ -174,6 +175,20 @@ def test_a_small_model_of_open_clip_runs_the_whole_path(tmp_path, monkeypatch):
     torch.save({"other": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="does not fit tiny-test"):
         open_clip_model("tiny-test", weights=path, quick_gelu=False)
+
+    # OpenAI's own files: TorchScript, half precision, with the numbers of the architecture
+    original = open_clip_model("tiny-test", weights=None, seed=5).model
+    original.register_buffer("input_resolution", torch.tensor(32))
+    traced = torch.jit.trace(
+        original, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 24, dtype=torch.long)), check_trace=False, strict=False
+    )
+    traced.half().save(path)
+    loaded = open_clip_model("tiny-test", weights=path, quick_gelu=False)
+    expected = torch.jit.load(path).state_dict()
+    assert all(torch.equal(value, expected[name].float()) for name, value in loaded.model.state_dict().items())
+    assert_close(loaded.encode_images(images), features, atol=2e-3, rtol=0)
+    with pytest.raises(ValueError, match="does not fit ViT-B-32-quickgelu: .* more tensors are others"):
+        open_clip_model("ViT-B-32-quickgelu", weights=path, quick_gelu=True)
 
 
 def test_names_and_activations_are_checked_before_anything_is_loaded(tmp_path):
