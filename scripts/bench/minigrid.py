@@ -1,4 +1,4 @@
-"""Environment steps per CPU second of PPO on Minigrid, stock and on the fast path: ``dembench bench rl``."""
+"""Environment steps per CPU second of PPO on Minigrid, stock and on the fast path: ``dembench bench minigrid``."""
 
 from __future__ import annotations
 

@@ -58,7 +58,11 @@ def test_a_node_is_killed_and_all_runs_complete_with_the_numbers_of_inline(
     cluster: Nodes, stub_configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEMBENCH_STUB_LOG", str(tmp_path / "log"))
-    head, other = cluster.add(), cluster.add()
+    head = cluster.add()
+    planned = plan(many(tmp_path, "ray"), stub_configs)
+    engine = choose(Settings(engine="ray", address=cluster.address), planned)
+    assert engine.slots == 1
+    other = cluster.add()  # afterwards, so that this process does not belong to the node that dies
     told: list[Progress] = []
     killed: list[str] = []
 
@@ -68,14 +72,13 @@ def test_a_node_is_killed_and_all_runs_complete_with_the_numbers_of_inline(
             killed.append(progress.run.id)
             assert cluster.kill(other) >= 2  # the raylet and the worker at least
 
-    planned = plan(many(tmp_path, "ray"), stub_configs)
-    engine = choose(Settings(engine="ray", address=cluster.address), planned)
-    assert engine.slots == 2
     summary = execute(planned, engine, tell=kill)
     assert (summary.ran, summary.failed) == (5, {})
     assert summary.retried >= 1
     (lost,) = killed
-    assert [p.kind for p in told if p.run.id == lost and p.kind != "step"] == ["start", "again", "start", "done"]
+    kinds = [p.kind for p in told if p.run.id == lost and p.kind != "step"]
+    assert kinds[0] == "start"
+    assert [kind for kind in kinds if kind != "start"] == ["again", "done"]  # the end may be heard before the start
     assert {p.place.split()[0] for p in told if p.kind == "done"} == {"127.0.0.1"}
     assert {p.place.split()[1] for p in told if p.kind == "done"} >= {head[:8]}
     assert not list((tmp_path / "ray").glob(".sweep-*"))
