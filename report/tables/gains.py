@@ -13,7 +13,6 @@ from dembench.report.read.names import Metric, pretty, rank
 from dembench.report.tables.table import Column, Entry, Table
 
 PARTS = ("gain", "low", "high", "cells")
-COVERS = {"seeds": "seeds", "cells": "cells", "": "no interval"}
 
 
 def losses_in(found: Sequence[Family]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dembench.tasks.tta.images import Preprocess
+from dembench.tasks.common.images import Preprocess
 
 
 class Normalized(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,3 @@ class WideResNet(nn.Module):
 
 def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
-
-
-ARCHITECTURES: Sequence[str] = tuple(VITS)

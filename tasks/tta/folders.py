@@ -25,8 +25,8 @@ from dembench.tasks.base import Note
 from dembench.tasks.common.choice import balanced_subset, check_numbers, check_severity, draw
 from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
 from dembench.tasks.common.image_folders import Chosen, fingerprint, list_part, read_lines, remark
+from dembench.tasks.common.images import ImageFiles, Preprocess
 from dembench.tasks.common.wnids import IMAGENET, imagenet_wnids, is_wnid
-from dembench.tasks.tta.images import ImageFiles, Preprocess
 from dembench.tasks.tta.released import EXTRA
 
 FOUND_AT = {

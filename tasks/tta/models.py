@@ -20,7 +20,7 @@ from dembench.tasks.common.cache import file_hash
 from dembench.tasks.common.cifar_nets import CIFARResNeXt, WideResNet
 from dembench.tasks.common.digits import digits_convnet, digits_transformer
 from dembench.tasks.common.digits_nets import CIFARResNet, Normalized
-from dembench.tasks.tta.images import Preprocess, of_timm, of_torchvision
+from dembench.tasks.common.images import Preprocess, of_timm, of_torchvision
 
 __all__ = [
     "cifar_resnet",

@@ -29,8 +29,8 @@ from dembench.tasks.common.decoding import decode, workers
 from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.hashes import path_hash
 from dembench.tasks.common.image_folders import JUDGED, Chosen, Listing, contents, list_images, remark
+from dembench.tasks.common.images import Preprocess
 from dembench.tasks.tta.folders import FolderData, Labels
-from dembench.tasks.tta.images import Preprocess
 
 GPU_BYTES = 6 << 30  # of corrupted images that a process keeps in GPU memory, for its next run
 FROST_NOTE = Note(

@@ -39,20 +39,6 @@ def base(tmp_path: Path) -> Words:
     return {"task": "stub", "data.root": str(tmp_path / "data.txt"), "out": str(tmp_path / "runs")}
 
 
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with the seed of each run that was started."""
-    monkeypatch.setenv("DEMBENCH_STUB_LOG", str(tmp_path / "log"))
-    (tmp_path / "log").touch()
-    return tmp_path / "log"
-
-
-@pytest.fixture(autouse=True)
-def _restore_torch() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def test_failures_are_recorded_and_the_others_run(base: Words, stub_configs: Path, tmp_path: Path, log: Path) -> None:
     words = [{**base, "protocol.mode": "crash-on-2", "seed": seed} for seed in (1, 2, 3)]
     words.append({**base, "protocol.mode": "die"})

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("ray")
 from ray_nodes import Nodes, nodes
@@ -23,12 +22,6 @@ from dembench.harness.engines.inline import Inline
 from dembench.harness.engines.job import Progress
 from dembench.harness.sweeps import Planned, plan
 from dembench.scripts.sweep import main
-
-
-@pytest.fixture(autouse=True)
-def _restore_torch() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

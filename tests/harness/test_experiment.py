@@ -27,20 +27,6 @@ def words(tmp_path: Path) -> list[str]:
     return ["task=stub", f"data.root={data}", f"out={tmp_path / 'runs'}"]
 
 
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with one line per time that the task really ran."""
-    monkeypatch.setenv("DEMBENCH_STUB_LOG", str(tmp_path / "log"))
-    (tmp_path / "log").touch()
-    return tmp_path / "log"
-
-
-@pytest.fixture(autouse=True)
-def _restore_torch() -> object:
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def prepared(words: list[str], configs: Path) -> experiment.Prepared:
     return experiment.prepare(compose(words, configs))
 

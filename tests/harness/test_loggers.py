@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dembench.harness import experiment, loggers
 from dembench.harness.compose import ConfigError, compose
@@ -19,12 +18,6 @@ def words(tmp_path: Path) -> list[str]:
     data = tmp_path / "data.txt"
     data.write_text("images")
     return ["task=stub", f"data.root={data}", f"out={tmp_path / 'runs'}"]
-
-
-@pytest.fixture(autouse=True)
-def _restore_torch() -> object:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def run(words: list[str], configs: Path) -> experiment.Outcome:

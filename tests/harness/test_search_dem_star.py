@@ -9,7 +9,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 from dembench_plane import bowl
 
 from dembench.harness import experiment, sweeps
@@ -21,12 +20,6 @@ from dembench.scripts import search as command
 CONFIGS = Path(__file__).parent.parent / "support" / "search_configs"
 PLANE = {"task": "plane", "progress": False}
 TTA = {"protocol.corruptions": ["fog"], "data.num_images": 50, "protocol.batch_size": 10, "device": "cpu"}
-
-
-@pytest.fixture(autouse=True)
-def _restore_torch():
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

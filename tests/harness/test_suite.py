@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from dembench.harness import sweeps
@@ -22,12 +21,6 @@ from dembench.scripts.cli import main
 
 CONFIGS = Path(str(resources.files("dembench.configs")))
 LOSSES = {"em", "dem", "dem_star", "adadem"}
-
-
-@pytest.fixture(autouse=True)
-def _restore_torch() -> object:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -23,12 +23,6 @@ def base(tmp_path: Path) -> Words:
     return {"task": "stub", "data.root": str(tmp_path / "data.txt"), "out": str(tmp_path / "runs")}
 
 
-@pytest.fixture(autouse=True)
-def _restore_torch() -> object:
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def sweep_file(tmp_path: Path, text: str) -> str:
     (tmp_path / "grid.yaml").write_text(text)
     return str(tmp_path / "grid.yaml")

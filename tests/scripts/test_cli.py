@@ -9,15 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from dembench.scripts.cli import COMMANDS, main
-
-
-@pytest.fixture(autouse=True)
-def _restore_torch() -> object:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

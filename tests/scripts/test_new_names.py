@@ -6,11 +6,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from dembench.harness import compose
 from dembench.scripts.cli import main
@@ -39,12 +37,6 @@ LOSS = """# About: half the entropy
 _target_: strolling.Halved
 _label_: {title: Half of EM, order: 25}
 """
-
-
-@pytest.fixture(autouse=True)
-def _restore_torch() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -177,6 +177,3 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Cross entropy with hard targets (N,), zero where the mask is; the mean is over all N samples."""
     return (F.cross_entropy(logits, targets, reduction="none") * mask).mean()
-
-
-MakeMethod = Callable[..., SemiMethod]

@@ -88,7 +88,7 @@ def test_a_resized_picture_stays_small() -> None:
     """In a process of its own: 1 x 2000 pixels took 823 MB where the shorter side became 256."""
     code = f"""
 import resource
-from dembench.tasks.tta.images import Preprocess
+from dembench.tasks.common.images import Preprocess
 from dembench.tasks.common.decoding import decode
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for size, data in (256, {png(1, 2000)!r}), (4096, {encoded(Image.new("L", (1, 200)), "PNG")!r}):

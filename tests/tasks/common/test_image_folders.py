@@ -21,11 +21,11 @@ from dembench.harness import experiment
 from dembench.harness.compose import ConfigError, compose
 from dembench.tasks.common.digits_nets import Normalized
 from dembench.tasks.common.image_folders import arrange, list_images
+from dembench.tasks.common.images import Preprocess
 from dembench.tasks.prompt.imagenet import ImageFolder
 from dembench.tasks.semi.data import SemiData
 from dembench.tasks.semi.sources import ImageFolders as SemiFolders
 from dembench.tasks.tta.folders import ImageFolders
-from dembench.tasks.tta.images import Preprocess
 from dembench.tasks.tta.methods.source import Source
 from dembench.tasks.tta.streams import Protocol
 from dembench.tasks.tta.task import CorruptionTTA

@@ -18,12 +18,6 @@ from dembench.tasks.semi.sources import Digits
 TINY = ["model.width=4", "protocol.iterations=4", "protocol.eval_every=2", "protocol.batch_size=4"]
 
 
-@pytest.fixture(autouse=True)
-def _restore_torch() -> object:
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def run(words: list[str], out: Path) -> dict[str, Any]:
     words = ["task=longtail", *TINY, *words, f"out={out}"]
     return experiment.run(experiment.prepare(compose(words))).result

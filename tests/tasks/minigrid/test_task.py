@@ -41,12 +41,6 @@ TINY = {
 EMPTY = "MiniGrid-Empty-Random-5x5-v0"
 
 
-@pytest.fixture(autouse=True)
-def _restore_torch():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def result_of(tmp_path, **words):
     plain = {key.replace("__", "."): value for key, value in words.items()}
     outcome = experiment.run(experiment.prepare(compose({**TINY, **plain, "out": str(tmp_path)})))

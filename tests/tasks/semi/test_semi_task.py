@@ -34,12 +34,6 @@ METHODS = ("ent_min", "fixmatch", "freematch", "mixmatch", "pseudo_label", "supe
 TINY = ["model.width=4", "protocol.iterations=4", "protocol.eval_every=2", "protocol.batch_size=4"]
 
 
-@pytest.fixture(autouse=True)
-def _restore_torch() -> object:
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def run(words: list[str], out: Path) -> dict[str, Any]:
     return experiment.run(experiment.prepare(compose([*TINY, *words, f"out={out}"]))).result
 

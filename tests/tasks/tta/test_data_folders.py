@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from dembench.tasks.base import Note, Point, Row
 from dembench.tasks.common.corruptions import CORRUPTIONS
 from dembench.tasks.common.digits_nets import Normalized, keep_classes
+from dembench.tasks.common.images import Preprocess
 from dembench.tasks.common.wnids import imagenet_wnids
 from dembench.tasks.tta.folders import ImageFolders, ImageNetC
-from dembench.tasks.tta.images import Preprocess
 from dembench.tasks.tta.methods.source import Source
 from dembench.tasks.tta.models import timm_model, torchvision_model
 from dembench.tasks.tta.streams import Protocol

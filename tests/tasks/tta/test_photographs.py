@@ -15,9 +15,9 @@ from dembench.tasks.common.choice import balanced_subset
 from dembench.tasks.common.corruptions import CORRUPTIONS, corrupt
 from dembench.tasks.common.corruptions.recipes import IMAGECORRUPTIONS, IMAGENET
 from dembench.tasks.common.generated import GeneratedCIFAR10C
+from dembench.tasks.common.images import Preprocess
 from dembench.tasks.common.wnids import imagenet_wnids
 from dembench.tasks.tta import photographs
-from dembench.tasks.tta.images import Preprocess
 from dembench.tasks.tta.photographs import GeneratedImageNetC, Photographs
 
 SMALL = Preprocess(40, 36, "bicubic")

@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_data_config
 from torch.testing import assert_close
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
-from dembench.tasks.tta.images import AHEAD, ImageFiles, Preprocess, of_timm, of_torchvision
+from dembench.tasks.common.images import AHEAD, ImageFiles, Preprocess, of_timm, of_torchvision
 
 SIZES = [(300, 260), (260, 300), (257, 256), (500, 375), (640, 427), (40, 30), (224, 224), (100, 999)]
 
