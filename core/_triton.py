@@ -34,7 +34,9 @@ FEW = 128  # classes whose sums over a batch are formed by products; maps have n
 MOST = 1 << 14  # classes of a sample that a program holds in registers
 _TILE = 1 << 11  # logits that a program works on at a time
 _PIXELS = 1 << 8  # the same, of one class of a map
+_STRIP = 1 << 7  # the same, of a product with a one-hot tile
 _PROGRAMS = 1 << 9  # enough to fill a device
+_SUMS = 1 << 11  # programs that add up p by pseudo label; more take longer to be added themselves
 _RUN = 1 << 9  # positions that one float32 sum runs over before it joins the others
 _SEGMENT = 1 << 6  # the same, of positions sorted by pseudo label
 _COLUMNS = 1 << 10
@@ -679,9 +681,9 @@ def _step(
 
 def _sums_of_few(z: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sums of p, (programs, CP, CP), and numbers of positions, (programs, CP), by pseudo label; CP is at least C."""
-    layout = _Layout(z, 128 if z.dim() == 3 else 32)
+    layout = _Layout(z, _STRIP if z.dim() == 3 else 32)
     size, most = layout.columns, max(1, _RUN // layout.block)
-    programs = min(layout.tiles, _PROGRAMS, (1 << 22) // size**2)
+    programs = min(layout.tiles, _SUMS, (1 << 22) // size**2)
     share = triton.cdiv(layout.tiles, programs)
     tiles = min(most, triton.next_power_of_2(share))
     sums = torch.empty((programs, size, size), dtype=torch.float32, device=z.device)

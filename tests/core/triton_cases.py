@@ -40,6 +40,7 @@ def switched_on(monkeypatch):
 
     if DEVICE == "cpu":  # the interpreter's time goes by programs
         monkeypatch.setattr(_triton, "_PROGRAMS", 4)
+        monkeypatch.setattr(_triton, "_SUMS", 4)
     monkeypatch.setattr(_kernels, "TRITON", True)
     monkeypatch.setattr(_triton, "serves", asked)
     torch.manual_seed(0)
@@ -140,7 +141,7 @@ def test_any_strides(loss):
 
 @pytest.mark.parametrize("shape", [(400, 5), (3, 5, 70), (300, 130)])
 def test_sums_over_many_programs_segments_and_rounds(shape, monkeypatch):
-    monkeypatch.setattr(_triton, "_PROGRAMS", 2)
+    monkeypatch.setattr(_triton, "_SUMS", 2)
     monkeypatch.setattr(_triton, "_RUN", 64)
     z = logits(shape)
     with torch.no_grad():
