@@ -32,8 +32,10 @@ from ._kernels import (
     closed_form,
     cut,
     eager_cpu,
+    eager_form,
     full_precision,
     fused,
+    has_tangent,
     join,
     maximum,
     probabilities,
@@ -49,7 +51,9 @@ from ._rows import Rows, Table, slots_with, with_room
 ONE_HOT_CLASSES = 128
 _RUN, _LONG_RUN = 1 << 9, 1 << 12
 _MANY_CLASSES = 512
-_LITTLE = 1 << 13  # logits: for fewer, few calls count rather than fast ones
+_LITTLE = 1 << 13  # logits: in fewer, a maximum is found as soon with its index as without
+_MOVES = 8  # of a row of the table by single samples; more would be rounded too often
+_SHORT = 1 << 16  # logits: for fewer, few calls count rather than fast ones
 _SMALLEST_EM_NORM = 1e-4  # AdaDEM-V's delta vanishes for uniform and one-hot predictions; 1/delta must fit in float16
 
 
@@ -61,6 +65,10 @@ class Options(NamedTuple):
     norm_of: str = "cadf"
     mec: bool = True
     alpha: float = 1.0
+
+
+DEFAULT = Options()
+_DISTRIBUTED = torch.distributed.is_available()
 
 
 def by_index(z: Tensor) -> bool:
@@ -189,11 +197,7 @@ def _lanes(positions: int, lanes: int) -> Tensor:
 
 def distributed() -> bool:
     """True where several ranks share the batch, whose class means then are the means over all of it."""
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
+    return _DISTRIBUTED and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def _step_named_rows(
@@ -261,7 +265,43 @@ def adadem(
         return kernels.adadem(z, table, skip, options, momentum, inplace, alone, graph)  # type: ignore[no-any-return]
     with torch.no_grad():
         value, kept, delta, table = _adadem(z.detach(), table, skip, options, momentum, inplace, across_ranks)
-    return closed_form(z, value, kept if wanted else None, delta, skip, graph), table
+    return closed_form(z, value, kept if wanted else None, -delta, skip, graph), table
+
+
+def directly(
+    z: Tensor, table: Tensor, momentum: float | None, inplace: bool, across_ranks: bool
+) -> tuple[Tensor, Tensor] | None:
+    """``adadem`` without options for few, short rows, (M, C), in as few calls as can be.
+
+    None where there are more, or where logits are not finite; then nothing has happened.
+    """
+    if not (0 < z.numel() <= _SHORT and z.shape[0] <= _RUN and z.dtype == table.dtype and eager_cpu(z)):
+        return None
+    if table.requires_grad or has_tangent(z) or (across_ranks and distributed()):
+        return None
+    y = z.detach()
+    m, labels = y.max(1, keepdim=True)
+    c = y - m
+    p = c.exp()
+    p.div_(p.sum(1, keepdim=True))
+    u = (c * p).sum(1, keepdim=True)
+    if not math.isfinite(u.sum().item()):
+        return None
+    label = labels.squeeze(1)
+    if momentum is not None:  # as in ``_step_named_rows``
+        move = table.index_select(0, label).sub_(p).div_(label.bincount().take(labels))
+        table = table if inplace else table.clone()
+        if z.shape[0] <= _MOVES * z.shape[1]:
+            table.index_add_(0, label, move, alpha=-momentum)
+        else:
+            table.sub_(torch.zeros_like(table).index_add_(0, label, move), alpha=momentum)
+    penalty = table.index_select(0, label)
+    reward = p.addcmul_(p, c - u)
+    delta = reward.abs().sum(1, keepdim=True)  # below 1 by its rounding at most
+    value = (penalty * c).sum(1, keepdim=True).sub_(u).div_(delta)
+    if not (z.requires_grad and torch.is_grad_enabled()):
+        return value.squeeze(1), table
+    return eager_form(z, value, penalty.sub_(reward), delta, None, _penalty_graph), table
 
 
 def _adadem(
@@ -417,3 +457,7 @@ def _delta(slope: Tensor, options: Options, skip: Tensor | None, room: Tensor | 
 def _reward_graph(z: Tensor, skip: Tensor | None, mec: bool) -> Tensor:
     p, log_p, entropy = softmax_graph(z, 1, skip)
     return p * (log_p + entropy + 1 if mec else log_p + entropy)
+
+
+def _penalty_graph(z: Tensor, skip: Tensor | None) -> Tensor:
+    return -_reward_graph(z, skip, mec=True)
