@@ -52,7 +52,7 @@ def transformed() -> bool:
 
 def eager_cpu(x: Tensor) -> bool:
     """Whether x can be looked at, and walked over, without waiting for a device or breaking a graph."""
-    return not transformed() and x.device.type == "cpu"
+    return not transformed() and x.is_cpu
 
 
 def fused(z: Tensor, table: Tensor | None = None) -> Any:
