@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dembench import core
-from dembench.core import _kernels, _triton
+from dembench.core import _calibrator, _kernels, _triton
 from dembench.core import functional as F
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -41,6 +41,7 @@ def switched_on(monkeypatch):
     if DEVICE == "cpu":  # the interpreter's time goes by programs
         monkeypatch.setattr(_triton, "_PROGRAMS", 4)
         monkeypatch.setattr(_triton, "_SUMS", 4)
+        monkeypatch.setattr(_calibrator, "_SHORT", 0)  # the CPU's direct path comes first
     monkeypatch.setattr(_kernels, "TRITON", (DEVICE,))
     monkeypatch.setattr(_triton, "serves", asked)
     torch.manual_seed(0)
