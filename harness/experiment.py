@@ -19,6 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dembench import records
 from dembench.harness import loggers, runs
 from dembench.harness.compose import GROUPS, ConfigError, check_signatures, locate
 from dembench.harness.search import dem_star
@@ -224,7 +225,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
             recorder, cost = _measure(prepared, log, watch)
         names = config["choices"]
         result = {
-            "schema": runs.SCHEMA,
+            "schema": records.VERSION,
             "id": prepared.id,
             **{group: names.get(group) for group in GROUPS},
             "data": getattr(getattr(prepared.task, "data", None), "name", names.get("data")),

@@ -25,10 +25,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dembench import records
 from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
 from dembench.tasks.common.files import write_atomic
 
-SCHEMA = 1
 PATH_KEYS = frozenset(  # of data and model nodes
     {"root", "source", "frost", "cache", "weights", "subset", "classes", "config_file"}
 )
@@ -121,17 +121,17 @@ def named_paths(node: Any, place: str = "") -> dict[str, str]:
 def read_result(directory: Path) -> dict[str, Any] | None:
     """The result of a finished run, or None where there is none (never started, running, or cut off).
 
-    Raises: ValueError where result.json is no result of this program.
+    Raises: ValueError where result.json is no result of this program, or that of another run.
     """
     path = Path(directory) / "result.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        result: dict[str, Any] = records.read_json(path, records.RESULT)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); remove it to run again") from None
-    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has no schema {SCHEMA}; it was written by another version")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}; remove it to run again") from None
+    if result["id"] != Path(directory).name:
+        raise ValueError(f"{path} is a copy of run {result['id']}; remove it to run again")
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -99,11 +100,12 @@ def run(args: argparse.Namespace) -> int:
 
 def results(folder: Path) -> Iterable[Mapping[str, Any]]:
     """The finished runs in a folder, as far as they can be read."""
+    from dembench.harness import runs
+
     for path in sorted(folder.glob("*/result.json")):
-        try:
-            yield json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
+        with contextlib.suppress(ValueError):
+            if (result := runs.read_result(path.parent)) is not None:
+                yield result
 
 
 def carry_out(

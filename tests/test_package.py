@@ -22,7 +22,7 @@ SUPPORT = ROOT / "tests" / "support"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
 FOLDERS = sorted({package.split(".")[1] for package in PACKAGES if "." in package})
-NAMES = ("core", "tasks", "configs", "scripts", "harness", "report", "lookup")  # that a user may have, too
+NAMES = ("core", "tasks", "configs", "scripts", "harness", "report", "lookup", "records")  # that a user may have, too
 
 IMPORTED = """
 import sys

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dembench import records
 from dembench.harness import experiment, runs
 from dembench.harness.compose import Choice, ConfigError, choose, compose, locate, lookup_or_fail, to_arguments
 from dembench.harness.search import dem_star
@@ -70,7 +71,7 @@ def search(
     first = next((trial for trial in done if trial.pair == ONE_ONE), None)
     costs = list({id: cost for trial in done for id, cost in trial.details["runs"].items()}.values())
     record = {
-        "schema": dem_star.SCHEMA,
+        "schema": records.VERSION,
         "id": short_hash(folder.name, settings.name, digits=12),
         **{group: prepared.config["choices"].get(group) for group in dem_star.NAMED},
         "data": getattr(getattr(prepared.task, "data", None), "name", prepared.config["choices"].get("data")),
