@@ -6,13 +6,13 @@ refuses it without naming what is valid (on the command line).
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-import pkgutil
 import re
+import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -29,8 +29,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dembench.harness.targets import check_targets, locate
 from dembench.lookup import lookup
 from dembench.tasks.base import PARTS, PRECISIONS, ConfigError
+from dembench.tasks.common import trust
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
@@ -58,6 +60,7 @@ def config_files(config_dir: Path | None = None) -> Iterator[Any]:
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ConfigError(f"--config-dir: no folder {config_dir}")
+        trust.trust_folder(config_dir)
         yield Path(config_dir)
 
 
@@ -203,7 +206,8 @@ def compose(
     Raises: ConfigError, one line, with the valid names and the nearest ones.
     """
     choice = words if isinstance(words, Choice) else choose(words)
-    cfg = _groups(tuple(sorted(_full_names(choice.groups, config_dir).items())), config_dir).copy()
+    names = tuple(sorted(_full_names(choice.groups, config_dir).items()))
+    cfg = _groups(names, None if config_dir is None else Path(config_dir).resolve()).copy()
     for key, value in choice.values.items():
         _set(cfg, key, value, new=key in choice.added)
     for key, valid in VALUES.items():
@@ -216,9 +220,10 @@ def compose(
         return cfg
     _check_missing(cfg, config_dir)
     try:
-        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from None
+    check_targets(plain)
     return cfg
 
 
@@ -295,7 +300,7 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
         overrides.append(f"hydra.searchpath=['{Path(config_dir).resolve().as_uri()}']")
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("dembench.configs", version_base="1.3"):
+        with _without_plugins(), initialize_config_module("dembench.configs", version_base="1.3"):
             cfg = hydra_compose("run", overrides=overrides, return_hydra_config=True)
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
@@ -307,6 +312,20 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
     cfg.choices = {g: name.split("/")[-1] if name else None for g, name in chosen.items()}
     cfg.labels = {g: cfg[g].pop(LABEL) for g in GROUPS if LABEL in (cfg.get(g) or {})}
     return cfg
+
+
+@contextmanager
+def _without_plugins() -> Iterator[None]:
+    """Hydra imports whatever is called ``hydra_plugins``, also from the current folder; here it finds none."""
+    before = sys.modules.get("hydra_plugins", ...)
+    sys.modules["hydra_plugins"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        yield
+    finally:
+        if before is ...:
+            del sys.modules["hydra_plugins"]
+        else:
+            sys.modules["hydra_plugins"] = before
 
 
 def _set(cfg: DictConfig, key: str, value: Any, new: bool) -> None:
@@ -367,20 +386,6 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _leaves(child, f"{prefix}{key}.")
         elif not key.startswith("_"):
             yield f"{prefix}{key}"
-
-
-def locate(target: str, path: str) -> Any:
-    """The class or function that a dotted name means; ConfigError, which begins with ``path``, where there is none."""
-    try:
-        return pkgutil.resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        cause: Exception = error
-        try:  # resolve_name keeps to itself why a module that is there cannot be imported
-            importlib.import_module(target.rpartition(".")[0] or target)
-        except (ImportError, ValueError) as found:
-            if not target.startswith(getattr(found, "name", None) or "?"):
-                cause = found
-        raise ConfigError(f"{path}: cannot import {target}: {_first_line(cause)}") from cause
 
 
 def _hints(target: Any) -> dict[str, Any]:

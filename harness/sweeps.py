@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -39,8 +38,9 @@ from dembench.harness.compose import (
     to_arguments,
 )
 from dembench.harness.search import dem_star
+from dembench.harness.targets import build
 from dembench.harness.times import Times, past_results
-from dembench.tasks.common import parts
+from dembench.tasks.common import parts, trust
 
 STUDIES = "sweep/study"  # the folder of the sources' tables and figures
 
@@ -63,8 +63,7 @@ class Planned:
     @property
     def command(self) -> str:
         """What runs this one alone."""
-        own = [] if self.config_dir is None else ["--config-dir", str(self.config_dir)]
-        return shlex.join(["dembench", "run", *own, *to_arguments(self.words)])
+        return shlex.join(["dembench", "run", *trust.arguments(self.config_dir), *to_arguments(self.words)])
 
 
 def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, Any]:
@@ -247,7 +246,7 @@ def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: 
         with _named_errors(words):
             check_signatures({group: config.get(group) for group in ("method", "loss")})
             with experiment.user_errors():
-                make_method = instantiate(config["method"], loss=instantiate(config["loss"]))
+                make_method = build(config["method"], "method", loss=build(config["loss"], "loss"))
                 if hasattr(task, "check_method"):
                     task.check_method(make_method)
     return found

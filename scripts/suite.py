@@ -40,7 +40,7 @@ def parser(prog: str = "dembench suite") -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="for report and runs (reports/demo, reports/full, ...)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs or GPUs allow); 0: none")
     p.add_argument("--dry-run", action="store_true", help="show what would run and what is missing, and stop")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     return p
 
 

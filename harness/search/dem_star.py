@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from dembench import records
 from dembench.core import DEM
 from dembench.harness import runs
-from dembench.harness.compose import GROUPS, ConfigError, compose, locate, to_arguments
+from dembench.harness.compose import GROUPS, ConfigError, compose, to_arguments
+from dembench.harness.targets import locate
 from dembench.tasks.base import Note
 from dembench.tasks.common import parts
 

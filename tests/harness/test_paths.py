@@ -15,8 +15,9 @@ import yaml
 from image_cases import classes
 
 from dembench.harness import experiment, runs
-from dembench.harness.compose import compose, locate
+from dembench.harness.compose import compose
 from dembench.harness.sweeps import plan
+from dembench.harness.targets import locate
 from dembench.tasks.common.wnids import imagenet_wnids
 
 CONFIGS = Path(__file__).parents[2] / "configs"
