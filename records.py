@@ -187,12 +187,18 @@ def _wrong(value: Any, expected: str, where: str) -> NoReturn:
     raise ValueError(f"{where or 'the record'}: expected {expected}, got {shown}")
 
 
-def refuse_links(path: Path) -> None:
-    """Raises OSError where ``path`` is there and is not a regular file with one name: to open it for writing could
-    change another file, or wait for ever."""
+def refuse_links(path: Path, *, names: int = 1) -> None:
+    """Raises OSError where ``path`` is there and is not a regular file with so many names at most: to open it for
+    writing could change another file, or wait for ever."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > names:
         raise OSError(errno.EINVAL, "it is a link or not a regular file, and is not written to", str(path))
+
+
+def write_plain(path: Path, content: str | bytes) -> None:
+    """Writes a file, text as UTF-8; refuses what ``refuse_links`` does."""
+    refuse_links(path)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)

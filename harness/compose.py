@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -29,7 +30,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dembench.harness.targets import check_targets, locate
+from dembench import records
+from dembench.harness.targets import check_plain, check_targets, locate
 from dembench.lookup import lookup
 from dembench.tasks.base import PARTS, PRECISIONS, ConfigError
 from dembench.tasks.common import trust
@@ -39,6 +41,8 @@ SHARED = ("task", "loss")  # groups whose files serve every task; the others lie
 LABEL = "_label_"  # key of a group's file: how results call it and judge it; it is no argument and in no id
 NOT_SET = ("choices", "labels", "task")  # nodes whose values no one sets
 VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": PARTS}
+MOST_BYTES = 4_000_000  # of a file of configuration
+MOST_VALUES = 200_000  # in a file of data
 Words = dict[str, Any]  # a run: key as on the command line -> plain value
 
 
@@ -71,6 +75,7 @@ def check_config_dir(config_dir: Path) -> None:
         name = file.relative_to(config_dir)
         if package.joinpath(*name.parts).is_file():
             raise ConfigError(f"--config-dir: {name} is the name of a file of dembench too; give yours another name")
+        read_file(file)  # so that Hydra does not wait for a pipe
 
 
 def options(group: str, task: str | None = None, config_dir: Path | None = None) -> list[str]:
@@ -88,8 +93,18 @@ def read_option(group: str, name: str, task: str | None = None, config_dir: Path
     parts = (group, f"{name}.yaml") if task is None or group in (*SHARED, "sweep") else (group, task, f"{name}.yaml")
     for root in config_files(config_dir):
         if (file := root.joinpath(*parts)).is_file():
-            return file.read_text(encoding="utf-8")
+            return read_file(file) if isinstance(file, Path) else file.read_text(encoding="utf-8")
     raise ConfigError(f"no file {'/'.join(parts)} among the configurations")
+
+
+def read_file(path: Path) -> str:
+    """The text of a file that somebody wrote by hand. Raises: ConfigError where it is none."""
+    try:
+        return records.read_plain(path, MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def header(text: str, name: str) -> str:
@@ -100,6 +115,42 @@ def header(text: str, name: str) -> str:
         if line.startswith(f"# {name}: "):
             return line[len(name) + 4 :].strip()
     return ""
+
+
+def read_data(text: str, what: str, expected: str) -> dict[Any, Any]:
+    """YAML of plain values, as Hydra reads it: a sweep or a suite, which is data and never code.
+
+    Raises: ConfigError, one line that begins with ``what``.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)  # the faster CSafeLoader crashes on deep nests
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{what}: expected {expected}")
+        if _expanded(root, {}) > MOST_VALUES:
+            raise ConfigError(f"{what}: more than {MOST_VALUES} values")
+        plain: Any = OmegaConf.to_container(OmegaConf.create(text))
+        check_plain(plain, what)
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{what}: {' '.join(str(error).split())[:300]}") from None
+    return plain
+
+
+def _expanded(node: Any, known: dict[int, int]) -> int:
+    """How many values a YAML node has once its aliases are written out; ValueError for one that holds itself."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError("an alias inside the value that it stands for")
+        return known[id(node)]
+    known[id(node)] = 0
+    children: list[Any] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    known[id(node)] = size = 1 + sum(_expanded(child, known) for child in children)
+    return size
 
 
 def lookup_or_fail(name: str, valid: Iterable[str], what: str) -> str:
@@ -304,7 +355,7 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
             cfg = hydra_compose("run", overrides=overrides, return_hydra_config=True)
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
-    except YAMLError as error:
+    except (YAMLError, RecursionError, AssertionError) as error:
         raise ConfigError(f"a configuration is not valid YAML: {' '.join(str(error).split())}") from error
     chosen = {g: cfg.hydra.runtime.choices.get(g) for g in GROUPS}
     OmegaConf.set_struct(cfg, False)

@@ -201,6 +201,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
     config = prepared.config
     directory = Path(config["out"]) / prepared.id
     if (found := _finished(directory, config["force"])) is not None:
+        runs.clear_leftovers(directory)
         return Outcome(directory / "result.json", False, found)
     with user_errors():
         if hasattr(prepared.task, "check_method"):
@@ -209,7 +210,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
     with runs.lock(directory):
         if (found := _finished(directory, config["force"])) is not None:  # another process was faster
             return Outcome(directory / "result.json", False, found)
-        for left in directory.glob(".*.tmp"):
+        for left in runs.temporary(directory):
             left.unlink()
         environment = runs.environment(config["device"], config["threads"])
         kept = {key: value for key, value in config.items() if key != "labels"}

@@ -26,32 +26,35 @@ OWN = "of dembench, only classes of its core and tasks can be named, and what it
 DEEPEST = 40  # containers inside each other
 
 
-def check_targets(node: Any, place: str = "", *, find: bool = False, depth: int = 0) -> None:
+def check_plain(node: Any, place: str, depth: int = 0) -> None:
+    """Raises ConfigError for a value that is no plain one: a path, bytes, a date, keys that are no text."""
+    if depth > DEEPEST:
+        raise ConfigError(f"{place[:80]}...: nested too deeply")
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        if not isinstance(key, str | int | float | bool):
+            raise ConfigError(f"{place}: expected a text as key, got {key!r}")
+        check_plain(value, f"{place}.{key}", depth + 1)
+    if not isinstance(node, dict | list | str | int | float | None):
+        raise ConfigError(f"{place}: expected a plain value, got {type(node).__name__} {node!r}")
+
+
+def check_targets(node: Any, place: str = "", *, find: bool = False) -> None:
     """Looks at every value of a resolved configuration in plain containers, targets inside lists and arguments too.
 
     Args:
         node: what to look at. place: its key. find: import the targets, too, and look at what they are.
     Raises: ConfigError for a target that may not be named, and for a value that is no plain one.
     """
-    if depth > DEEPEST:
-        raise ConfigError(f"{place[:80]}...: nested too deeply")
-    if isinstance(node, dict):
-        for key, value in node.items():
-            inside = f"{place}.{key}" if place else str(key)
-            if not isinstance(key, str | int | float | bool):
-                raise ConfigError(f"{inside}: expected a text as key, got {key!r}")
-            if key == "_target_":
-                (locate if find else permit)(value, place or "configuration")
-            else:
-                check_targets(value, inside, find=find, depth=depth + 1)
-    elif isinstance(node, list | tuple):
-        for number, item in enumerate(node):
-            check_targets(item, f"{place}[{number}]", find=find, depth=depth + 1)
-    elif isinstance(node, str):
-        if "${" in node:  # Hydra would resolve it once more, and it could become a target
-            raise ConfigError(f"{place}: a value cannot hold ${{, got {node!r}")
-    elif node is not None and not isinstance(node, int | float):
-        raise ConfigError(f"{place}: expected a plain value, got {type(node).__name__} {node!r}")
+    if not place:
+        check_plain(node, "configuration")
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        inside = f"{place}.{key}" if place else str(key)
+        if key == "_target_":
+            (locate if find else permit)(value, place or "configuration")
+        elif isinstance(value, str) and "${" in value:  # Hydra would resolve it again: it could become a target
+            raise ConfigError(f"{inside}: a value cannot hold ${{, got {value!r}")
+        else:
+            check_targets(value, inside, find=find)
 
 
 def permit(target: Any, place: str) -> str | None:

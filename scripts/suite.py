@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dembench.records import write_plain
 from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def draw(names: Sequence[str], runs: Path, out: Path) -> int:
             continue
         out.mkdir(parents=True, exist_ok=True)
         figure.write(out)
-        (out / f"{figure.name}.md").write_text(f"**{figure.title}.** {figure.caption}\n", encoding="utf-8")
+        write_plain(out / f"{figure.name}.md", f"**{figure.title}.** {figure.caption}\n")
         print(f"figure: {(out / f'{figure.name}.png').resolve()}")
     return status
 

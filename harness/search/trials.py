@@ -26,8 +26,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from dembench.harness import runs
 from dembench.harness.search.space import KINDS, ONE_ONE, ORDERS, Pair, suggest_alpha, suggest_tau
 from dembench.lookup import lookup
+from dembench.records import refuse_links
 from dembench.tasks.common.cache import short_hash
 from dembench.tasks.common.draws import derived_seed
+from dembench.tasks.common.files import plain_lock
 
 WAIT_SECONDS = 0.5  # how often a process that waits for another one looks again
 SAMPLER = "tpe"
@@ -119,7 +121,8 @@ class Search:
         self.folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal = self.folder / f"{settings.name}.journal"
-        lock: Any = FileLock(journal.with_suffix(".lock"))  # no dead process can hold it
+        refuse_links(journal)  # Optuna opens it to add to it
+        lock: Any = plain_lock(journal.with_suffix(".lock"))  # no dead process can hold it
         with self._alone():
             storage = JournalStorage(JournalFileBackend(str(journal), lock))
             self.study = optuna.create_study(
@@ -212,7 +215,7 @@ class Search:
         return True
 
     def _alone(self) -> FileLock:
-        return FileLock(self.folder / ".lock")
+        return plain_lock(self.folder / ".lock")
 
 
 def best(trials: list[Done]) -> Done | None:

@@ -26,4 +26,4 @@ def replace(out: Path, written: Iterable[Path]) -> None:
         inside = path.resolve().is_relative_to(out.resolve()) and path.parent.name in ("tables", "figures")
         if inside and path.is_file() and not path.is_symlink():
             path.unlink()
-    (out / NAME).write_text(json.dumps({"files": names}, indent=1) + "\n", encoding="utf-8", newline="\n")
+    records.write_plain(out / NAME, json.dumps({"files": names}, indent=1) + "\n")

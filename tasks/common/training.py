@@ -11,7 +11,6 @@ import copy
 import io
 import math
 import pickle
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from dembench.tasks.base import Event, Flag, Note, Scalars
-from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.files import scratch, write_atomic
 
 Values = dict[str, float]
 COUNTERS = ("forward_passes", "backward_passes", "updated")
@@ -243,10 +242,10 @@ def check_devices(device: str, devices: int) -> None:
 
 def launch(train: Callable[[Any], Iterable[Event]], method: Any, device: str, devices: int) -> list[Event]:
     """Runs ``train(method)`` in so many processes; returns the events of the first, and the method's counters to it."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (train, method, device, devices, Path(folder))
+    with scratch("train") as folder:
+        arguments = (train, method, device, devices, folder)
         torch.multiprocessing.spawn(_worker, arguments, nprocs=devices)
-        events, counters = pickle.loads(Path(folder, "events").read_bytes())  # written by a process of our own
+        events, counters = pickle.loads((folder / "events").read_bytes())  # written by a process of our own
     for name, value in counters.items():
         setattr(method, name, value)
     return events

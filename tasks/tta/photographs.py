@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from dembench.lookup import lookup
@@ -26,7 +25,7 @@ from dembench.tasks.common.corruptions import CORRUPTIONS, GENERATOR_VERSION, SE
 from dembench.tasks.common.corruptions.ice import load_photos, photos_folder
 from dembench.tasks.common.corruptions.recipes import IMAGECORRUPTIONS, IMAGENET, RECIPES
 from dembench.tasks.common.decoding import decode, workers
-from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.files import plain_lock, write_atomic
 from dembench.tasks.common.hashes import path_hash
 from dembench.tasks.common.image_folders import JUDGED, Chosen, Listing, contents, list_images, remark
 from dembench.tasks.common.images import Preprocess
@@ -268,7 +267,7 @@ def _stored(path: Path, shape: tuple[int, ...], make: Callable[[], Tensor]) -> T
     found = _mapped(path, shape)
     if found is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with plain_lock(path.with_suffix(".lock")):
             found = _mapped(path, shape)
             if found is None:
                 made = make().numpy()
