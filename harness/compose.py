@@ -355,7 +355,9 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
             cfg = hydra_compose("run", overrides=overrides, return_hydra_config=True)
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
-    except (YAMLError, RecursionError, AssertionError) as error:
+    except RecursionError:
+        raise ConfigError("a configuration is nested too deeply") from None
+    except (YAMLError, AssertionError) as error:
         raise ConfigError(f"a configuration is not valid YAML: {' '.join(str(error).split())}") from error
     chosen = {g: cfg.hydra.runtime.choices.get(g) for g in GROUPS}
     OmegaConf.set_struct(cfg, False)

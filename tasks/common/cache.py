@@ -1,5 +1,5 @@
-"""The cache folder: files that can be made again. Each ends with the sha256 of what it holds, so that a damaged one is
-noticed and made anew; NumPy reads an array in front of it all the same."""
+"""The cache folder: files that can be made again. Each ends with the sha256 of its name and of what it holds, so that
+one that is damaged or another's is noticed and made anew; NumPy reads an array in front of it all the same."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 
 
 class _Summed:
-    """A file that is written to, and the sha256 of all that was."""
+    """A file that is written to, and the sha256 of its name and all that was."""
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.sum = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, path: Path):
+        self.file, self.sum = file, hashlib.sha256(_name(path))
 
     def write(self, data: Any) -> int:
         self.sum.update(data)
@@ -43,11 +43,16 @@ class _Summed:
         self.file.flush()
 
 
+def _name(path: Path) -> bytes:
+    """Of a file and its folder, so that one cannot stand for another."""
+    return "/".join(path.absolute().parts[-2:]).encode("utf-8", "surrogateescape")
+
+
 def save(path: Path, write: Callable[[Any], object]) -> None:
     """Writes a file by a function that is given the open file, and its sha256 behind that; OSError."""
 
     def whole(file: BinaryIO) -> None:
-        summed = _Summed(file)
+        summed = _Summed(file, path)
         write(summed)
         file.write(summed.sum.digest())
 
@@ -61,7 +66,9 @@ def is_whole(path: Path) -> bool:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or os.fstat(file.fileno()).st_size <= DIGEST:
                 return False
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-                return hashlib.sha256(view[:-DIGEST]).digest() == bytes(view[-DIGEST:])
+                found = hashlib.sha256(_name(path))
+                found.update(view[:-DIGEST])
+                return found.digest() == bytes(view[-DIGEST:])
     except OSError:
         return False
 
