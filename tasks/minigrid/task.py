@@ -16,6 +16,7 @@ from dembench.tasks.minigrid.evaluation import Episodes, gif, play
 from dembench.tasks.minigrid.live import Views
 from dembench.tasks.minigrid.methods import OnPolicy
 
+UNLABELLED = "reinforcement learning has no choice without labels: the return is what the agent is given"
 PAPER_EPISODES = 10  # over which arXiv 2511.03256 takes its mean
 LOGGED = {
     "entropy": "bonus/entropy",
@@ -174,6 +175,8 @@ class Minigrid:
         p = self.protocol
         if self.part is not None and self.part.use == "search":
             yield Note("part", "the part for the search of DEM*: seeds that no other run trains or evaluates with")
+            if self.part.criteria:
+                yield Note("criteria", UNLABELLED)
         if self.device == "cpu" and torch.cuda.is_available():
             yield Note("device", "the policy is on the CPU, where networks of this size are faster than on a GPU")
         yield Note(
