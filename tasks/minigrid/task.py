@@ -16,7 +16,6 @@ from dembench.tasks.minigrid.evaluation import Episodes, gif, play
 from dembench.tasks.minigrid.live import Views
 from dembench.tasks.minigrid.methods import OnPolicy
 
-UNLABELLED = "reinforcement learning has no choice without labels: the return is what the agent is given"
 PAPER_EPISODES = 10  # over which arXiv 2511.03256 takes its mean
 LOGGED = {
     "entropy": "bonus/entropy",
@@ -72,6 +71,7 @@ class Minigrid:
 
     splits = False  # the search of DEM* has seeds of its own
     searched = "layouts of other seeds, in training and evaluation"
+    without_labels = "reinforcement learning has no choice without labels: the return is what the agent is given"
     auto_device = "cpu"  # a GPU costs networks of this size more in waits, several an environment step, than it saves
 
     def __init__(
@@ -176,7 +176,7 @@ class Minigrid:
         if self.part is not None and self.part.use == "search":
             yield Note("part", "the part for the search of DEM*: seeds that no other run trains or evaluates with")
             if self.part.criteria:
-                yield Note("criteria", UNLABELLED)
+                yield Note("criteria", self.without_labels)
         if self.device == "cpu" and torch.cuda.is_available():
             yield Note("device", "the policy is on the CPU, where networks of this size are faster than on a GPU")
         yield Note(

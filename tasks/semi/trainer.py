@@ -150,8 +150,8 @@ class Trainer(training.Trainer):
 
     @torch.no_grad()
     def evaluate(self, pool: str, criteria: Criteria | None = None) -> tuple[Confusion, StreamMetrics]:
-        """The averaged weights (with the live statistics of BatchNorm) on the "test" or "validation" images; ``criteria``
-        are shown the predictions, too."""
+        """The averaged weights (with the live statistics of BatchNorm) on the "test" or "validation" images; their
+        predictions are shown to ``criteria``, too."""
         images, labels = self.pools[pool].images, self.pools[pool].labels
         confusion, metrics = (kind(self.num_classes, self.device) for kind in (Confusion, StreamMetrics))
         passes = self.method.forward_passes

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, ConfigError, Event, Flag, Method, Note, Point, Row
 from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
+from dembench.tasks.common.criteria import Criteria, shifted
+from dembench.tasks.common.criteria import mean_rows as criteria_rows
 from dembench.tasks.common.devices import send
 from dembench.tasks.common.digits_nets import keep_classes
 from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics, is_collapsed
-from dembench.tasks.common.criteria import Criteria, shifted
-from dembench.tasks.common.criteria import mean_rows as criteria_rows
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.tta.data import DomainsPart, LongTailedDomains, size_of
 from dembench.tasks.tta.remarks import remarks
