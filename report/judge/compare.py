@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dembench.lookup import lookup
-from dembench.report.judge.group import contexts_of, label, leaf, method_of, setting_of, show
+from dembench.report.judge.group import contexts_of, label, leaf, method_of, own_setting, show
 from dembench.report.judge.selection import NAMES
 from dembench.report.judge.stats import Estimate, Pooled, estimate, paired, pooled
 from dembench.report.judge.wording import run_label
@@ -71,8 +71,7 @@ def features(runs: Sequence[Run]) -> list[Features]:
     for run, context in zip(runs, contexts_of(list(runs)), strict=True):
         own: Features = {name: getattr(run, name) for name in ("data", "model", "protocol", "loss")}
         own["method"] = method_of(run)
-        own |= {f"method.{key}": value for key, value in setting_of(run.config.get("method"))}
-        own |= {f"loss.{key}": value for key, value in setting_of(run.config.get("loss"))}
+        own |= {f"{group}.{key}": value for group in ("method", "loss") for key, value in own_setting(run, group)}
         found.append(own | {key: value for key, value in context.items() if key not in own})
     return found
 
