@@ -37,6 +37,7 @@ class Pairs:
     metric: Metric
     a: dict[int, float]
     b: dict[int, float]
+    looks: int = 1  # see ``Estimate``
 
     @property
     def gains(self) -> dict[int, float]:
@@ -44,7 +45,7 @@ class Pairs:
 
     @property
     def gain(self) -> Estimate:
-        return paired(self.gains, dict.fromkeys(self.gains, 0.0))
+        return paired(self.gains, dict.fromkeys(self.gains, 0.0), self.looks)
 
     def spread(self, side: str) -> Estimate:
         values = self.a if side == "a" else self.b
@@ -175,6 +176,8 @@ def pair(
             if row not in rows:
                 rows[row] = Pairs(task, labels, *owns, str(left[i]["data"]), metric, {}, {})
             rows[row].a[seed], rows[row].b[seed] = x, y
+            most = max(rows[row].looks, ours[i].looks, theirs[j].looks)
+            rows[row] = rows[row] if most == rows[row].looks else replace(rows[row], looks=most)
             used[0].add(i)
             used[1].add(j)
     return brief(sorted(rows.values(), key=lambda row: order_of({**row.labels, **row.own_a, **row.own_b}))), used
@@ -280,7 +283,7 @@ def total(rows: Sequence[Pairs]) -> Pooled:
     strata: dict[str, list[dict[int, float]]] = defaultdict(list)
     for row in rows:
         strata[row.data].append(row.gains)
-    return pooled([matrix(gains) for gains in strata.values()])
+    return pooled([matrix(gains) for gains in strata.values()], max(row.looks for row in rows))
 
 
 def matrix(gains: Sequence[dict[int, float]]) -> np.ndarray:

@@ -49,7 +49,12 @@ class Cell:
         mine, theirs = self.values(metric, part), base.values(metric, part)
         if metric.sign < 0:
             mine, theirs = theirs, mine
-        return paired(mine, theirs)
+        return paired(mine, theirs, max(self.looks, base.looks))
+
+    @property
+    def looks(self) -> int:
+        """How often the interval was looked at while seeds were added; 1 where their number was set before."""
+        return max((run.looks for run in self.runs), default=1)
 
     @property
     def collapsed(self) -> int:

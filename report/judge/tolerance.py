@@ -67,15 +67,19 @@ def width(values: Values, metric: Metric) -> Width | None:
         return None
     scores = metric.sign * np.array([[values[rate][seed] for seed in seeds] for rate in rates])  # (rates, seeds)
     scores = np.where(np.isfinite(scores), scores, -np.inf)
+    if not np.isfinite(scores.mean(1)).any():
+        return None
     at, tolerance = np.log10(rates), POINT.get(metric.unit, 0.01)
     left, right, best = _range(at, scores.mean(1), tolerance)
-    drawn = np.array(
-        [np.subtract(*_range(at, scores[:, rows].mean(1), tolerance)[1::-1]) for rows in resamples(len(seeds))]
-    )
-    low, high = np.quantile(drawn, [0.025, 0.975]) if len(seeds) > 1 else (None, None)
-    ends = left <= at[0], right >= at[-1]
-    interval = (None, None) if low is None else (float(low), float(high))
-    return Width(float(right - left), *interval, rates[best], len(seeds), bool(ends[0]), bool(ends[1]))
+
+    def decades(rows: Sequence[int]) -> float:
+        first, last, _ = _range(at, scores[:, rows].mean(1), tolerance)
+        return last - first
+
+    drawn = [decades(rows) for rows in resamples(len(seeds))] if len(seeds) > 1 else None
+    low, high = (None, None) if drawn is None else map(float, np.quantile(drawn, [0.025, 0.975]))
+    reached = bool(left <= at[0]), bool(right >= at[-1])
+    return Width(right - left, low, high, rates[best], len(seeds), *reached)
 
 
 def _range(at: np.ndarray, mean: np.ndarray, tolerance: float) -> tuple[float, float, int]:

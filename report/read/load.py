@@ -64,6 +64,13 @@ class Run:
     def collapsed(self) -> bool:
         return self.status == "collapse"
 
+    @property
+    def looks(self) -> int:
+        """How often a rule looked at the runs while it added seeds (dembench sweep --until); 1 elsewhere."""
+        told = self.config.get("sequential")
+        looks = told.get("looks") if isinstance(told, dict) else None
+        return looks if isinstance(looks, int) and looks > 1 else 1
+
     def score(self, metric: str, part: str = "mean") -> float:
         """The value over ``part``; NaN for a run that met a NaN or lacks the number. Without a recorded mean, the plain
         mean over the slices."""

@@ -20,7 +20,7 @@ from dembench.tasks.common.draws import generator
 
 ALL = PARTS[0]
 KEYS = ("part", "search_share", "search_seed", "criteria")  # of a configuration; a run on all data is recorded without
-UNSET = ("criteria", "tuned")  # keys that are recorded only where they are asked for
+UNSET = ("criteria", "tuned", "sequential")  # keys that are recorded only where they are asked for
 
 
 class DataPart:
