@@ -32,8 +32,8 @@ checked before the first starts. What has a result is skipped, so an interrupted
 one folder share the work. A failed run leaves its traceback in <out>/failed/, and the sweep ends with status 1.
 
 --until adds seeds to the runs that it names until the interval of the paired difference is that narrow (in points of a
-metric in %), or --max-seeds. All looks share the 5%, so the interval holds although it decided when to stop; the records
-say so, and the report's intervals of these runs are as wide as that takes."""
+metric in %), or --max-seeds. All looks share the 5%, so the interval holds although it decided when to stop; the
+records say so, and the report's intervals of these runs are as wide as that takes."""
 
 
 def parser() -> argparse.ArgumentParser:

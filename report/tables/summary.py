@@ -31,7 +31,7 @@ def summary_table(items: list[Verdict]) -> Table:
     units = {points(item.block.metric) for item in items}
     columns.append(Column("best against best" if swept else "gain", parts))
     needing = [needed_short(item.best, item.block.metric) for item in items]
-    columns += [Column("seeds for 80 % power", numeric=False)] if any(needing) else []
+    columns += [Column("seeds for 80 % power", ("this size", "0.5 points"))] if any(needing) else []
     columns += [Column("best settings: EM; loss", numeric=False)] if swept else []
     rows = []
     for item, seeds in zip(items, needing, strict=True):
@@ -45,7 +45,7 @@ def summary_table(items: list[Verdict]) -> Table:
         pairs = ((item.em, block.em), (item.own, item.column))
         edges = [item.short_plain(cell) + ("*" if item.edge(cell, column) else "") for cell, column in pairs]
         if any(needing):
-            entries.append(Entry(seeds or "–"))
+            entries.append(Entry(seeds, "", tuple(seeds.split("; "))) if seeds else Entry("–"))
         if swept:
             entries.append(Entry("; ".join(edges) if item.swept else "one setting"))
         rows.append(entries)
