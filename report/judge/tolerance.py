@@ -59,7 +59,8 @@ class Width:
 def width(values: Values, metric: Metric) -> Width | None:
     """Of the contiguous range around the best rate in which the mean over the seeds that all rates have, a line between
     neighbours over the logarithm of the rate, is within a point of the best mean; None without ``FEWEST`` rates above 0
-    or a common seed. A value that is not finite is worse than any other.
+    or a common seed. A value that is not finite is worse than any other;
+    ``curves`` makes one of each run that collapsed or met a NaN.
     """
     rates = sorted(rate for rate in values if rate > 0)
     seeds = sorted(set.intersection(*(set(values[rate]) for rate in rates))) if rates else []
@@ -137,7 +138,10 @@ def swept(runs: Sequence[Run]) -> list[Curve]:
         if len(by_rate) >= FEWEST:
             metric = primary(task, [run for seeds in by_rate.values() for run in seeds.values()])
             values = {
-                rate: {seed: run.score(metric.name) * metric.scale for seed, run in seeds.items()}
+                rate: {
+                    seed: math.nan if run.status != "ok" else run.score(metric.name) * metric.scale
+                    for seed, run in seeds.items()
+                }
                 for rate, seeds in by_rate.items()
             }
             curves.append(Curve(task, names, method, loss, params, metric, values, {}))
@@ -157,7 +161,8 @@ def tried(runs: Sequence[Run]) -> list[Curve]:
         for trial in trials:
             seeds = {int(seed): one.get(metric.name) for seed, one in trial["seeds"].items()}
             values[float(trial["values"][keys[0]])] = {
-                seed: math.nan if value is None else metric.scale * value for seed, value in seeds.items()
+                seed: math.nan if value is None or trial["status"] != "ok" else metric.scale * value
+                for seed, value in seeds.items()
             }
         chosen = {kind: float(one["values"][keys[0]]) for kind, one in tune["choices"].items()}
         names = (run.data, run.model, run.protocol)
