@@ -20,11 +20,13 @@ HALF_POINT = 0.5  # in shown units of a metric in %
 def power(pairs: int, effect: float) -> float:
     """The probability that the two-sided paired t test at 5% tells a true difference of ``effect`` standard deviations
     of the paired differences, with so many pairs."""
-    from scipy.stats import nct, t
+    from scipy.stats import chi2, nct, t
 
     freedom, shift = pairs - 1, abs(effect) * math.sqrt(pairs)
     limit = t.ppf((1 + LEVEL) / 2, freedom)
-    return float(nct.sf(limit, freedom, shift) + nct.cdf(-limit, freedom, shift))
+    told = float(nct.sf(limit, freedom, shift) + nct.cdf(-limit, freedom, shift))
+    # SciPy has no number for a far shift, beside which the normal part of the noncentral t hardly varies
+    return told if math.isfinite(told) else float(chi2.cdf((shift / limit) ** 2 * freedom, freedom))
 
 
 @lru_cache(maxsize=4096)
