@@ -369,9 +369,7 @@ def _few_sums(
 
 
 @triton.jit
-def _few_step(
-    sums, numbers, table, before, programs, classes, momentum, AT_A_TIME: tl.constexpr, CP: tl.constexpr
-):
+def _few_step(sums, numbers, table, before, programs, classes, momentum, AT_A_TIME: tl.constexpr, CP: tl.constexpr):
     """Adds the programs' sums of a class; its row of the table is that before, moved if the class has samples."""
     label = tl.program_id(0)
     columns = tl.arange(0, CP)
@@ -486,7 +484,9 @@ class _Layout:
         spread = triton.next_power_of_2(triton.cdiv(self.positions, _PROGRAMS))
         least, most = (16, _PIXELS) if self.maps else (1, _TILE // self.columns)
         self.block = block or max(least, min(most, spread))
-        self.tiles = triton.cdiv(self.pixels, self.block) * self.images if self.maps else triton.cdiv(len(z), self.block)
+        self.tiles = (
+            triton.cdiv(self.pixels, self.block) * self.images if self.maps else triton.cdiv(len(z), self.block)
+        )
         self.size = (self.images, self.pixels, self.classes) if self.maps else (self.images, self.classes)
 
     def options(self, **flags: Any) -> dict[str, Any]:

@@ -126,8 +126,8 @@ def carry_out(
     def tell(search: searches.Needed, text: str) -> None:
         print(f"{search.verb} {search.title}: {text}", file=sys.stderr, flush=True)
 
-    failed = searches.run(todo, suite.search, workers, args.config_dir, tell)
-    failed += searches.run(tunings, suite.tune, workers, args.config_dir, tell)
+    options = {"search": suite.search, "tune": suite.tune}
+    failed = searches.run([*todo, *tunings], options, workers, args.config_dir, tell)
     waiting = [words for search in failed for words in search.runs]
     if waiting:
         print(f"{len(waiting)} runs are left out, whose search failed", file=sys.stderr)

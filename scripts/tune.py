@@ -95,7 +95,7 @@ def tune(args: argparse.Namespace) -> int:
     def tell(one: searches.Needed, text: str) -> None:
         print(f"tune {one.title}: {text}", file=sys.stderr, flush=True)
 
-    failed = searches.run(todo, budget, workers, args.config_dir, tell)
+    failed = searches.run(todo, {"tune": budget}, workers, args.config_dir, tell)
     if failed or args.no_judge:
         return int(bool(failed))
     many, reasons = searches.offered(many, args.config_dir)

@@ -111,7 +111,7 @@ def _records(out: Path, task: str, method: str) -> Iterator[Mapping[str, Any]]:
 
 def run(
     searches: Iterable[Needed],
-    options: Mapping[str, Any],
+    options: Mapping[str, Mapping[str, Any]],
     workers: int,
     config_dir: Path | None = None,
     tell: Callable[[Needed, str], None] = lambda search, text: None,
@@ -119,7 +119,7 @@ def run(
     """Does searches, each in one process so that its trials follow from its seed.
 
     Args:
-        options: of ``harness.search.trials.Settings``, or for tunings of ``harness.search.ranges.Budget``.
+        options: of ``harness.search.trials.Settings`` under "search", of ``harness.search.ranges.Budget`` under "tune".
         workers: processes; 0 searches in this process.
         tell: called with each search that ends and a line on it.
     Returns: those that failed. On KeyboardInterrupt the processes are ended; what is tried is kept.
@@ -128,7 +128,7 @@ def run(
     todo = list(searches)
     if not workers or not todo:
         outcomes: Iterable[tuple[Needed, str | None, str]] = (
-            (search, *_attempt(search, options, config_dir)) for search in todo
+            (search, *_attempt(search, options[search.verb], config_dir)) for search in todo
         )
     else:
         outcomes = _in_processes(todo, options, min(workers, len(todo)), config_dir)
@@ -140,11 +140,11 @@ def run(
 
 
 def _in_processes(
-    todo: list[Needed], options: Mapping[str, Any], workers: int, config_dir: Path | None
+    todo: list[Needed], options: Mapping[str, Mapping[str, Any]], workers: int, config_dir: Path | None
 ) -> Iterator[tuple[Needed, str | None, str]]:
     context = multiprocessing.get_context("spawn")
     with _one_thread(), ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = {pool.submit(_attempt, search, options, config_dir): search for search in todo}
+        waiting = {pool.submit(_attempt, search, options[search.verb], config_dir): search for search in todo}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], *future.result()
