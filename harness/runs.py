@@ -49,7 +49,7 @@ FIRST_NAMES = {  # of classes that moved: an id holds the name under which a cla
         for name in ("CIFAR", "EuroSAT", "MedMNIST", "STL10", "SemiAves")
     },
 }
-NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices", "labels"})
+NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices", "labels", "sequential"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 COMMANDS = {
     "run": "run once: task, method, loss, model, data and protocol by name",
     "sweep": "run a grid of runs, by a file or by name; what is done is skipped",
+    "tune": "every method with every loss at hyperparameters that were chosen alike",
     "search": "find (tau, alpha) of DEM* on a labelled part of the data",
     "data": "download public datasets (checksum-verified)",
     "list": "names that can be used, and whether their data is on this machine",

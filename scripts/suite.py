@@ -118,20 +118,25 @@ def carry_out(
     runs = out / "runs"
     many = [{**words, "out": str(runs)} for group in groups if group.here for words in group.runs]
     todo = [s for s in searches.needed(many, suite.search.get("trials"), args.config_dir) if not s.done]
+    tunings = [one for one in searches.tunings(many, args.config_dir) if not one.done]
     workers = default_workers() if args.workers is None else args.workers
-    say_time(costs.of(many), searches_cost(todo, suite, costs), workers, len(todo))
+    say_time(costs.of(many), searches_cost([*todo, *tunings], suite, costs), workers, len(todo) + len(tunings))
     if args.dry_run:
         return 0
     if not many and not drawn:
         return fail("no run can start here; see the missing items above", status=1)
 
     def tell(search: searches.Needed, text: str) -> None:
-        print(f"search {search.title}: {text}", file=sys.stderr, flush=True)
+        print(f"{search.verb} {search.title}: {text}", file=sys.stderr, flush=True)
 
-    failed = searches.run(todo, suite.search, workers, args.config_dir, tell)
+    options = {"search": suite.search, "tune": suite.tune}
+    failed = searches.run([*todo, *tunings], options, workers, args.config_dir, tell)
     waiting = [words for search in failed for words in search.runs]
     if waiting:
-        print(f"{len(waiting)} runs of DEM* are left out, whose search failed", file=sys.stderr)
+        print(f"{len(waiting)} runs are left out, whose search failed", file=sys.stderr)
+    many, reasons = searches.offered(many, args.config_dir)
+    for reason in reasons:
+        print(reason, file=sys.stderr)
     many = [words for words in many if words not in waiting]
     status = int(bool(waiting))
     if many:
@@ -215,12 +220,15 @@ def searches_cost(todo: Sequence[Any], suite: Suite, costs: Costs) -> Cost:
 
     total = NOTHING
     for search in todo:
-        total += costs.of([{**search.words, "loss": "dem", "part": "search"}] * suite.search.get("trials", 40))
+        if search.verb == "tune":
+            total += costs.of([{**search.words, "part": "search"}] * suite.tune.get("trials", 9))
+        else:
+            total += costs.of([{**search.words, "loss": "dem", "part": "search"}] * suite.search.get("trials", 40))
     return total
 
 
 def say_time(runs: Cost, searched: Cost, workers: int, searches: int) -> None:
-    before = f" after {searches} search{'es' * (searches != 1)} of DEM*" if searches else ""
+    before = f" after {searches} search{'es' * (searches != 1)}" if searches else ""
     parts = [cost.cpu_seconds for cost in (runs, searched)]
     if None in parts:
         print(f"time unknown{before}: no cost estimate for some runs", file=sys.stderr)

@@ -54,7 +54,7 @@ def search(
     metrics = metrics_of(cfg)
     if settings.metric is not None:
         lookup_or_fail(settings.metric, metrics, "metric")
-    _check_task(cfg)
+    check_task(cfg)
     prepared = experiment.prepare(cfg)
     folder = dem_star.folder(cfg, prepared.fingerprints)
 
@@ -71,7 +71,6 @@ def search(
         statuses = ", ".join(sorted({trial.status for trial in done}))
         raise RuntimeError(f"none of the {len(done)} trials can win (status {statuses}); they lie in {folder}")
     first = next((trial for trial in done if trial.pair == ONE_ONE), None)
-    costs = list({id: cost for trial in done for id, cost in trial.details["runs"].items()}.values())
     record = {
         "schema": records.VERSION,
         "id": short_hash(folder.name, settings.name, digits=12),
@@ -88,7 +87,7 @@ def search(
             "samples": chosen.details["samples"],
             "text": subset_of(cfg, prepared.task),
         },
-        "cost": {name: round(sum(cost.get(name, 0) for cost in costs), 3) for name in COSTS} | {"runs": len(costs)},
+        "cost": cost_of(done),
         "trials": [
             {"number": trial.number, "tau": trial.pair[0], "alpha": trial.pair[1], "status": trial.status}
             | {key: trial.details[key] for key in ("value", "runs")}
@@ -173,7 +172,14 @@ def subset_of(cfg: Any, task: Any) -> str:
     return getattr(task, "searched", "samples of the task's own that are never judged")
 
 
-def _check_task(cfg: Any) -> None:
+def cost_of(done: Sequence[Done]) -> dict[str, float]:
+    """What trials cost together; a run that serves two of them counts once."""
+    costs = list({id: cost for trial in done for id, cost in trial.details["runs"].items()}.values())
+    return {name: round(sum(cost.get(name, 0) for cost in costs), 3) for name in COSTS} | {"runs": len(costs)}
+
+
+def check_task(cfg: Any) -> None:
+    """Raises ConfigError where the task has no part for a search."""
     task = locate(cfg.task["_target_"], "task")
     if getattr(task, "splits", None) is None:
         raise ConfigError(f"the task {cfg.choices.task} does not support part=search")

@@ -1,7 +1,8 @@
 """What a suite consists of: a file in configs/suite/ lists grids; its runs are grouped by what they need.
 
 A suite file has ``parts``, each with ``sweep`` (a sweep's name) or with ``base`` and ``grids`` as in a sweep file;
-``search``, options of ``dembench search`` for the parts with loss=dem_star; and ``out``, where runs and report go.
+``search``, options of ``dembench search`` for the parts with loss=dem_star; ``tune``, those of ``dembench tune`` for
+parts with ``tuned``; and ``out``, where runs and report go.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from dembench.harness.compose import (
 )
 from dembench.harness.suite.available import what_is_missing
 
-KEYS = ("out", "search", "parts", "costs")
+KEYS = ("out", "search", "tune", "parts", "costs")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file; ``search`` holds options of ``dembench search`` without their dashes."""
+    """A suite file; ``search`` and ``tune`` hold options of these commands without their dashes."""
 
     name: str
     about: str
@@ -38,6 +39,7 @@ class Suite:
     search: Mapping[str, Any]
     parts: tuple[Mapping[str, Any], ...]
     costs: Mapping[str, Any]
+    tune: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def read_suite(name: str, config_dir: Path | None = None) -> Suite:
         for key in part:
             lookup_or_fail(str(key), ("sweep", "base", "grids"), f"key of a part of suite {name}")
     out = Path(plain.get("out") or f"reports/{name}")
-    return Suite(name, header(text, "About"), out, plain.get("search") or {}, tuple(parts), plain.get("costs") or {})
+    search, tune, costs = (plain.get(key) or {} for key in ("search", "tune", "costs"))
+    return Suite(name, header(text, "About"), out, search, tuple(parts), costs, tune)
 
 
 def runs_of(suite: Suite, overrides: Sequence[str] = (), config_dir: Path | None = None) -> list[Words]:
