@@ -16,7 +16,6 @@ Arithmetic is float32; one-hot products take three passes in TF32, which lose at
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -40,7 +39,6 @@ _SUMS = 1 << 11  # programs that add up p by pseudo label; more take longer to b
 _RUN = 1 << 9  # positions that one float32 sum runs over before it joins the others
 _SEGMENT = 1 << 6  # the same, of positions sorted by pseudo label
 _COLUMNS = 1 << 10
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # --- parts of the kernels ------------------------------------------------------------------------------------------
 
@@ -141,7 +139,7 @@ def _dem_value(u, m, others, alpha, PENALTY: tl.constexpr):
 def _dem_kept(c, p, q, u, tau, alpha, PLAIN: tl.constexpr):
     """Minus the gradient of DEM."""
     weighted = tl.where(p == 0, 0.0, c * p)
-    if PLAIN:
+    if PLAIN:  # noqa: SIM108 - decided when the kernel is built
         kept = weighted - p * (u - (1 - alpha))
     else:
         kept = (weighted - p * (u - tau)) / tau - alpha * q
@@ -484,9 +482,8 @@ class _Layout:
         spread = triton.next_power_of_2(triton.cdiv(self.positions, _PROGRAMS))
         least, most = (16, _PIXELS) if self.maps else (1, _TILE // self.columns)
         self.block = block or max(least, min(most, spread))
-        self.tiles = (
-            triton.cdiv(self.pixels, self.block) * self.images if self.maps else triton.cdiv(len(z), self.block)
-        )
+        across, down = (self.pixels, self.images) if self.maps else (self.images, 1)
+        self.tiles = triton.cdiv(across, self.block) * down
         self.size = (self.images, self.pixels, self.classes) if self.maps else (self.images, self.classes)
 
     def options(self, **flags: Any) -> dict[str, Any]:
@@ -517,7 +514,7 @@ def serves(z: Tensor, table: Tensor | None = None) -> bool:
         and z.numel() > 0
         and not transformed()
         and not has_tangent(z)
-        and (INTERPRETED or (z.is_cuda and _can_be_built(z.device)))
+        and (z.device.type == "cpu" or _can_be_built(z.device))  # on a CPU in Triton's interpreter
     )
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dembench import records
 from dembench.harness import loggers, runs
-from dembench.harness.compose import GROUPS, ConfigError, check_signatures, locate
+from dembench.harness.compose import GROUPS, ConfigError, check_signatures
 from dembench.harness.search import dem_star, tuned
+from dembench.harness.targets import build, locate
 from dembench.tasks.base import Event, Method, Note, Task
 from dembench.tasks.common import parts
 from dembench.tasks.common.cache import short_hash
@@ -171,7 +172,7 @@ def prepare(cfg: DictConfig) -> Prepared:
         tuned.check(tune, config["seed"], found)
     config, search = dem_star.settle(cfg, config, found)
     with user_errors():
-        method = instantiate(config["method"], loss=instantiate(config["loss"]))
+        method = build(config["method"], "method", loss=build(config["loss"], "loss"))
     id = runs.run_id(config, found)
     notes = () if search is None else (dem_star.note(config, search),)
     return Prepared(id, config, found, task, method, search, notes, tune)
@@ -181,7 +182,7 @@ def build_task(config: dict[str, Any]) -> Task:
     """The task of a resolved configuration, on the part of the data that it names, once it is known that the data is
     there; raises ConfigError."""
     with user_errors():
-        task = instantiate(config["task"], **parts.arguments(config, locate(config["task"]["_target_"], "task")))
+        task = build(config["task"], "task", **parts.arguments(config, locate(config["task"]["_target_"], "task")))
         check_data(getattr(task, "data", None))
     return task
 
@@ -205,6 +206,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
     config = prepared.config
     directory = Path(config["out"]) / prepared.id
     if (found := _finished(directory, config["force"])) is not None:
+        runs.clear_leftovers(directory)
         return Outcome(directory / "result.json", False, found)
     if prepared.tune is not None:
         return _run_tuned(prepared, prepared.tune, directory, command, watch)
@@ -215,7 +217,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
     with runs.lock(directory):
         if (found := _finished(directory, config["force"])) is not None:  # another process was faster
             return Outcome(directory / "result.json", False, found)
-        for left in directory.glob(".*.tmp"):
+        for left in runs.temporary(directory):
             left.unlink()
         environment = runs.environment(config["device"], config["threads"])
         kept = {key: value for key, value in config.items() if key != "labels"}
@@ -231,7 +233,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
             recorder, cost = _measure(prepared, log, watch)
         names = config["choices"]
         result = {
-            "schema": runs.SCHEMA,
+            "schema": records.VERSION,
             "id": prepared.id,
             **{group: names.get(group) for group in GROUPS},
             "data": getattr(getattr(prepared.task, "data", None), "name", names.get("data")),

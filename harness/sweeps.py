@@ -20,10 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from dembench.harness import experiment, runs
 from dembench.harness.compose import (
@@ -36,12 +33,15 @@ from dembench.harness.compose import (
     lookup_or_fail,
     options,
     parse,
+    read_data,
+    read_file,
     read_option,
     to_arguments,
 )
 from dembench.harness.search import dem_star, tuned
+from dembench.harness.targets import build
 from dembench.harness.times import Times, past_results
-from dembench.tasks.common import parts
+from dembench.tasks.common import parts, trust
 
 STUDIES = "sweep/study"  # the folder of the sources' tables and figures
 
@@ -64,8 +64,7 @@ class Planned:
     @property
     def command(self) -> str:
         """What runs this one alone."""
-        own = [] if self.config_dir is None else ["--config-dir", str(self.config_dir)]
-        return shlex.join(["dembench", "run", *own, *to_arguments(self.words)])
+        return shlex.join(["dembench", "run", *trust.arguments(self.config_dir), *to_arguments(self.words)])
 
 
 def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, Any]:
@@ -81,17 +80,11 @@ def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, A
     elif path.suffix in (".yaml", ".yml") or "/" in file_or_name:
         if not path.is_file():
             raise ConfigError(f"no sweep file {file_or_name}")
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path)
     else:
         lookup_or_fail(file_or_name, options("sweep", config_dir=config_dir), "sweep")
         text = read_option("sweep", file_or_name, config_dir=config_dir)
-    try:
-        content = OmegaConf.create(text)
-        plain = OmegaConf.to_container(content)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"sweep {file_or_name}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, DictConfig) or not isinstance(plain, dict):
-        raise ConfigError(f"sweep {file_or_name}: expected the keys base and grids")
+    plain = read_data(text, f"sweep {file_or_name}", "the keys base and grids")
     for key in plain:
         lookup_or_fail(str(key), ("base", "grids", "paper", "tune"), f"key of sweep {file_or_name}")
     base, grids, paper = plain.get("base") or {}, plain.get("grids"), plain.get("paper") or []
@@ -101,6 +94,8 @@ def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, A
         raise ConfigError(f"sweep {file_or_name}: base must be a mapping and grids a list of mappings")
     if not _mappings(paper):
         raise ConfigError(f"sweep {file_or_name}: paper must be a list of mappings")
+    if any(not isinstance(key, str) for node in [base, *(grids or []), *paper] for key in node):
+        raise ConfigError(f"sweep {file_or_name}: keys must be texts")
     return {"base": base, "grids": grids or [{}], "paper": paper, "tune": tune}
 
 
@@ -209,6 +204,8 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
         directory = Path(config["out"]) / id
         with _named_errors(words), experiment.user_errors():
             result = runs.read_result(directory)
+            if result is not None and not config["force"]:
+                runs.clear_leftovers(directory)
         planned.setdefault(id, Planned(id, words, config, directory, result, config_dir))
     return list(planned.values())
 
@@ -257,7 +254,7 @@ def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: 
         with _named_errors(words):
             check_signatures({group: config.get(group) for group in ("method", "loss")})
             with experiment.user_errors():
-                make_method = instantiate(config["method"], loss=instantiate(config["loss"]))
+                make_method = build(config["method"], "method", loss=build(config["loss"], "loss"))
                 if hasattr(task, "check_method"):
                     task.check_method(make_method)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dembench.records import write_plain
 from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def parser(prog: str = "dembench suite") -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="for report and runs (reports/demo, reports/full, ...)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs or GPUs allow); 0: none")
     p.add_argument("--dry-run", action="store_true", help="show what would run and what is missing, and stop")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     return p
 
 
@@ -99,11 +101,12 @@ def run(args: argparse.Namespace) -> int:
 
 def results(folder: Path) -> Iterable[Mapping[str, Any]]:
     """The finished runs in a folder, as far as they can be read."""
+    from dembench.harness import runs
+
     for path in sorted(folder.glob("*/result.json")):
-        try:
-            yield json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
+        with contextlib.suppress(ValueError):
+            if (result := runs.read_result(path.parent)) is not None:
+                yield result
 
 
 def carry_out(
@@ -198,7 +201,7 @@ def draw(names: Sequence[str], runs: Path, out: Path) -> int:
             continue
         out.mkdir(parents=True, exist_ok=True)
         figure.write(out)
-        (out / f"{figure.name}.md").write_text(f"**{figure.title}.** {figure.caption}\n", encoding="utf-8")
+        write_plain(out / f"{figure.name}.md", f"**{figure.title}.** {figure.caption}\n")
         print(f"figure: {(out / f'{figure.name}.png').resolve()}")
     return status
 

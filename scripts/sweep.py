@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("sweep", help="a file, a name that `dembench list sweep` shows, or study=NAME (dembench list study)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="as for dembench run; commas give several values")
     p.add_argument("--dry-run", action="store_true", help="show what is done, what is missing and how long it takes")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     p.add_argument("--retries", type=int, default=2, metavar="N", help="for a run whose worker or node died (2)")
     p.add_argument("--until", metavar="RULE", help="'KEY=VALUE ...: LOSS-LOSS +-NUMBER': add seeds until then")
     p.add_argument("--max-seeds", type=int, default=20, metavar="N", help="of --until (20)")

@@ -7,7 +7,6 @@ and to the searched part of the data; not to a seed, nor to the machine. Its res
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from dembench import records
 from dembench.core import DEM
 from dembench.harness import runs
-from dembench.harness.compose import GROUPS, ConfigError, compose, locate, to_arguments
+from dembench.harness.compose import GROUPS, ConfigError, compose, to_arguments
+from dembench.harness.targets import locate
 from dembench.tasks.base import Note
 from dembench.tasks.common import parts
 
-SCHEMA = 1
 TARGET = "dembench.harness.search.dem_star.DEMStar"
 FOLDER = "searches"
 NAMED = tuple(group for group in GROUPS if group != "loss")
@@ -81,7 +81,8 @@ def settle(
     record = read(path)
     if record is None:
         raise NotSearched(command(cfg))
-    found = {**loss, **record["pair"], "search": record["id"]}
+    pair = {name: float(record["pair"][name]) for name in ("tau", "alpha")}
+    found = {**loss, **pair, "search": record["id"]}
     kept = ("id", "pair", "metric", "value", "at_one_one", "settings", "subset", "cost", "command")
     return {**config, "loss": found}, {**{key: record[key] for key in kept}, "path": str(path)}
 
@@ -143,16 +144,18 @@ def folder(cfg: DictConfig, fingerprints: Mapping[str, str]) -> Path:
 def read(path: Path) -> dict[str, Any] | None:
     """The result of a finished search, or None.
 
-    Raises: ConfigError where the file is no such result.
+    Raises: ConfigError where the file is no such result, or that of another search.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        record: dict[str, Any] = records.read_json(path, records.SEARCH)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); remove it and search again") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ConfigError(f"{path} is no result of a search by this version; remove it and search again")
+        raise ConfigError(f"{error}; remove it and search again") from None
+    if not records.RUN_ID.fullmatch(record["id"]):
+        raise ConfigError(f"{path}: id: expected 12 hexadecimal digits; remove it and search again")
+    if path.parent.name.rpartition("-")[2] != runs.run_id(record["identity"], record["fingerprints"]):
+        raise ConfigError(f"{path} is the result of another search; remove it and search again")
     return record
 
 

@@ -12,11 +12,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dembench import records
 from dembench.harness import experiment, runs
-from dembench.harness.compose import Choice, ConfigError, choose, compose, locate, lookup_or_fail, to_arguments
+from dembench.harness.compose import Choice, ConfigError, choose, compose, lookup_or_fail, to_arguments
 from dembench.harness.search import dem_star
 from dembench.harness.search.space import ONE_ONE, Pair
 from dembench.harness.search.trials import Done, Outcome, Search, Settings, best
+from dembench.harness.targets import locate
+from dembench.tasks.common import trust
 from dembench.tasks.common.cache import short_hash
 
 BUSY_SECONDS = 1.0  # how often a run that another process is writing is looked at
@@ -69,7 +72,7 @@ def search(
         raise RuntimeError(f"none of the {len(done)} trials can win (status {statuses}); they lie in {folder}")
     first = next((trial for trial in done if trial.pair == ONE_ONE), None)
     record = {
-        "schema": dem_star.SCHEMA,
+        "schema": records.VERSION,
         "id": short_hash(folder.name, settings.name, digits=12),
         **{group: prepared.config["choices"].get(group) for group in dem_star.NAMED},
         "data": getattr(getattr(prepared.task, "data", None), "name", prepared.config["choices"].get("data")),
@@ -112,8 +115,7 @@ def result_of(choice: Choice, config_dir: Path | None = None) -> dict[str, Any]:
     """The result of one run, found where it has been run before, by this process or by another that is at it."""
     prepared = experiment.prepare(compose(choice, config_dir))
     words = {f"+{key}" if key in choice.added else key: value for key, value in choice.values.items()}
-    own = [] if config_dir is None else ["--config-dir", str(config_dir)]
-    command = shlex.join(["dembench", "run", *own, *to_arguments({**choice.groups, **words})])
+    command = shlex.join(["dembench", "run", *trust.arguments(config_dir), *to_arguments({**choice.groups, **words})])
     while True:
         try:
             return experiment.run(prepared, command=command).result

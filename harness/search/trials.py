@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,11 +26,20 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from dembench.harness import runs
 from dembench.harness.search.space import KINDS, ONE_ONE, ORDERS, Pair, suggest_alpha, suggest_tau
 from dembench.lookup import lookup
+from dembench.records import PLAIN, check, refuse_links
+from dembench.tasks.base import ConfigError
 from dembench.tasks.common.cache import short_hash
 from dembench.tasks.common.draws import derived_seed
+from dembench.tasks.common.files import plain_lock
 
 WAIT_SECONDS = 0.5  # how often a process that waits for another one looks again
 SAMPLER = "tpe"
+OUTCOME = {  # of a trial, in Optuna's file
+    "pair": [float],
+    "score": float,
+    "status": str,
+    "details": {"value?": (float, None), "runs?": {str: {str: float}}, str: PLAIN},
+}
 
 
 @dataclass(frozen=True)
@@ -148,16 +157,17 @@ class Rules(Protocol):
 class Search:
     """A search in a folder, shared by all processes that open it there with the same settings.
 
-    Raises: ValueError where Optuna's file there is not readable.
+    Raises: ConfigError where Optuna's file there cannot be read, or is not of this search.
     """
 
     def __init__(self, folder: Path, settings: Rules) -> None:
         self.folder, self.settings = Path(folder), settings
         self.folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        journal = self.folder / f"{settings.name}.journal"
-        lock: Any = FileLock(journal.with_suffix(".lock"))  # no dead process can hold it
-        with self._alone():
+        self.journal = journal = self.folder / f"{settings.name}.journal"
+        refuse_links(journal)  # Optuna opens it to add to it
+        lock: Any = plain_lock(journal.with_suffix(".lock"))  # no dead process can hold it
+        with self._alone(), self._readable():
             storage = JournalStorage(JournalFileBackend(str(journal), lock))
             self.study = optuna.create_study(
                 storage=storage,
@@ -195,9 +205,24 @@ class Search:
 
     def done(self) -> list[Done]:
         """The finished trials by number."""
-        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        outcomes = [(trial.number, dict(trial.user_attrs["outcome"])) for trial in trials]
-        return [Done(number, tuple(outcome.pop("pair")), **outcome) for number, outcome in outcomes]
+        with self._readable():
+            trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+            outcomes = [(trial.number, dict(trial.user_attrs["outcome"])) for trial in trials]
+            for _, outcome in outcomes:
+                check(outcome, OUTCOME)
+            return [Done(number, tuple(outcome.pop("pair")), **outcome) for number, outcome in outcomes]
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Optuna raises whatever a damaged file makes of its code."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            told = " ".join(str(error).split())[:160]
+            text = f"{self.journal} is no journal of this search that can be read ({type(error).__name__}: {told})"
+            raise ConfigError(f"{text}; remove it and search again") from error
 
     def _finished(self) -> bool:
         trials = self._trials()
@@ -233,7 +258,7 @@ class Search:
         return True
 
     def _alone(self) -> FileLock:
-        return FileLock(self.folder / ".lock")
+        return plain_lock(self.folder / ".lock")
 
 
 def best(trials: list[Done]) -> Done | None:

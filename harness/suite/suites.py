@@ -13,12 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from dembench.harness import sweeps
-from dembench.harness.compose import ConfigError, Words, compose, header, lookup_or_fail, options, read_option
+from dembench.harness.compose import (
+    ConfigError,
+    Words,
+    compose,
+    header,
+    lookup_or_fail,
+    options,
+    read_data,
+    read_option,
+)
 from dembench.harness.suite.available import what_is_missing
 
 KEYS = ("out", "search", "tune", "parts", "costs")
@@ -65,13 +70,7 @@ def read_suite(name: str, config_dir: Path | None = None) -> Suite:
     text = read_option(
         "suite", lookup_or_fail(name, options("suite", config_dir=config_dir), "suite"), None, config_dir
     )
-    try:
-        content = OmegaConf.create(text)
-        plain = OmegaConf.to_container(content) if isinstance(content, DictConfig) else None
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"suite {name}: {' '.join(str(error).split())}") from None
-    if not isinstance(plain, dict):
-        raise ConfigError(f"suite {name}: expected the keys {', '.join(KEYS)}")
+    plain = read_data(text, f"suite {name}", f"the keys {', '.join(KEYS)}")
     for key in plain:
         lookup_or_fail(str(key), KEYS, f"key of suite {name}")
     parts = plain.get("parts") or []

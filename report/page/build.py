@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dembench import records
 from dembench.report.figures import choose as figures
 from dembench.report.figures import parallel, plane
 from dembench.report.figures.chosen import choice_figures
@@ -95,7 +96,7 @@ class Writer:
     def text(self, name: str, text: str) -> Path:
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        records.write_plain(path, text)
         self.written.append(path)
         return path
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dembench import core
-from dembench.core import _kernels, _triton
+from dembench.core import _calibrator, _kernels, _triton
 from dembench.core import functional as F
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -41,7 +41,8 @@ def switched_on(monkeypatch):
     if DEVICE == "cpu":  # the interpreter's time goes by programs
         monkeypatch.setattr(_triton, "_PROGRAMS", 4)
         monkeypatch.setattr(_triton, "_SUMS", 4)
-    monkeypatch.setattr(_kernels, "TRITON", True)
+        monkeypatch.setattr(_calibrator, "_SHORT", 0)  # the CPU's direct path comes first
+    monkeypatch.setattr(_kernels, "TRITON", (DEVICE,))
     monkeypatch.setattr(_triton, "serves", asked)
     torch.manual_seed(0)
     yield
@@ -160,7 +161,7 @@ def test_classes_masked_out(loss):
     value = loss(z)
     slope = slope_of(value, z)
     y = z.detach().cpu().double().requires_grad_()  # float64 is not for the kernels
-    _kernels.TRITON = False
+    _kernels.TRITON = ()
     expected = loss(y)
     torch.testing.assert_close(value.cpu().double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(slope.cpu().double(), slope_of(expected, y), rtol=1e-5, atol=1e-5)
