@@ -18,14 +18,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-TRITON = os.environ.get("DEMBENCH_TRITON") == "1"  # whether CUDA tensors go to the kernels of ``_triton``
+TRITON = () if os.environ.get("DEMBENCH_TRITON") == "0" else ("cuda",)  # devices whose tensors go to ``_triton``
 BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
 _TOGETHER = 8  # blocks in one where several threads meet after each operation, for which a busy machine lets them wait
 _FEW = 40  # positions
@@ -57,12 +57,20 @@ def eager_cpu(x: Tensor) -> bool:
 
 
 def fused(z: Tensor, table: Tensor | None = None) -> Any:
-    """The module ``_triton`` where ``TRITON`` is set and its kernels take these tensors, else None."""
-    if not TRITON or transformed():
+    """The module ``_triton`` where it is to be used on this device and its kernels take these tensors, else None."""
+    if z.device.type not in TRITON or transformed():
         return None
-    from . import _triton
+    kernels = _triton_module()
+    return kernels if kernels is not None and kernels.serves(z, table) else None
 
-    return _triton if _triton.serves(z, table) else None
+
+@lru_cache
+def _triton_module() -> Any:
+    try:
+        from . import _triton
+    except ImportError:  # this PyTorch came without Triton
+        return None
+    return _triton
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:

@@ -5,7 +5,6 @@ Every model has ``num_classes`` and ``weights_id``, which names the weights by w
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from dembench.tasks.common.cifar_nets import CIFARResNeXt, WideResNet
 from dembench.tasks.common.digits import digits_convnet, digits_transformer
 from dembench.tasks.common.digits_nets import CIFARResNet, Normalized
 from dembench.tasks.common.images import Preprocess, of_timm, of_torchvision
+from dembench.tasks.common.tensors import load_checkpoint
 
 __all__ = [
     "cifar_resnet",
@@ -237,15 +237,7 @@ def _existing(weights: str | Path) -> Path:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a checkpoint, ``module.`` removed; ValueError where there is none."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is no PyTorch checkpoint that loads as weights only: {_one_line(error)}") from error
+    state = load_checkpoint(path)
     if isinstance(state, dict):
         state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
