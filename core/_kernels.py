@@ -161,6 +161,13 @@ class Scratch:
         return first.view(zb.shape), second.view(zb.shape)
 
 
+def widen(z: Tensor, room: Tensor | None = None) -> Tensor:
+    """z itself, or on a CPU half precision as float32, in ``room`` or fresh memory: there its maximum is slow."""
+    if z.dtype in (torch.float32, torch.float64) or not eager_cpu(z):
+        return z
+    return z.float() if room is None else room.copy_(z)
+
+
 def centre(z: Tensor, m: Tensor, skip: Tensor | None, room: Tensor | None = None) -> Tensor:
     """c = z - m, in ``room`` or fresh memory; 0 at positions to skip, whatever their logits hold."""
     return blank(torch.sub(z, m, out=room), skip)
@@ -236,9 +243,9 @@ def _gradient(ctx: Any, g: Tensor) -> Tensor:
     z, kept, scale, skip = ctx.saved_tensors
     g = silence(g.unsqueeze(1), skip)
     g = -g if scale is None else g / scale
-    twice = torch.is_grad_enabled()  # the gradient itself is to be differentiated
-    grad = _moving(ctx.graph, z, kept, skip) * g if twice else _multiply(kept, g)
-    return grad if grad.dtype == z.dtype else grad.to(z.dtype)
+    if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+        return (_moving(ctx.graph, z, kept, skip) * g).to(z.dtype)
+    return _multiply(kept, g, z.dtype)
 
 
 def _moving(graph: Graph, z: Tensor, kept: Tensor, skip: Tensor | None) -> Tensor:
@@ -247,13 +254,15 @@ def _moving(graph: Graph, z: Tensor, kept: Tensor, skip: Tensor | None) -> Tenso
     return kept + (moving - moving.detach())
 
 
-def _multiply(kept: Tensor, g: Tensor) -> Tensor:
-    if _last_use():
-        try:
+def _multiply(kept: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
+    try:
+        if kept.dtype != dtype:  # rounded on the way
+            return torch.mul(kept, g, out=torch.empty_like(kept, dtype=dtype))
+        if _last_use():
             return kept.mul_(g)
-        except RuntimeError:  # g stands for many gradients (``is_grads_batched``), which can be seen no other way
-            pass
-    return kept * g
+    except RuntimeError:  # g stands for many gradients (``is_grads_batched``), which can be seen no other way
+        pass
+    return (kept * g).to(dtype)
 
 
 def _last_use() -> bool:
@@ -378,8 +387,9 @@ def _dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None, wanted: bool)
     parts = []
     for block in blocks:
         zb, skipped = cut(z, block), cut(skip, block)
-        m = maximum(zb)
-        c = centre(zb, m, skipped)
+        wide = widen(zb)
+        m = maximum(wide)
+        c = centre(wide, m, skipped, None if wide is zb else wide)
         p = probabilities(c, skipped, tau)
         q = p if tau == 1 or alpha == 0 else probabilities(c, skipped)
         penalty = None if alpha == 0 else _log_sum(c, q)

@@ -141,20 +141,21 @@ def folder(cfg: DictConfig, fingerprints: Mapping[str, str]) -> Path:
     return Path(cfg.out) / FOLDER / f"{cfg.choices.task}-{cfg.choices.method}-{key}"
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """The result of a finished search, or None.
+def read(path: Path, schema: Any = records.SEARCH) -> dict[str, Any] | None:
+    """The result of a finished search, or None; of a tuning with its schema.
 
     Raises: ConfigError where the file is no such result, or that of another search.
     """
     try:
-        record: dict[str, Any] = records.read_json(path, records.SEARCH)
+        record: dict[str, Any] = records.read_json(path, schema)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{error}; remove it and search again") from None
     if not records.RUN_ID.fullmatch(record["id"]):
         raise ConfigError(f"{path}: id: expected 12 hexadecimal digits; remove it and search again")
-    if path.parent.name.rpartition("-")[2] != runs.run_id(record["identity"], record["fingerprints"]):
+    content = record["fingerprints"] if schema is records.SEARCH else {}
+    if path.parent.name.rpartition("-")[2] != runs.run_id(record["identity"], content):
         raise ConfigError(f"{path} is the result of another search; remove it and search again")
     return record
 

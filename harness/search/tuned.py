@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dembench import records
 from dembench.harness import runs
 from dembench.harness.compose import GROUPS, ConfigError, lookup_or_fail
 from dembench.harness.search import dem_star
@@ -67,6 +68,8 @@ def settle(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any] | None]:
     chosen = record["choices"][kind]
     cfg = cfg.copy()
     for key, value in chosen["values"].items():
+        if isinstance(old := OmegaConf.select(cfg, key), bool) or not isinstance(old, int | float):
+            raise ConfigError(f"tuned: {folder(cfg) / FILE} sets {key!r}, which is no number of this run; tune again")
         OmegaConf.update(cfg, key, value, merge=False)
     return cfg, {"by": kind, "values": chosen["values"], **{key: record[key] for key in KEPT}} | {
         "fingerprints": record["fingerprints"]
@@ -102,7 +105,7 @@ def folder(cfg: DictConfig) -> Path:
 
 def read(cfg: DictConfig) -> dict[str, Any] | None:
     """The result of the tuning for a run, or None. Raises: ConfigError where the file is no such result."""
-    return dem_star.read(folder(cfg) / FILE)
+    return dem_star.read(folder(cfg) / FILE, records.TUNING)
 
 
 def command(cfg: DictConfig) -> str:
