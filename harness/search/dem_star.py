@@ -25,7 +25,10 @@ SCHEMA = 1
 TARGET = "dembench.harness.search.dem_star.DEMStar"
 FOLDER = "searches"
 NAMED = tuple(group for group in GROUPS if group != "loss")
-NOT_SEARCHED = ("choices", "labels", "task", "loss", "seed", "part", "force", "progress", "logger")  # in no identity
+NOT_SEARCHED = (  # in no identity
+    *("choices", "labels", "task", "loss", "seed", "part"),
+    *("force", "progress", "logger", "save"),
+)
 
 
 class NotSearched(ConfigError):

@@ -61,7 +61,7 @@ def needed(many: Iterable[Words], trials: int | None = None, config_dir: Path | 
 def _search_words(words: Words) -> Words:
     from dembench.harness.search.find import SET_HERE
 
-    left_out = (*SET_HERE, "logger", "force", "progress")
+    left_out = (*SET_HERE, "logger", "save", "force", "progress")
     return {key: value for key, value in words.items() if key.lstrip("+").split(".")[0] not in left_out}
 
 
