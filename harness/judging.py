@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dembench.harness import experiment, runs
 from dembench.harness.compose import ConfigError, check_signatures, choose, compose
+from dembench.harness.targets import build
 from dembench.tasks.common import keep
 from dembench.tasks.common.cache import file_hash
 
@@ -44,7 +44,7 @@ def judge(directory: Path, words: Sequence[str] = (), weights: str | None = None
         raise ConfigError(f"task={config['choices']['task']} cannot judge weights again")
     recorder = runs.Recorder()
     with experiment.user_errors():
-        method = instantiate(config["method"], loss=instantiate(config["loss"]))
+        method = build(config["method"], "method", loss=build(config["loss"], "loss"))
         found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None), config)
         for event in task.judge(method, keep.read(path)):
             recorder.add(event)

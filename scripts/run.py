@@ -6,7 +6,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from dembench.scripts.cli import Parser, fail
 
@@ -21,7 +20,7 @@ again (force=true does). device=auto|cpu|cuda, precision=fp32|bf16, threads=N, p
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench run", description="Run once; print the path of result.json last.", epilog=EXAMPLE)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="names of groups, and values inside them")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     p.add_argument("--show", action="store_true", help="print the composed configuration and stop")
     return p
 

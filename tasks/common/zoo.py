@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from dembench.lookup import lookup
 from dembench.tasks.common.cache import file_hash
+from dembench.tasks.common.tensors import load_checkpoint
 
 MULTI_HEAD = ("googlenet", "inception_v3")  # in training mode, where batch statistics live, they return several heads
 UNTRAINED = "untrained"
@@ -141,15 +141,7 @@ def existing(weights: str | Path) -> Path:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a checkpoint, ``module.`` removed; ValueError where there is none."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is no PyTorch checkpoint that loads as weights only: {_one_line(error)}") from error
+    state = load_checkpoint(path)
     if isinstance(state, dict):
         state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+
+from dembench.tasks.common.tensors import load_checkpoint
 
 OURS = ("backbone", "decode_head", "auxiliary_head", "neck")
 RESNET = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "layer5", "layer6", "fc", "stem")
@@ -42,13 +42,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises: ValueError where torch refuses it under ``weights_only=True``, or it holds no tensors by name.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"model.weights: torch does not load {path} under weights_only=True ({reason}); save the state dict of "
-            "tensors alone and give that file"
-        ) from error
+        found = load_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"model.weights: {error}; save the state dict of tensors alone and give that file") from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.confusion import Confusion
+from dembench.tasks.common.criteria import Criteria, mean_rows
 from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.keep import kept, put
 from dembench.tasks.common.metrics import StreamMetrics, is_collapsed
@@ -60,6 +61,7 @@ class SemiSupervised:
     ) -> None:
         lookup(precision, PRECISIONS, "precision")
         self.data = SearchPart(data, part) if part is not None and part.use == "search" else data
+        self.criteria = part is not None and part.criteria
         self.model, self.protocol, self.seed = model, protocol, seed
         self.device, self.precision = device, precision
         self.checkpoint: Path | None = None  # the runner says where
@@ -119,6 +121,10 @@ class SemiSupervised:
         yield from trainer.events()
         confusion, metrics = trainer.final
         yield from self.rows(confusion, metrics, trainer.history)
+        if self.criteria:
+            criteria = Criteria(self.data.num_classes, self.device)
+            trainer.evaluate("test", criteria)
+            yield from mean_rows([criteria])
         if self.save != "none":
             chosen = keep_best and len(self.data.validation.labels) > 0
             tensors = trainer.best if chosen else trainer.tensors()
