@@ -26,7 +26,7 @@ TARGET = "dembench.harness.search.dem_star.DEMStar"
 FOLDER = "searches"
 NAMED = tuple(group for group in GROUPS if group != "loss")
 NOT_SEARCHED = (
-    *("choices", "labels", "task", "loss", "seed", "part", "criteria", "tuned", "force", "progress", "logger"),
+    *("choices", "labels", "task", "loss", "seed", "part", "criteria", "tuned", "force", "progress", "logger", "save"),
 )  # in no identity
 
 
@@ -141,8 +141,8 @@ def folder(cfg: DictConfig, fingerprints: Mapping[str, str]) -> Path:
     return Path(cfg.out) / FOLDER / f"{cfg.choices.task}-{cfg.choices.method}-{key}"
 
 
-def read(path: Path, schema: Any = records.SEARCH) -> dict[str, Any] | None:
-    """The result of a finished search, or None; of a tuning with its schema.
+def read(path: Path) -> dict[str, Any] | None:
+    """The result of a finished search, or None.
 
     Raises: ConfigError where the file is no such result, or that of another search.
     """

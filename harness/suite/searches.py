@@ -96,7 +96,7 @@ def offered(many: Iterable[Words], config_dir: Path | None = None) -> tuple[list
 
 def _without(words: Words, set_here: Iterable[str]) -> str:
     """The words of a search, as JSON."""
-    left_out = (*set_here, "logger", "force", "progress")
+    left_out = (*set_here, "logger", "save", "force", "progress")
     kept = {key: value for key, value in words.items() if key.lstrip("+").split(".")[0] not in left_out}
     return json.dumps(kept, sort_keys=True)
 
