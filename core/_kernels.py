@@ -27,6 +27,7 @@ from torch.autograd import forward_ad
 
 TRITON = () if os.environ.get("DEMBENCH_TRITON") == "0" else ("cuda",)  # devices whose tensors go to ``_triton``
 BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
+_TOGETHER = 8  # blocks in one where several threads meet after each operation, for which a busy machine lets them wait
 _FEW = 40  # positions
 _SHORT_ROW = 16  # classes: sums over so few elements next to each other are slow on a CPU
 
@@ -109,12 +110,14 @@ def blocks_of(z: Tensor) -> list[Block]:
     """Splits the positions of z, (M, C) or (N, C, S), into slices of the first and of the last axis."""
     if z.numel() <= BLOCK or not eager_cpu(z):
         return [WHOLE]
-    classes = z.shape[1]
+    classes, size = z.shape[1], BLOCK * (_TOGETHER if torch.get_num_threads() > 1 else 1)
+    if z.numel() <= size:
+        return [WHOLE]
     if z.dim() == 2:
-        return [(rows, WHOLE[1]) for rows in _pieces(z.shape[0], max(1, BLOCK // classes))]
-    if classes * z.shape[2] <= BLOCK:
-        return [(images, WHOLE[1]) for images in _pieces(z.shape[0], BLOCK // (classes * z.shape[2]))]
-    columns = list(_pieces(z.shape[2], max(16, BLOCK // classes)))
+        return [(rows, WHOLE[1]) for rows in _pieces(z.shape[0], max(1, size // classes))]
+    if classes * z.shape[2] <= size:
+        return [(images, WHOLE[1]) for images in _pieces(z.shape[0], size // (classes * z.shape[2]))]
+    columns = list(_pieces(z.shape[2], max(16, size // classes)))
     return [(slice(n, n + 1), pixels) for n in range(z.shape[0]) for pixels in columns]
 
 

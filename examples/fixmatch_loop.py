@@ -28,7 +28,7 @@ for step in range(60):
     mask = (confidence >= 0.95).float()
     supervised = F.cross_entropy(z_labelled, labels)
     consistency = (F.cross_entropy(z_strong, pseudo, reduction="none") * mask).mean()
-    loss = supervised + consistency + 0.3 * adadem(z_weak)  # the weak logits need their gradient now
+    loss = supervised + consistency + 0.1 * adadem(z_weak)  # the weak logits need their gradient now
 
     optimizer.zero_grad()
     loss.backward()

@@ -33,14 +33,14 @@ from yaml import YAMLError
 from dembench import records
 from dembench.harness.targets import check_plain, check_targets, locate
 from dembench.lookup import lookup
-from dembench.tasks.base import PARTS, PRECISIONS, ConfigError
+from dembench.tasks.base import PARTS, PRECISIONS, SAVE, ConfigError
 from dembench.tasks.common import trust
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
 LABEL = "_label_"  # key of a group's file: how results call it and judge it; it is no argument and in no id
 NOT_SET = ("choices", "labels", "task")  # nodes whose values no one sets
-VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": PARTS}
+VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": PARTS, "save": SAVE}
 MOST_BYTES = 4_000_000  # of a file of configuration
 MOST_VALUES = 200_000  # in a file of data
 Words = dict[str, Any]  # a run: key as on the command line -> plain value

@@ -30,6 +30,7 @@ from dembench.tasks.common.cache import short_hash
 from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.hashes import path_hash
 
+CURVES_EVERY = 10.0  # seconds, at the least, between two writings of the curves of a run that goes on
 Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points and Scalars the whole run has
 
 
@@ -169,6 +170,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     task = build_task(config)
     with user_errors():
         found = fingerprints(getattr(task, "data", None), getattr(task, "model", None), config)
+    ask_to_save(task, config["save"], config["choices"]["task"])
     if tune is not None:
         tuned.check(tune, config["seed"], found)
     config, search = dem_star.settle(cfg, config, found)
@@ -209,6 +211,15 @@ def build_loss(config: Mapping[str, Any]) -> Any:
     return loss
 
 
+def ask_to_save(task: Any, save: str, name: str) -> None:
+    """Tells the task which weights to keep; raises ConfigError where it does not keep these."""
+    saves = getattr(task, "saves", ())
+    if save != "none" and save not in saves:
+        raise ConfigError(f"save={save}: task={name} keeps {' or '.join(saves) or 'no weights'}")
+    if save != "none":
+        task.save = save
+
+
 def check_data(data: Any) -> None:
     """Calls ``data.check()`` where there is one."""
     if hasattr(data, "check"):
@@ -242,7 +253,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         for left in runs.temporary(directory):
             left.unlink()
         environment = runs.environment(config["device"], config["threads"])
-        kept = {key: value for key, value in config.items() if key != "labels"}
+        kept = {key: value for key, value in config.items() if key not in ("labels", "save")}
         write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
         runs.write_json(directory / "environment.json", environment)
         started = runs.now()
@@ -252,7 +263,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         if hasattr(prepared.task, "checkpoint"):
             prepared.task.checkpoint = checkpoint
         with loggers.opened(config, prepared.id, directory) as log:
-            recorder, cost = _measure(prepared, log, watch)
+            recorder, cost = _measure(prepared, log, watch, directory)
         names = config["choices"]
         result = {
             "schema": records.VERSION,
@@ -289,7 +300,7 @@ def _run_tuned(
 ) -> Outcome:
     """A run at chosen settings: measured once for all rules that chose them, and recorded for each."""
     measured = run(tuned.plain(prepared), command=command, watch=watch)
-    kept = {key: value for key, value in prepared.config.items() if key != "labels"}
+    kept = {key: value for key, value in prepared.config.items() if key not in ("labels", "save")}
     notes = [asdict(tuned.note(tune)), *measured.result["notes"]]
     own = {"id": prepared.id, "notes": notes, "config": kept, "tuned": tune, "command": command}
     with runs.lock(directory):
@@ -300,7 +311,7 @@ def _run_tuned(
 
 
 def _measure(
-    prepared: Prepared, log: Callable[[Event], None], watch: Watcher | None
+    prepared: Prepared, log: Callable[[Event], None], watch: Watcher | None, directory: Path
 ) -> tuple[runs.Recorder, dict[str, Any]]:
     made: list[Any] = []
 
@@ -317,12 +328,16 @@ def _measure(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     start, start_cpu = time.perf_counter(), time.process_time()
+    written = start
     with without_fixed_order() as loose:
         for event in itertools.chain(prepared.notes, prepared.task.run(make_method)):
             recorder.add(event)
             log(event)
             if watch is not None:
                 watch(event, total)
+            if time.perf_counter() - written > CURVES_EVERY:
+                recorder.write_curves(directory)
+                written = time.perf_counter()
     if loose:
         text = f"not bit-identical from run to run on {prepared.config['device']}: {', '.join(sorted(loose))}"
         recorder.add(Note("repeatable", text))

@@ -23,7 +23,7 @@ from dembench.tasks.common.files import plain_lock
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # logger -> what it is installed as
 PROJECT = "dembench"
-NOT_LOGGED = ("out", "force", "progress", "logger")  # keys that are no hyperparameters
+NOT_LOGGED = ("out", "force", "progress", "logger", "save")  # keys that are no hyperparameters
 
 
 def chosen(value: Any) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Run directories: what a run is called, what is written into it and in which order, and reading it back.
 
-``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start; when the run ends, curve.csv (a line
-per batch), series.csv (learning curves) and files/ (pictures), if present, and result.json last: a run with that file
-is finished. Files appear whole or not at all.
+``runs/<id>/`` holds config.yaml (resolved) and environment.json from the start; curve.csv (a line per batch) and
+series.csv (learning curves), if present, which grow while the run goes on; when the run ends, files/ (pictures,
+weights), if present, and result.json last: a run with that file is finished. Files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FIRST_NAMES = {  # of classes that moved: an id holds the name under which a cla
         for name in ("CIFAR", "EuroSAT", "MedMNIST", "STL10", "SemiAves")
     },
 }
-NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices", "labels", "sequential"})
+NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "save", "choices", "labels", "sequential"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
 
@@ -248,12 +248,16 @@ class Recorder:
             ),
         )
 
-    def write(self, directory: Path) -> None:
-        """curve.csv, series.csv and files/, each only where there is something to hold."""
+    def write_curves(self, directory: Path) -> None:
+        """curve.csv and series.csv as they are by now, each only where there is something to hold."""
         if self.points:
             write_atomic(directory / "curve.csv", self.curve())
         if self.scalars:
             write_atomic(directory / "series.csv", self.series())
+
+    def write(self, directory: Path) -> None:
+        """The curves, and files/ where there is something to hold."""
+        self.write_curves(directory)
         if (directory / "files").is_symlink():
             raise OSError(f"{directory / 'files'} is a link, and is not written to")
         for name, content in self.artifacts.items():

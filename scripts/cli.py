@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 COMMANDS = {
     "run": "run once: task, method, loss, model, data and protocol by name",
+    "evaluate": "judge the weights that a run kept (save=last) once more, also on other data",
     "sweep": "run a grid of runs, by a file or by name; what is done is skipped",
     "tune": "every method with every loss at hyperparameters that were chosen alike",
     "search": "find (tau, alpha) of DEM* on a labelled part of the data",
@@ -64,7 +65,7 @@ def fail(message: str, status: int = 2) -> int:
 
 
 def usage() -> str:
-    lines = [f"  {name:<8}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: dembench COMMAND ...",

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench run: {error}", status=1)
     if not outcome.ran:
         print("finished before; force=true runs it again", file=sys.stderr)
+        if cfg.save != "none" and not list((outcome.path.parent / "files").glob("*.safetensors")):
+            print("that run kept no weights", file=sys.stderr)
     if cfg.progress:
         print(summary(outcome.result), file=sys.stderr)
     print(outcome.path)
@@ -59,13 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def summary(result: dict) -> str:
-    """The means of a run in one line, and its status where that is not ok."""
-    means = [row for row in result["rows"] if row["slice"] == "mean"]
+    """The means of a run and its time in one line, and its status where that is not ok."""
+    return f"{means(result)}, {result['cost']['wall_seconds']:.1f} s"
+
+
+def means(result: dict) -> str:
+    """The means in one line, and the status where that is not ok."""
+    rows = [row for row in result["rows"] if row["slice"] == "mean"]
     numbers = [
-        f"{row['metric']} {'not finite' if row['value'] is None else format(row['value'], '.4f')}" for row in means
+        f"{row['metric']} {'not finite' if row['value'] is None else format(row['value'], '.4f')}" for row in rows
     ]
     status = [] if result["status"] == "ok" else [f"status {result['status']}"]
-    return "mean: " + ", ".join([*numbers, *status, f"{result['cost']['wall_seconds']:.1f} s"])
+    return "mean: " + ", ".join([*numbers, *status])
 
 
 def title(config: dict) -> str:

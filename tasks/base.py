@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 PARTS = ("all", "search", "rest")  # of the data, see tasks.common.parts
 PRECISIONS = ("fp32", "bf16")  # bf16: autocast where the task says so
 
+SAVE = ("none", "last", "best_validation")  # weights that a run keeps, see tasks.common.keep
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -26,7 +26,7 @@ TARGET = "dembench.harness.search.dem_star.DEMStar"
 FOLDER = "searches"
 NAMED = tuple(group for group in GROUPS if group != "loss")
 NOT_SEARCHED = (
-    *("choices", "labels", "task", "loss", "seed", "part", "criteria", "tuned", "force", "progress", "logger"),
+    *("choices", "labels", "task", "loss", "seed", "part", "criteria", "tuned", "force", "progress", "logger", "save"),
 )  # in no identity
 
 
@@ -141,11 +141,21 @@ def folder(cfg: DictConfig, fingerprints: Mapping[str, str]) -> Path:
     return Path(cfg.out) / FOLDER / f"{cfg.choices.task}-{cfg.choices.method}-{key}"
 
 
-def read(path: Path, schema: Any = records.SEARCH) -> dict[str, Any] | None:
-    """The result of a finished search, or None; of a tuning with its schema.
+def read(path: Path) -> dict[str, Any] | None:
+    """The result of a finished search, or None.
 
     Raises: ConfigError where the file is no such result, or that of another search.
     """
+    record = read_record(path, records.SEARCH)
+    if record is not None and path.parent.name.rpartition("-")[2] != runs.run_id(
+        record["identity"], record["fingerprints"]
+    ):
+        raise ConfigError(f"{path} is the result of another search; remove it and search again")
+    return record
+
+
+def read_record(path: Path, schema: Any) -> dict[str, Any] | None:
+    """A file that a search or a tuning wrote, or None. Raises: ConfigError where it does not fit the schema."""
     try:
         record: dict[str, Any] = records.read_json(path, schema)
     except (FileNotFoundError, NotADirectoryError):
@@ -154,9 +164,6 @@ def read(path: Path, schema: Any = records.SEARCH) -> dict[str, Any] | None:
         raise ConfigError(f"{error}; remove it and search again") from None
     if not records.RUN_ID.fullmatch(record["id"]):
         raise ConfigError(f"{path}: id: expected 12 hexadecimal digits; remove it and search again")
-    content = record["fingerprints"] if schema is records.SEARCH else {}
-    if path.parent.name.rpartition("-")[2] != runs.run_id(record["identity"], content):
-        raise ConfigError(f"{path} is the result of another search; remove it and search again")
     return record
 
 

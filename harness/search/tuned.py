@@ -104,8 +104,13 @@ def folder(cfg: DictConfig) -> Path:
 
 
 def read(cfg: DictConfig) -> dict[str, Any] | None:
-    """The result of the tuning for a run, or None. Raises: ConfigError where the file is no such result."""
-    return dem_star.read(folder(cfg) / FILE, records.TUNING)
+    """The result of the tuning for a run, or None. Raises: ConfigError where the file is no such result, or that of
+    another tuning."""
+    path = folder(cfg) / FILE
+    record = dem_star.read_record(path, records.TUNE)
+    if record is not None and path.parent.name.rpartition("-")[2] != runs.run_id(record["identity"], {}):
+        raise ConfigError(f"{path} is the result of another tuning; remove it and tune again")
+    return record
 
 
 def command(cfg: DictConfig) -> str:

@@ -18,6 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 from dembench.core import EM
 from dembench.lookup import lookup
+from dembench.tasks.common.keep import put
 from dembench.tasks.minigrid.attach import attach_bonus
 from dembench.tasks.minigrid.callbacks import BonusLog, BonusWeight
 from dembench.tasks.minigrid.envs import Worlds
@@ -28,6 +29,8 @@ _COUNTS = ("n_envs", "n_steps", "batch_size", "n_epochs", "lstm_hidden_size")
 _POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
 _FRACTIONS = ("gamma", "gae_lambda")
 _WEIGHTS = ("ent_coef", "ent_coef_final", "vf_coef")
+
+OBSERVATIONS, STATISTICS = "observations.", ("mean", "var", "count")
 
 
 def check_settings(**settings: Any) -> None:
@@ -143,6 +146,22 @@ class OnPolicy:
         self.updated += epochs * samples
         self.backward_passes += batches
         self.forward_passes += batches + self.model.n_steps
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The policy's tensors as "policy.*", and float64 statistics of observations as "observations.*", by name."""
+        statistics = self.model.get_vec_normalize_env().obs_rms
+        own = {f"policy.{name}": tensor for name, tensor in self.model.policy.state_dict().items()}
+        return own | {f"{OBSERVATIONS}{name}": torch.as_tensor(getattr(statistics, name)) for name in STATISTICS}
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes over what ``tensors`` gave; ValueError where it does not fit."""
+        statistics = self.model.get_vec_normalize_env().obs_rms
+        own = {name: tensors.get(f"{OBSERVATIONS}{name}") for name in STATISTICS}
+        if own["mean"] is None or tuple(own["mean"].shape) != statistics.mean.shape:
+            raise ValueError("the weights that were kept are of an agent with other observations")
+        put(self.model.policy, {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")})
+        for name, value in own.items():
+            setattr(statistics, name, value.numpy() if value.ndim else float(value))
 
     @property
     def finite(self) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from dembench.tasks.base import Artifact, Event, Flag, Note, Row, Scalars
+from dembench.tasks.common.keep import kept
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.minigrid.envs import Environment, Worlds
 from dembench.tasks.minigrid.evaluation import Episodes, gif, play
@@ -72,6 +73,8 @@ class Minigrid:
     splits = False  # the search of DEM* has seeds of its own
     searched = "layouts of other seeds, in training and evaluation"
     without_labels = "reinforcement learning has no choice without labels: the return is what the agent is given"
+    saves = ("last",)
+    save = "none"  # the runner says what to keep
     auto_device = "cpu"  # a GPU costs networks of this size more in waits, several an environment step, than it saves
 
     def __init__(
@@ -114,6 +117,19 @@ class Minigrid:
         yield from self._evaluate(method)
         for slice in ("training", "mean"):
             yield Row(slice, "training_return", area, "return", method.model.num_timesteps)
+        if self.save != "none":
+            yield Note("weights", "files/weights.safetensors holds the policy and the normalisation of observations")
+            yield kept("weights", method.tensors())
+
+    def judge(self, make_method: Callable[..., OnPolicy], tensors: Mapping[str, torch.Tensor]) -> Iterator[Event]:
+        """Rows of the evaluation of an agent that was kept; nothing is learned.
+
+        Raises: ValueError where it does not fit the environment.
+        """
+        method = self._make(make_method, self.device)
+        method.load_tensors(tensors)
+        yield from self._notes(method)
+        yield from self._evaluate(method)
 
     def _make(self, make_method: Callable[..., OnPolicy], device: str) -> OnPolicy:
         worlds = Worlds(self.data.id, self.seed, Views(self.data.id) if self.protocol.fast else None)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.criteria import Criteria, mean_rows
 from dembench.tasks.common.draws import derived_seed
+from dembench.tasks.common.keep import kept, put
 from dembench.tasks.common.metrics import is_collapsed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import check_devices, launch
@@ -43,6 +45,8 @@ class Segmentation:
     """
 
     splits = True  # the search of DEM* has a share of the target's test images
+    saves = ("last",)
+    save = "none"  # the runner says what to keep
 
     def __init__(
         self,
@@ -137,6 +141,25 @@ class Segmentation:
         if not metrics.finite:
             yield Flag("nan", "mean", "a logit is not finite")
         yield from pictures.artifacts()
+        if self.save != "none":
+            adapted = ", which test-time adaptation has moved" if method.adapts_at_test else ""
+            yield Note("weights", f"files/weights.safetensors holds the network of the last iterate{adapted}")
+            yield kept("weights", method.network.state_dict())
+
+    def judge(self, make_method: Callable[..., UDAMethod], tensors: Mapping[str, Tensor]) -> Iterator[Event]:
+        """Rows of a network that was kept, on the target's test images; nothing is learned.
+
+        Raises: ValueError where it does not fit the classes.
+        """
+        yield from self.data.notes
+        network = self.model(len(self.data.classes), self.data.preprocessor())
+        put(network, tensors)
+        method = make_method(network=network, num_classes=len(self.data.classes), precision=self.precision)
+        trainer = Trainer(self.data, method, self.protocol, seed=self.seed, device=self.device)
+        metrics = trainer.evaluate(self.data.target_test)
+        yield from metrics.rows()
+        yield Histogram("mean", tuple(metrics.predicted_counts), tuple(metrics.label_counts))
+        yield from collapse_flags(metrics.predicted_counts, metrics.label_counts)
 
 
 def collapse_flags(predicted: list[int], label: list[int]) -> Iterator[Flag]:

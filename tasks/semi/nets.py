@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.lookup import lookup
+from dembench.tasks.common import zoo
 from dembench.tasks.common.cache import file_hash
-from dembench.tasks.common.tensors import load_checkpoint
 
 
 class NetMaker:
@@ -34,10 +34,23 @@ def convnet(width: int = 16, stem: int = 2) -> NetMaker:
 
 
 def wide_resnet(
-    depth: int = 28, width: int = 2, stages: int = 3, stride: int = 1, bn_momentum: float = 0.001
+    depth: int = 28,
+    width: int = 2,
+    stages: int = 3,
+    stride: int = 1,
+    bn_momentum: float = 0.001,
+    block: Literal["fixmatch", "usb"] = "fixmatch",
 ) -> NetMaker:
-    """``WideResNet``: 28, 2 for 32x32; depth 37, 4 stages, stride 2 for 96x96 (USB's wrn_var_37_2)."""
-    options = {"depth": depth, "width": width, "stages": stages, "stride": stride, "bn_momentum": bn_momentum}
+    """``WideResNet``: 28, 2 for 32x32; depth 37, 4 stages, stride 2 for 96x96.
+
+    Args:
+        block: "usb" leaves out norm and activation before the first convolution where the channels change, but in the
+            first stage, as the code of TorchSSL and USB does; "fixmatch" has them everywhere, as google-research's.
+    Raises: ValueError for another block, or where depth is not a whole number of blocks for the stages.
+    """
+    lookup(block, ("fixmatch", "usb"), "block of wide_resnet")
+    options: dict[str, Any] = {"depth": depth, "width": width, "stages": stages, "stride": stride}
+    options |= {"bn_momentum": bn_momentum, "usb": block == "usb"}
     with torch.device("meta"):
         WideResNet(num_classes=2, **options)  # complains now
     return NetMaker(partial(WideResNet, **options))
@@ -57,21 +70,24 @@ VITS: dict[str, dict[str, Any]] = {
 }
 
 
-def vit(arch: str, weights: str | Path | None) -> NetMaker:
+def vit(arch: str, weights: str | Path | None, head: Literal["timm", "usb"] = "timm") -> NetMaker:
     """A vision transformer of USB's usb_cv regime, of timm's parts: 12 blocks, class token.
 
     Args:
         arch: a name of ``VITS``.
         weights: a state dict (USB's release v.0.0.0, or a file that holds one under "model" or "state_dict"): its head
             is dropped, its position embedding resized where needed. None is the random initialisation.
+        head: how the linear head starts: "usb" by torch's default, weights and bias uniform within 1 / sqrt(width);
+            "timm" with normal weights of 0.02 and no bias.
     Raises: ValueError for an unknown name or a file that does not fit; FileNotFoundError; ModuleNotFoundError.
     """
     lookup(arch, VITS, "vit")
+    lookup(head, ("timm", "usb"), "head of vit")
     try:
         from timm.models.vision_transformer import VisionTransformer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("vision transformers need the package timm: pip install dembench[timm]") from error
-    build = partial(VisionTransformer, **VITS[arch])
+    build = partial(_with_head, VisionTransformer, head, **VITS[arch])
     if weights is None:
         return NetMaker(build)
     path = Path(weights).expanduser()
@@ -80,21 +96,54 @@ def vit(arch: str, weights: str | Path | None) -> NetMaker:
             f"weights: no file {path}; get it from release v.0.0.0 of microsoft/Semi-supervised-learning on GitHub "
             "(dembench list names the file), or give model.weights=null for an untrained network"
         )
-    state = read_state(path)
+    state = zoo.read_state(path)
     with torch.device("meta"):
         expected = build(num_classes=1)
     state = fit_state(state, expected, str(path))
     return NetMaker(partial(_loaded, build, state), file_hash(path))
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Names and tensors of a checkpoint; ValueError where it has none."""
-    state = load_checkpoint(path)
-    if isinstance(state, dict):
-        state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict")
-    return state
+def backbone(
+    library: Literal["timm", "torchvision"],
+    arch: str,
+    weights: str | Path | None = "DEFAULT",
+    options: Mapping[str, Any] | None = None,
+) -> NetMaker:
+    """Any classification network of timm or torchvision; its head is new, of the classes of the dataset.
+
+    Args:
+        arch: a name of the library's list.
+        weights: what the rest starts from: "DEFAULT" (downloaded once), the path of a state dict, or None for the
+            random initialisation. Images come normalised by the dataset's mean and std, not by those of the weights.
+        options: of the network's constructor, such as img_size for timm's transformers.
+    Raises: ValueError for an unknown name or a file that does not fit; FileNotFoundError, also where a download fails;
+        ModuleNotFoundError where timm is not installed.
+    """
+    lookup(library, ("timm", "torchvision"), "library")
+    given = dict(options or {})
+    found = zoo.timm_weights(arch, weights, **given) if library == "timm" else zoo.torchvision_weights(arch, weights)
+    build = partial(zoo.build, library, arch, **given)
+    state = found.net.state_dict() if found.net is not None else found.state
+    if state is None:
+        return NetMaker(build, found.weights_id)
+    with torch.device("meta"):
+        shapes = [{name: t.shape for name, t in build(num_classes=c).state_dict().items()} for c in (2, 3)]
+    head = {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+    maker = NetMaker(partial(_headless, build, state, head, found.origin), found.weights_id)
+    with torch.device("meta"):
+        maker(num_classes=2)  # complains now
+    return maker
+
+
+def _headless(
+    build: Callable[..., nn.Module], state: Mapping[str, Tensor], head: set[str], origin: object, num_classes: int
+) -> nn.Module:
+    net = build(num_classes=num_classes)
+    own = net.state_dict()
+    zoo.load(
+        net, {name: t for name, t in state.items() if name not in head} | {name: own[name] for name in head}, origin
+    )
+    return net
 
 
 def fit_state(state: dict[str, Tensor], net: nn.Module, origin: str) -> dict[str, Tensor]:
@@ -114,9 +163,17 @@ def fit_state(state: dict[str, Tensor], net: nn.Module, origin: str) -> dict[str
     return state
 
 
+def _with_head(make: Callable[..., nn.Module], head: str, **options: Any) -> nn.Module:
+    net = make(**options)
+    if head == "usb":
+        net.head.reset_parameters()
+    return net
+
+
 def _loaded(build: Callable[..., nn.Module], state: dict[str, Tensor], num_classes: int) -> nn.Module:
     net = build(num_classes=num_classes)
-    net.load_state_dict(state, strict=False)  # all but the head, see fit_state
+    own = net.state_dict()
+    zoo.load(net, {name: state.get(name, own[name]) for name in own}, "weights")  # all but the head, see fit_state
     return net
 
 
@@ -138,12 +195,14 @@ class ConvNet(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Norm, activation, convolution, twice, beside a shortcut."""
+    """Norm, activation, convolution, twice, beside a shortcut; ``bare`` leaves out the first norm and activation."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, momentum: float, share_activation: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, momentum: float, share_activation: bool, bare: bool = False
+    ) -> None:
         super().__init__()
         self.share_activation = share_activation  # the shortcut, too, begins behind norm and activation
-        self.bn1 = nn.BatchNorm2d(inputs, momentum=momentum)
+        self.bn1 = None if bare else nn.BatchNorm2d(inputs, momentum=momentum)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs, momentum=momentum)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
@@ -151,7 +210,7 @@ class WideBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(self.bn1(x), 0.1)
+        y = x if self.bn1 is None else F.leaky_relu(self.bn1(x), 0.1)
         x = y if self.share_activation else x
         y = self.conv2(F.leaky_relu(self.bn2(self.conv1(y)), 0.1))
         return self.shortcut(x) + y
@@ -160,8 +219,10 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """Wide residual network with leaky ReLU 0.1; 16 channels at first, then 16, 32, 64, ... times ``width``.
 
+    Args:
+        usb: the block of USB, see ``wide_resnet``. USB keeps the unused norms as parameters without a gradient.
     Raises: ValueError where depth is not a whole number of blocks for the stages.
-    Source: Zagoruyko and Komodakis 2016, as in the code of FixMatch and USB.
+    Source: Zagoruyko and Komodakis 2016, as in the code of FixMatch or of USB.
     """
 
     def __init__(
@@ -172,6 +233,7 @@ class WideResNet(nn.Module):
         stages: int = 3,
         stride: int = 1,
         bn_momentum: float = 0.001,
+        usb: bool = False,
     ) -> None:
         super().__init__()
         blocks, rest = divmod(depth - (4 if stages == 3 else 5), 2 * stages)
@@ -181,7 +243,7 @@ class WideResNet(nn.Module):
         self.conv = nn.Conv2d(3, channels[0], 3, 1, 1)  # with a bias, as in USB's code, though a norm follows
         parts = []
         for stage, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False)):
-            first = WideBlock(inputs, outputs, stride if stage == 0 else 2, bn_momentum, stage == 0)
+            first = WideBlock(inputs, outputs, stride if stage == 0 else 2, bn_momentum, stage == 0, usb and stage > 0)
             parts += [first, *(WideBlock(outputs, outputs, 1, bn_momentum, False) for _ in range(blocks - 1))]
         self.stages = nn.Sequential(*parts)
         self.bn = nn.BatchNorm2d(channels[-1], momentum=bn_momentum, eps=1e-3)

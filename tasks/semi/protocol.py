@@ -27,6 +27,8 @@ class Protocol(training.Protocol):
         layer_decay: factor on the rate for each block of a transformer below the head; 1 is none.
         schedule: "cosine" is lr * cos(7 pi t / 16), "constant" is none.
         warmup: iterations over which the rate rises linearly first.
+        warmup_from: where it starts: the rate of iteration t is (t + warmup_from) / warmup of the highest. USB has 0,
+            so that its first iteration changes nothing.
         ema: decay of the averaged weights, which are evaluated; 0 evaluates the weights themselves.
         eval_every: iterations between evaluations; the last iteration is always evaluated.
         eval_batch_size: images a batch.
@@ -44,6 +46,7 @@ class Protocol(training.Protocol):
     layer_decay: float = 1.0
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: int = 0
+    warmup_from: int = 1
     ema: float = 0.999
     eval_every: int = 5120
     eval_batch_size: int = 1000
@@ -54,7 +57,7 @@ class Protocol(training.Protocol):
         self.check_at_least(
             {
                 1: ("iterations", "batch_size", "unlabelled_ratio", "eval_every", "eval_batch_size", "devices"),
-                0: ("warmup", "checkpoint_every", "weight_decay"),
+                0: ("warmup", "warmup_from", "checkpoint_every", "weight_decay"),
             }
         )
         if self.lr <= 0 or not 0 < self.layer_decay <= 1 or not 0 <= self.ema < 1:
@@ -65,7 +68,7 @@ class Protocol(training.Protocol):
     def rate(self, step: int) -> float:
         """Factor on the learning rate in iteration ``step``, from 0."""
         if step < self.warmup:
-            return (step + 1) / self.warmup
+            return min((step + self.warmup_from) / self.warmup, 1.0)
         if self.schedule == "constant":
             return 1.0
         return math.cos(7 * math.pi * (step - self.warmup) / (16 * max(self.iterations - self.warmup, 1)))

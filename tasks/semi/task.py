@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.criteria import Criteria, mean_rows
 from dembench.tasks.common.draws import derived_seed
+from dembench.tasks.common.keep import kept, put
 from dembench.tasks.common.metrics import StreamMetrics, is_collapsed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import Values, check_devices, launch
@@ -44,6 +45,8 @@ class SemiSupervised:
 
     splits = False  # the search of DEM* has the validation images
     searched = "the validation images"
+    saves = ("last", "best_validation")
+    save = "none"  # the runner says what to keep
 
     def __init__(
         self,
@@ -112,8 +115,9 @@ class SemiSupervised:
         """The part that each process of several runs; all yield the same numbers."""
         torch.manual_seed(derived_seed(self.seed, "network"))
         net = self.model(num_classes=self.data.num_classes)
+        keep_best = self.save == "best_validation"
         settings = {"device": self.device, "precision": self.precision, "checkpoint": self.checkpoint}
-        trainer = Trainer(self.data, net, method, self.protocol, seed=self.seed, **settings)
+        trainer = Trainer(self.data, net, method, self.protocol, seed=self.seed, keep_best=keep_best, **settings)
         yield from trainer.events()
         confusion, metrics = trainer.final
         yield from self.rows(confusion, metrics, trainer.history)
@@ -121,15 +125,36 @@ class SemiSupervised:
             criteria = Criteria(self.data.num_classes, self.device)
             trainer.evaluate("test", criteria)
             yield from mean_rows([criteria])
+        if self.save != "none":
+            chosen = keep_best and len(self.data.validation.labels) > 0
+            tensors = trainer.best if chosen else trainer.tensors()
+            which = "the evaluation that the validation images choose" if chosen else "the last iterate"
+            judged = "average" if "average" in tensors else "weights"
+            yield Note("weights", f"files/{judged}.safetensors holds the weights that were judged, of {which}")
+            yield from (kept(name, own) for name, own in tensors.items())
+
+    def judge(self, make_method: Callable[..., SemiMethod], tensors: Mapping[str, Tensor]) -> Iterator[Event]:
+        """Rows of a network that was kept, on this task's test images; nothing is learned.
+
+        Raises: ValueError where the network does not fit the classes or the size of the images.
+        """
+        yield from self.data.notes
+        net = self.model(num_classes=self.data.num_classes)
+        put(net, tensors)
+        method = make_method(num_classes=self.data.num_classes)
+        trainer = Trainer(self.data, net, method, self.protocol, seed=self.seed, device=self.device)
+        trainer.precision = self.precision
+        yield from self.rows(*trainer.evaluate("test"), [])
 
     def rows(self, confusion: Confusion, metrics: StreamMetrics, history: list[Values]) -> Iterator[Event]:
         """Means over the test as slice "mean", and a slice per class."""
         n = int(confusion.counts.sum())
         yield Row("mean", "accuracy", confusion.accuracy(), "fraction", n)
-        if all("validation_accuracy" in values for values in history):
+        if history and all("validation_accuracy" in values for values in history):
             chosen = max(history, key=lambda values: values["validation_accuracy"])  # the first of equals
             yield Row("mean", "accuracy_validation_selected", chosen["accuracy"], "fraction", n)
-        yield Row("mean", "accuracy_test_best", max(values["accuracy"] for values in history), "fraction", n)
+        if history:
+            yield Row("mean", "accuracy_test_best", max(values["accuracy"] for values in history), "fraction", n)
         for name, value in confusion.macro().items():
             yield Row("mean", name, value, "fraction", n)
         for name, unit in (("kl", "nats"), ("tv", "fraction")):

@@ -17,6 +17,7 @@ from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.criteria import Criteria, shifted
 from dembench.tasks.common.devices import send
 from dembench.tasks.common.draws import Order, derived_seed, generator
+from dembench.tasks.common.keep import copied
 from dembench.tasks.common.metrics import StreamMetrics
 from dembench.tasks.common.training import Values, autocast, rank, world_size
 from dembench.tasks.semi import augment
@@ -33,6 +34,8 @@ class Trainer(training.Trainer):
         model, method: moved to the device.
         protocol, seed, device, checkpoint: see ``training.Trainer``.
         precision: "bf16" runs a method's passes under autocast.
+        keep_best: keep the tensors of the evaluation with the highest accuracy on the validation images, the first of
+            equals, as ``best``.
     Raises: ValueError where there are no unlabelled samples for a method that needs them.
     """
 
@@ -49,6 +52,7 @@ class Trainer(training.Trainer):
         device: str = "cpu",
         precision: str = "fp32",
         checkpoint: Path | None = None,
+        keep_best: bool = False,
     ) -> None:
         super().__init__(method, protocol, seed=seed, device=device, checkpoint=checkpoint)
         self.recipe, self.precision = data.recipe, precision
@@ -68,6 +72,8 @@ class Trainer(training.Trainer):
             "labelled": Order(len(self.labelled.labels), seed, "labelled"),
             "unlabelled": Order(max(len(self.unlabelled), 1), seed, "unlabelled"),
         }
+        self.keep_best, self._best = keep_best, -1.0
+        self.best: dict[str, dict[str, Tensor]] = {}
         self._final: tuple[Confusion, StreamMetrics] | None = None
 
     def _place(self, pool: Pool) -> Pool:
@@ -83,10 +89,13 @@ class Trainer(training.Trainer):
         return {"model": self.model, "optimizer": self.optimizer, "method": self.method}
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"average": self.average}
+        best = {"best": self.best, "best accuracy": self._best} if self.keep_best else {}
+        return super().state() | {"average": self.average} | best
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.average = [tensor.to(self.device) for tensor in state["average"]]
+        if self.keep_best:
+            self.best, self._best = dict(state["best"]), state["best accuracy"]
         super().load_state(state)
 
     def step(self) -> dict[str, Tensor]:
@@ -140,8 +149,19 @@ class Trainer(training.Trainer):
         values = {"accuracy": confusion.accuracy(), "macro_f1": confusion.macro()["f1"]}
         values |= {f"bias_{name}": value for name, value in confusion.bias().items()}
         if len(self.pools["validation"].labels):
-            values["validation_accuracy"] = self.evaluate("validation")[0].accuracy()
+            values["validation_accuracy"] = accuracy = self.evaluate("validation")[0].accuracy()
+            if self.keep_best and accuracy > self._best:
+                self.best, self._best = self.tensors(), accuracy
         return values
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of the network's tensors by name: the "weights", and with averaged weights the "average", which is
+        what evaluations take."""
+        own = {name: copied(tensor) for name, tensor in self.model.state_dict().items()}
+        if not self.average:
+            return {"weights": own}
+        names = (name for name, _ in trainable(self.model))
+        return {"weights": own, "average": own | dict(zip(names, map(copied, self.average), strict=True))}
 
     @property
     def final(self) -> tuple[Confusion, StreamMetrics]:

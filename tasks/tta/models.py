@@ -5,22 +5,18 @@ Every model has ``num_classes`` and ``weights_id``, which names the weights by w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dembench.lookup import lookup
+from dembench.tasks.common import zoo
 from dembench.tasks.common.cache import file_hash
 from dembench.tasks.common.cifar_nets import CIFARResNeXt, WideResNet
 from dembench.tasks.common.digits import digits_convnet, digits_transformer
 from dembench.tasks.common.digits_nets import CIFARResNet, Normalized
 from dembench.tasks.common.images import Preprocess, of_timm, of_torchvision
-from dembench.tasks.common.tensors import load_checkpoint
 
 __all__ = [
     "cifar_resnet",
@@ -34,7 +30,6 @@ __all__ = [
 
 CIFAR_RESNET_DEPTHS = (20, 32, 44, 56)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the CIFAR-10 files were trained so, too
-MULTI_HEAD = ("googlenet", "inception_v3")  # in training mode, where batch statistics live, they return several heads
 
 
 def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes: int = 10) -> Normalized:
@@ -52,8 +47,8 @@ def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes
     if weights is None:
         net = CIFARResNet(depth, num_classes)
         return _finish(net, IMAGENET_MEAN, IMAGENET_STD, num_classes, "untrained")
-    path = _existing(weights)
-    state = _read_state(path)
+    path = zoo.existing(weights)
+    state = zoo.read_state(path)
     found = 2 + 6 * len({key.split(".")[1] for key in state if key.startswith("layer1.")})
     if "linear.weight" not in state or found == 2:
         raise ValueError(f"{path} holds no CIFAR ResNet: its first names are {', '.join(list(state)[:4])}")
@@ -62,7 +57,7 @@ def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes
     if len(state["linear.weight"]) != num_classes:
         raise ValueError(f"{path} has {len(state['linear.weight'])} classes, but num_classes={num_classes}")
     net = CIFARResNet(depth, num_classes)
-    _load(net, state, path)
+    zoo.load(net, state, path)
     return _finish(net, IMAGENET_MEAN, IMAGENET_STD, num_classes, file_hash(path))
 
 
@@ -113,8 +108,8 @@ def _with_checkpoint(
     """``net`` with the tensors of a file, whose own normalisation counts where it has one."""
     if weights is None:
         return _finish(net, tuple(mean), tuple(std), num_classes, "untrained")
-    path = _existing(weights)
-    state = {key.removeprefix("model."): value for key, value in _read_state(path).items()}
+    path = zoo.existing(weights)
+    state = {key.removeprefix("model."): value for key, value in zoo.read_state(path).items()}
     state = {key: value for key, value in state.items() if not key.startswith("sub_block1.")}  # never used by anyone
     if "mu" in state and "sigma" in state:
         mean, std = state.pop("mu").flatten().tolist(), state.pop("sigma").flatten().tolist()
@@ -122,7 +117,7 @@ def _with_checkpoint(
         raise ValueError(f"{path} holds no {what}: its first names are {', '.join(list(state)[:4])}")
     if len(state[f"{head}.weight"]) != num_classes:
         raise ValueError(f"{path} has {len(state[f'{head}.weight'])} classes, but num_classes={num_classes}")
-    _load(net, state, path)
+    zoo.load(net, state, path)
     return _finish(net, tuple(mean), tuple(std), num_classes, file_hash(path))
 
 
@@ -130,146 +125,38 @@ def torchvision_model(arch: str, weights: str | Path | None = "DEFAULT", num_cla
     """A classification network of torchvision with the mean and std of the weights' own transforms.
 
     Args:
-        arch: a name of ``torchvision.models.list_models(module=torchvision.models)``; googlenet and inception_v3 are
-            left out, because they return several heads in training mode.
-        weights: a name such as "DEFAULT" or "IMAGENET1K_V1" (downloaded once by torch.hub), the path of a state dict
-            (normalised as the architecture's default weights), or None for the random initialisation.
+        arch, weights: see ``zoo.torchvision_weights``; the file of a path is normalised as the default weights.
         num_classes: 1000 unless the state dict of a path has another number.
     Raises: ValueError for unknown names and files that do not fit; FileNotFoundError, also where a download fails.
     """
-    import torchvision.models as zoo
-
-    lookup(arch, [name for name in zoo.list_models(module=zoo) if name not in MULTI_HEAD], "torchvision model")
-    known = zoo.get_model_weights(arch)
-    named = weights is not None and not _looks_like_a_path(weights)
-    chosen: Any = known.DEFAULT
-    if named and not _is_default(weights):
-        chosen = known[lookup(str(weights), ["DEFAULT", *(entry.name for entry in known)], f"weights of {arch}")]
-    if named and num_classes != len(chosen.meta["categories"]):
-        raise ValueError(f"{chosen} has {len(chosen.meta['categories'])} classes, but num_classes={num_classes}")
-    path = None if named or weights is None else _existing(weights)
-    preset = chosen.transforms()
-    net = zoo.get_model(arch, weights=None, num_classes=num_classes)
-    if path:
-        _load(net, _read_state(path), path)
-        weights_id = file_hash(path)
-    elif named:
-        _load(net, _download(chosen), chosen)
-        weights_id = f"torchvision:{chosen}"
-    else:
-        weights_id = "untrained"
-    return _finish(net, preset.mean, preset.std, num_classes, weights_id, of_torchvision(preset))
+    found = zoo.torchvision_weights(arch, weights, num_classes)
+    net = zoo.build("torchvision", arch, num_classes=num_classes)
+    if found.state is not None:
+        zoo.load(net, found.state, found.origin)
+    preset = found.preset
+    return _finish(net, preset.mean, preset.std, num_classes, found.weights_id, of_torchvision(preset))
 
 
 def timm_model(arch: str, weights: str | Path | None = "DEFAULT", num_classes: int = 1000) -> Normalized:
     """A network of timm with the mean and std of its pretrained configuration.
 
     Args:
-        arch: a name of ``timm.list_models()``, with the tag of its weights where it matters, such as
-            vit_base_patch16_224.augreg_in21k_ft_in1k: what the plain name stands for differs between versions of timm.
-        weights: "DEFAULT" (downloaded once by huggingface_hub), the path of a state dict, or None for the random
-            initialisation.
+        arch, weights: see ``zoo.timm_weights``.
         num_classes: the number that the weights have.
     Raises: ValueError for unknown names and files that do not fit; FileNotFoundError, also where a download fails;
         ModuleNotFoundError where timm is not installed.
     """
-    timm = _timm()
-    base, _, tag = arch.partition(".")
-    lookup(base, timm.list_models(), "timm model")
-    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")]
-    if tag:
-        lookup(tag, tags, f"timm weights of {base}")
-    if weights is not None and not _is_default(weights):
-        path = _existing(weights)
-        state = _read_state(path)
-        net = timm.create_model(arch, pretrained=False, num_classes=num_classes)
-        _load(net, state, path)
-        weights_id = file_hash(path)
-    elif weights is None:
-        net = timm.create_model(arch, pretrained=False, num_classes=num_classes)
-        weights_id = "untrained"
-    else:
-        if not tags:
-            raise ValueError(f"timm has no weights for {base}; give model.weights=PATH or model.weights=null")
-        try:
-            net = timm.create_model(arch, pretrained=True)
-        except OSError as error:
-            text = f"timm weights {arch} are not on this machine and could not be downloaded ({_one_line(error)})"
-            raise FileNotFoundError(f"{text}; download them elsewhere and give model.weights=PATH") from error
-        if net.num_classes != num_classes:
-            raise ValueError(f"timm weights {arch} have {net.num_classes} classes, but num_classes={num_classes}")
-        weights_id = f"timm:{base}.{net.pretrained_cfg.get('tag') or 'untagged'}"
-    config = timm.data.resolve_data_config(model=net)
-    return _finish(net, config["mean"], config["std"], num_classes, weights_id, of_timm(config))
-
-
-def _timm() -> ModuleType:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("timm models need the package timm: pip install dembench[timm]") from error
-    return timm
+    found = zoo.timm_weights(arch, weights, num_classes)
+    net = found.net
+    if net is None:
+        net = zoo.build("timm", arch, num_classes=num_classes)
+        if found.state is not None:
+            zoo.load(net, found.state, found.origin)
+    config = zoo.timm().data.resolve_data_config(model=net)
+    return _finish(net, config["mean"], config["std"], num_classes, found.weights_id, of_timm(config))
 
 
 def _finish(
     net: nn.Module, mean: Any, std: Any, num_classes: int, weights_id: str, preprocess: Preprocess | None = None
 ) -> Normalized:
     return Normalized(mean, std, net, num_classes=num_classes, weights_id=weights_id, preprocess=preprocess).eval()
-
-
-def _is_default(weights: str | Path | None) -> bool:
-    return str(weights).upper() == "DEFAULT"
-
-
-def _looks_like_a_path(weights: str | Path) -> bool:
-    return isinstance(weights, Path) or bool(re.search(r"[/\\.]", weights))
-
-
-def _existing(weights: str | Path) -> Path:
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"weights: no file {path}; set DEMBENCH_DATA to the folder that has weights/, or give "
-            "model.weights=PATH (`dembench list model` says where the files are found)"
-        )
-    return path
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, ``module.`` removed; ValueError where there is none."""
-    state = load_checkpoint(path)
-    if isinstance(state, dict):
-        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict: expected names with tensors, or those under 'state_dict'")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _load(net: nn.Module, state: dict[str, Tensor], origin: object) -> None:
-    """Loads every tensor or raises ValueError; only BatchNorm's batch counter may be absent, old files lack it."""
-    try:
-        wrong = net.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"{origin} does not fit the model: {_one_line(error)}") from error
-    missing = [key for key in wrong.missing_keys if not key.endswith("num_batches_tracked")]
-    if missing or wrong.unexpected_keys:
-        lacks, has = ", ".join(missing[:3]) or "nothing", ", ".join(wrong.unexpected_keys[:3]) or "nothing"
-        raise ValueError(f"{origin} does not fit the model: it lacks {lacks} and has {has} that the model has not")
-
-
-def _download(weights: Any) -> dict[str, Tensor]:
-    """The state dict of torchvision weights, from torch.hub's cache or the network, with its hash checked."""
-    try:
-        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except OSError as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise FileNotFoundError(
-            f"torchvision weights {weights} are not on this machine and could not be downloaded "
-            f"({_one_line(error)}); put {weights.url} into {folder}, or give model.weights=PATH"
-        ) from error
-    # the DenseNet files are older than the module names: norm.1 is norm1 today
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import reduce
 from typing import Any
@@ -19,6 +19,7 @@ from dembench.tasks.common.criteria import Criteria, shifted
 from dembench.tasks.common.criteria import mean_rows as criteria_rows
 from dembench.tasks.common.devices import send
 from dembench.tasks.common.digits_nets import keep_classes
+from dembench.tasks.common.keep import kept, put
 from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics, is_collapsed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.tta.data import DomainsPart, LongTailedDomains, size_of
@@ -52,6 +53,8 @@ class CorruptionTTA:
     """
 
     splits = True  # the search of DEM* has a share of the images
+    saves = ("last",)
+    save = "none"  # the runner says what to keep
 
     def __init__(
         self,
@@ -105,13 +108,36 @@ class CorruptionTTA:
 
     def check_method(self, make_method: Callable[..., Method]) -> None:
         """Builds a method and lets it go: what it refuses, it refuses here."""
-        make_method(model=deepcopy(self.model))
+        method: Any = make_method(model=deepcopy(self.model))
+        if self.save != "none" and not method.in_model:
+            raise ValueError(f"save={self.save}: {type(method).__name__} keeps what it learns outside of the model")
+
+    def judge(self, make_method: Callable[..., Method], tensors: Mapping[str, Tensor]) -> Iterator[Event]:
+        """What ``run`` yields of an adapted model that was kept, by the statistics that its method uses; it learns no
+        more. Raises: ValueError where the tensors do not fit.
+        """
+        yield from self._stream(lambda **parts: Still(make_method(**parts), tensors))
 
     def run(self, make_method: Callable[..., Method]) -> Iterator[Event]:
-        """Yields notes, a Point for each batch, and rows, histogram and flags for each domain.
+        """Yields notes, a Point for each batch, and rows, histogram and flags for each domain; a method that resets
+        itself and did says how often.
 
         A note with the name of a corruption as its key is left out where that corruption is not in the stream.
         """
+        made: list[Any] = []
+
+        def make(**parts: Any) -> Any:
+            made.append(make_method(**parts))
+            return made[-1]
+
+        yield from self._stream(make)
+        if self.save != "none":
+            last = self.parts[-1].name
+            rule = f"after {last}, with which the method started afresh" if self.protocol.reset else f"after {last}"
+            yield Note("weights", f"files/weights.safetensors holds the model {rule}")
+            yield kept("weights", made[0].model.state_dict())
+
+    def _stream(self, make_method: Callable[..., Any]) -> Iterator[Event]:
         yield from (note for note in self.data.notes if note.key not in CORRUPTIONS or note.key in self.corruptions)
         if not self.graded:
             yield Note("severity", f"{self.data.name} has no severities: protocol.severity means nothing here")
@@ -209,6 +235,27 @@ class CorruptionTTA:
             x = send(batch, self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
             now = slice(start, start + size)
             yield x, shown[now], owners[now]
+
+
+class Still:
+    """A method whose model has the given tensors and learns no more."""
+
+    forward_passes = backward_passes = updated = 0
+    last_loss = None
+
+    def __init__(self, method: Any, tensors: Mapping[str, Tensor]) -> None:
+        if not method.in_model:
+            raise ValueError(f"{type(method).__name__} keeps what it learns outside of the model")
+        put(method.model, tensors)
+        self.method, self.notes = method, (Note("weights", "weights that were kept; nothing adapts"),)
+
+    def peek(self, x: Tensor) -> Tensor:
+        return self.method.peek(x).detach()
+
+    __call__ = peek
+
+    def reset(self) -> None:
+        """Nothing changes."""
 
 
 class Scores:

@@ -1,16 +1,18 @@
 """MixMatch (Berthelot et al. 2019): guessed labels, sharpened, and everything mixed with everything.
 
 As in USB: one mixing factor per batch, a squared error that is the mean over samples and classes, and BatchNorm's
-running statistics only from the rows that start with a labelled sample.
+running statistics only from the rows that start with a labelled sample. ``chunks`` says which of the other rows
+BatchNorm normalises together.
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dembench.lookup import lookup
 from dembench.tasks.common.devices import send
 from dembench.tasks.semi.methods.base import Batch, SemiMethod, Terms, couples_samples, frozen_statistics, passes, rise
 
@@ -22,6 +24,9 @@ class MixMatch(SemiMethod):
         temperature: of sharpening.
         mix: both parameters of the Beta distribution of the mixing factor.
         unlabelled_weight: of the squared error, reached linearly over ``ramp`` of the training.
+        chunks: "views" passes the mixed rows of each unlabelled view together; "batch" passes as many rows at a time as
+            there are labelled ones, as USB does. With as many unlabelled as labelled samples, or without BatchNorm,
+            both are the same.
     """
 
     name = "mixmatch"
@@ -36,14 +41,17 @@ class MixMatch(SemiMethod):
         mix: float = 0.5,
         unlabelled_weight: float = 10.0,
         ramp: float = 0.4,
+        chunks: Literal["views", "batch"] = "views",
         **slot: Any,
     ) -> None:
         super().__init__(loss, **slot)
         if temperature <= 0 or mix <= 0:
             raise ValueError(f"mixmatch: expected temperature > 0 and mix > 0, got {temperature} and {mix}")
+        lookup(chunks, ("views", "batch"), "chunks of mixmatch")
         self.check_range(0, 1, ramp=ramp)
         self.check_range(0, math.inf, unlabelled_weight=unlabelled_weight)
         self.temperature, self.mix, self.unlabelled_weight, self.ramp = temperature, mix, unlabelled_weight, ramp
+        self.chunks = chunks
 
     def terms(self, model: nn.Module, batch: Batch) -> Terms:
         first, second = batch.views["weak"], batch.views["weak2"]
@@ -76,12 +84,12 @@ class MixMatch(SemiMethod):
             with torch.no_grad():
                 return logits | passes(model, {"weak2": second})
 
-    @staticmethod
-    def _mixed_logits(model: nn.Module, mixed: Tensor, labelled: int) -> Tensor:
-        """In one pass; with BatchNorm in three, of which the first alone moves its running statistics."""
+    def _mixed_logits(self, model: nn.Module, mixed: Tensor, labelled: int) -> Tensor:
+        """In one pass; with BatchNorm in several, of which the first alone moves its running statistics."""
         if not couples_samples(model):
             return model(mixed).float()
-        first, *rest = mixed.split([labelled, *[(len(mixed) - labelled) // 2] * 2])
+        size = labelled if self.chunks == "batch" else (len(mixed) - labelled) // 2
+        first, rest = mixed[:labelled], mixed[labelled:].split(size)
         logits = [model(first)]
         with frozen_statistics(model):
             logits += [model(x) for x in rest]

@@ -28,6 +28,7 @@ class T3A(TTAMethod):
     """
 
     presets = ("official",)
+    in_model = False
     supports: Tensor
     labels: Tensor
     entropies: Tensor

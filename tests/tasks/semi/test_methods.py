@@ -161,6 +161,21 @@ def test_mixmatch(monkeypatch: pytest.MonkeyPatch) -> None:
     close(terms["entropy_term"], 0.3 * float(entropy(softmax(z[5:], axis=1), axis=1).mean()))
 
 
+@pytest.mark.parametrize(("chunks", "sizes"), [("views", (4, 12, 12)), ("batch", (4, 4, 4, 4, 4, 4, 4))])
+def test_mixmatch_normalises_the_mixed_rows_by_chunks(chunks: str, sizes: tuple[int, ...]) -> None:
+    model, mixed = with_batchnorm(), torch.randn(28, 3, 4, 4) * torch.linspace(0.5, 3, 28).view(-1, 1, 1, 1)
+    expected = []
+    for x in mixed.split(sizes):
+        y = F.conv2d(x, model[0].weight, model[0].bias)
+        mean, var = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), unbiased=False, keepdim=True)
+        expected.append(model[4](((y - mean) / (var + 1e-5).sqrt()).relu().flatten(1)))
+        if len(expected) == 1:
+            moved = 0.1 * mean.flatten()  # the running statistics are of the first alone
+    found = MixMatch(None, chunks=chunks)._mixed_logits(model, mixed, 4)
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model[1].running_mean, moved.detach())
+
+
 def test_mixmatch_guesses_by_the_statistics_of_each_view() -> None:
     """Two views of different contrast: each normalised by its own batch, as if it had passed alone."""
     model, data = with_batchnorm(), batch()
@@ -387,6 +402,8 @@ def test_wrong_settings_are_refused() -> None:
         PseudoLabel(EM(), loss_view="strong")
     with pytest.raises(ValueError, match="nearest: mixed"):
         MixMatch(EM(), loss_view="mix")
+    with pytest.raises(ValueError, match="unknown chunks of mixmatch 'rows'"):
+        MixMatch(EM(), chunks="rows")
     with pytest.raises(ValueError, match="loss_weight"):
         EntMin(EM(), loss_weight=-1)
     with pytest.raises(ValueError, match="num_classes"):

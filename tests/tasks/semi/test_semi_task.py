@@ -161,7 +161,7 @@ def test_runs_without_validation_images_say_so(tmp_path: Path) -> None:
 def test_presets_are_the_published_ones() -> None:
     usb, classic = (compose(["task=semi", f"protocol={name}"]).protocol for name in ("usb", "classic"))
     assert (usb.iterations, usb.batch_size, usb.unlabelled_ratio, usb.optimizer) == (204800, 8, 1, "adamw")
-    assert (usb.warmup, usb.ema, usb.layer_decay) == (5120, 0.0, 0.5)
+    assert (usb.warmup, usb.warmup_from, usb.ema, usb.layer_decay) == (5120, 0, 0.0, 0.5)
     assert (classic.iterations, classic.batch_size, classic.unlabelled_ratio) == (2**20, 64, 7)
     assert (classic.lr, classic.weight_decay, classic.ema) == (0.03, 5e-4, 0.999)
 

@@ -242,7 +242,9 @@ def test_costs_are_counted(data: SemiData) -> None:
 def test_the_rate_is_a_cosine_after_a_warm_up() -> None:
     protocol = Protocol(110, warmup=10, eval_every=1)
     assert [protocol.rate(t) for t in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert protocol.rate(10) == 1.0
+    late = Protocol(110, warmup=10, warmup_from=0, eval_every=1)
+    assert [late.rate(t) for t in (0, 4, 9)] == pytest.approx([0.0, 0.4, 0.9])  # USB: t / warm-up, then the cosine
+    assert protocol.rate(10) == late.rate(10) == 1.0
     assert protocol.rate(60) == pytest.approx(math.cos(7 * math.pi / 32))
     assert Protocol(1 << 20).rate(1 << 20) == pytest.approx(0.19509, abs=1e-5)
     assert Protocol(100, schedule="constant").rate(99) == 1.0

@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
+from dembench.tasks.common import zoo
 from dembench.tasks.common.digits_nets import CIFARResNet, Normalized
-from dembench.tasks.tta import models
 from dembench.tasks.tta.models import cifar_resnet, timm_model, torchvision_model
 
 PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}  # the paper: 0.27, 0.46, 0.66 and 0.85 million
@@ -140,7 +140,7 @@ def test_torchvision_weights_by_path_and_by_name(tmp_path, monkeypatch):
     path = tmp_path / "net.pt"
     torch.save(state, path)
     by_path = torchvision_model("resnet18", path)
-    monkeypatch.setattr(models, "_download", lambda weights: state)
+    monkeypatch.setattr(zoo, "_download", lambda weights: state)
     by_name = torchvision_model("resnet18", "IMAGENET1K_V1")
     assert by_name.weights_id == "torchvision:ResNet18_Weights.IMAGENET1K_V1"
     assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(by_path.weights_id)
@@ -178,7 +178,7 @@ def test_densenet_files_have_older_names(monkeypatch):
     assert old.keys() != modern.keys()
     weights = torchvision.models.DenseNet121_Weights.DEFAULT
     monkeypatch.setattr(type(weights), "get_state_dict", lambda *args, **kwargs: old)
-    assert models._download(weights).keys() == modern.keys()
+    assert zoo.torchvision_weights("densenet121", "DEFAULT").state.keys() == modern.keys()
 
 
 def test_timm_normalisation_is_that_of_its_configuration(tmp_path):
