@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--metric", help="of the oracle (default: the one that the report judges the task by)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs allow); 0: this one")
     p.add_argument("--no-judge", action="store_true", help="choose, and judge nothing")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     return p
 
 

@@ -155,6 +155,17 @@ def loaders(folder: Path) -> Iterator[Loader]:
         "identity": {}, "fingerprints": {}, "environment": {}, "finished": "", "command": "",
     }  # fmt: skip
     yield Loader(f"tta-tent-{key}/search.json", json.dumps(search).encode(), dem_star.read, 240, tree="json")
+    tuning = {
+        **{key: search[key] for key in ("schema", "id", "task", "method", "model", "data", "protocol", "metric",
+                                        "subset", "cost", "identity", "fingerprints", "environment", "finished",
+                                        "command")},
+        "loss": "em", "keys": ["method.lr"], "space": [{"key": "method.lr", "low": 1e-5, "high": 0.1}],
+        "preset": {"method.lr": 1e-3}, "better": "lower", "settings": {"trials": 1, "run_seeds": [0]},
+        "trials": [{"number": 0, "values": {"method.lr": 1e-3}, "status": "ok", "seeds": {"0": {"error": 0.2}}}],
+        "choices": {"oracle": {"trial": 0, "values": {"method.lr": 1e-3}}}, "absent": {"information": "none"},
+    }  # fmt: skip
+    yield Loader(f"tta-tent-em-{key}/tune.json", json.dumps(tuning).encode(),
+                 lambda path: dem_star.read(path, records.TUNING), 200, tree="json")  # fmt: skip
     yield Loader("manifest.json", b'{"files": ["tables/a.csv"]}',
                  lambda path: records.read_json(path, {"files": [str]}), 60, tree="json")  # fmt: skip
     yield Loader("sweep.yaml", yaml.safe_dump(SWEEP).encode(), lambda path: sweeps.expand(sweeps.read_sweep(str(path))),
