@@ -19,14 +19,16 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dembench.harness import loggers, runs
+from dembench.harness import errors, loggers, runs
 from dembench.harness.compose import GROUPS, ConfigError, check_signatures, locate
 from dembench.harness.search import dem_star
-from dembench.tasks.base import Event, Method, Note, Task
+from dembench.tasks.base import Event, Flag, Method, Note, Task
 from dembench.tasks.common import parts
 from dembench.tasks.common.cache import short_hash
 from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.hashes import path_hash
+from dembench.tasks.common.losses import checked
+from dembench.tasks.common.weights import note_of
 
 Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points and Scalars the whole run has
 
@@ -127,15 +129,17 @@ def user_errors() -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except InstantiationException as error:
-        cause = error.__cause__
-        if os.environ.get("DEMBENCH_TRACEBACK") or not isinstance(cause, (ValueError, TypeError, OSError, ImportError)):
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if os.environ.get("DEMBENCH_TRACEBACK") or cause is None:
             raise
-        raise ConfigError(str(cause)) from error
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("DEMBENCH_TRACEBACK"):
+        if isinstance(cause, ConfigError):
+            raise cause from error
+        if (full := errors.no_room(cause)) is not None:
+            raise full from error
+        if not errors.is_input(cause) and (cause is error or not isinstance(cause, TypeError)):
             raise
-        raise ConfigError(str(error)) from error
+        raise ConfigError(errors.one_line(cause)) from error
 
 
 def fingerprints(data: Any = None, model: Any = None, config: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -167,9 +171,12 @@ def prepare(cfg: DictConfig) -> Prepared:
         found = fingerprints(getattr(task, "data", None), getattr(task, "model", None), config)
     config, search = dem_star.settle(cfg, config, found)
     with user_errors():
-        method = instantiate(config["method"], loss=instantiate(config["loss"]))
+        method = instantiate(config["method"], loss=checked(instantiate(config["loss"])))
     id = runs.run_id(config, found)
-    return Prepared(id, config, found, task, method, search, () if search is None else (dem_star.note(config, search),))
+    notes = [] if search is None else [dem_star.note(config, search)]
+    if text := note_of(getattr(task, "model", None)):
+        notes.append(Note("weights", text))
+    return Prepared(id, config, found, task, method, search, tuple(notes))
 
 
 def build_task(config: dict[str, Any]) -> Task:
@@ -290,6 +297,11 @@ def _measure(
         cost["peak_gpu_bytes"] = int(torch.cuda.max_memory_allocated())
     for name in ("forward_passes", "backward_passes", "updated"):
         cost[name] = sum(int(getattr(method, name, 0)) for method in made)
+    if cost["backward_passes"] and not cost["updated"]:
+        text = (
+            f"nothing was learned: a loss was lowered in {cost['backward_passes']} passes, and no sample ever counted"
+        )
+        recorder.add(Flag("unlearned", "mean", text))
     if any(hasattr(method, "resets") for method in made):  # of methods that start again by themselves
         cost["resets"] = sum(int(method.resets) for method in made)
     return recorder, cost

@@ -128,11 +128,26 @@ def read_result(directory: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        return None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); remove it to run again") from None
+    except (OSError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove it to run again") from None
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
         raise ValueError(f"{path} has no schema {SCHEMA}; it was written by another version")
     return result
+
+
+def set_aside(directory: Path) -> Path:
+    """Renames a result.json that cannot be read, so that the run can run again; returns its new name."""
+    place = directory / "result.json.odd"
+    number = 1
+    while os.path.lexists(place):
+        number += 1
+        place = directory / f"result.json.odd{number}"
+    os.replace(directory / "result.json", place)
+    return place
 
 
 @contextlib.contextmanager
@@ -205,9 +220,9 @@ class Recorder:
 
     @property
     def status(self) -> str:
-        """ "nan" before "collapse" before "ok"."""
+        """ "nan" before "collapse" before "unlearned" before "ok"."""
         kinds = {flag["kind"] for flag in self.flags}
-        return "nan" if "nan" in kinds else "collapse" if "collapse" in kinds else "ok"
+        return next((kind for kind in ("nan", "collapse", "unlearned") if kind in kinds), "ok")
 
     def curve(self) -> str:
         """The points as CSV; an absent loss is an empty cell."""

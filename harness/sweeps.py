@@ -55,6 +55,7 @@ class Planned:
     directory: Path
     result: dict[str, Any] | None  # of an earlier run
     config_dir: Path | None = None
+    odd: str = ""  # why the record that is there cannot be read: it is set aside before the run runs
 
     @property
     def done(self) -> bool:
@@ -98,7 +99,7 @@ def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, A
         raise ConfigError(f"sweep {file_or_name}: base must be a mapping and grids a list of mappings")
     if not _mappings(paper):
         raise ConfigError(f"sweep {file_or_name}: paper must be a list of mappings")
-    return {"base": base, "grids": grids or [{}], "paper": paper}
+    return {"base": base, "grids": grids, "paper": paper}
 
 
 def _mappings(value: Any) -> bool:
@@ -130,6 +131,9 @@ def expand(sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]] | None =
         for values in itertools.product(*varied.values()):
             words = dict(zip(varied, values, strict=True))
             expanded.setdefault(json.dumps(words, sort_keys=True), words)
+    if not expanded:
+        empty = sorted({key for grid in sweep["grids"] for key, values in axes(grid).items() if not values})
+        raise ConfigError(f"a sweep of no runs: {', '.join(empty) or 'grids'} is empty")
     return list(expanded.values())
 
 
@@ -197,9 +201,11 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
     for words, config, key in order:
         id = runs.run_id(config, found[key] | experiment.files(config))
         directory = Path(config["out"]) / id
-        with _named_errors(words), experiment.user_errors():
-            result = runs.read_result(directory)
-        planned.setdefault(id, Planned(id, words, config, directory, result, config_dir))
+        try:
+            result, odd = runs.read_result(directory), ""
+        except ValueError as error:
+            result, odd = None, str(error)
+        planned.setdefault(id, Planned(id, words, config, directory, result, config_dir, odd))
     return list(planned.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -38,8 +39,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(message: str, status: int = 2) -> int:
-    """Prints ``message`` to stderr and returns the exit status."""
-    print(message, file=sys.stderr)
+    """Prints ``message`` to stderr, in one line, and returns the exit status."""
+    print(" ".join(message.split("\n")), file=sys.stderr)
     return status
 
 
@@ -79,12 +80,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = lookup(argv[0], COMMANDS, "command")
     except ValueError as error:
         return fail(f"dembench: {error}")
-    sys.path.append(os.getcwd())  # so that a configuration can name a class of the user's own; what is installed wins
+    with contextlib.suppress(OSError):  # where the current folder was removed
+        sys.path.append(
+            os.getcwd()
+        )  # so that a configuration can name a class of the user's own; what is installed wins
     try:
         return importlib.import_module(f"dembench.scripts.{name}").main(argv[1:])
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         sys.stderr.close()
         return 1
+    except KeyboardInterrupt:
+        return fail(f"dembench {name}: interrupted", status=130)
+    except Exception as error:
+        if os.environ.get("DEMBENCH_TRACEBACK"):
+            raise
+        from dembench.harness.errors import told
+
+        line, status = told(error)
+        return fail(f"dembench {name}: {line}", status)
 
 
 if __name__ == "__main__":

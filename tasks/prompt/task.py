@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Note, Point
-from dembench.tasks.common.metrics import is_collapsed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.prompt.clip import Clip
 from dembench.tasks.prompt.data import ImageSet, SetsPart
@@ -184,9 +183,7 @@ def _judge(metrics: PromptMetrics, rows: list[Any], name: str) -> Iterator[Event
     yield histogram
     if any(row.metric == "entropy" and not math.isfinite(row.value) for row in rows):
         yield Flag("nan", name, f"a logit is not finite in {name}")
-    if is_collapsed(histogram.predicted, histogram.label):
-        share = max(histogram.predicted) / sum(histogram.predicted)
-        yield Flag("collapse", name, f"one class takes {share:.0%} of the predictions in {name}")
+    yield from metrics.collapse(name)
 
 
 def _cost(sets: dict[str, dict[str, float]], device: torch.device) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from dembench.lookup import lookup
 from dembench.tasks.common.cache import file_hash
+from dembench.tasks.common.weights import read_state
 
 
 class NetMaker:
@@ -83,21 +83,9 @@ def vit(arch: str, weights: str | Path | None) -> NetMaker:
     state = read_state(path)
     with torch.device("meta"):
         expected = build(num_classes=1)
-    state = fit_state(state, expected, str(path))
-    return NetMaker(partial(_loaded, build, state), file_hash(path))
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Names and tensors of a checkpoint; ValueError where it has none."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no PyTorch checkpoint that loads as weights only") from error
-    if isinstance(state, dict):
-        state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict")
-    return state
+    maker = NetMaker(partial(_loaded, build, fit_state(state, expected, str(path))), file_hash(path))
+    maker.weights_note = state.note
+    return maker
 
 
 def fit_state(state: dict[str, Tensor], net: nn.Module, origin: str) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ Every model has ``num_classes`` and ``weights_id``, which names the weights by w
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from dembench.tasks.common.cifar_nets import CIFARResNeXt, WideResNet
 from dembench.tasks.common.digits import digits_convnet, digits_transformer
 from dembench.tasks.common.digits_nets import CIFARResNet, Normalized
 from dembench.tasks.common.images import Preprocess, of_timm, of_torchvision
+from dembench.tasks.common.weights import read_state
 
 __all__ = [
     "cifar_resnet",
@@ -41,8 +41,8 @@ def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes
     """A CIFAR-10 residual network of depth 20, 32, 44 or 56, inputs (N, 3, 32, 32).
 
     Args:
-        weights: a checkpoint, a state dict or a dictionary that holds one as ``state_dict``; ``module.`` before names
-            is dropped. None is the random initialisation by torch's global generator.
+        weights: a checkpoint, see ``tasks.common.weights``. None is the random initialisation by torch's global
+            generator.
     Raises: ValueError for another depth and for a file that holds something else; FileNotFoundError.
     Source: He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2.
     """
@@ -53,7 +53,7 @@ def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes
         net = CIFARResNet(depth, num_classes)
         return _finish(net, IMAGENET_MEAN, IMAGENET_STD, num_classes, "untrained")
     path = _existing(weights)
-    state = _read_state(path)
+    state = read_state(path)
     found = 2 + 6 * len({key.split(".")[1] for key in state if key.startswith("layer1.")})
     if "linear.weight" not in state or found == 2:
         raise ValueError(f"{path} holds no CIFAR ResNet: its first names are {', '.join(list(state)[:4])}")
@@ -77,7 +77,7 @@ def wide_resnet(
     """A wide residual network for 32x32 images, such as WRN-28-10 and WRN-40-2, of a checkpoint as RobustBench has.
 
     Args:
-        weights: as for ``cifar_resnet``; ``model.`` before names is dropped, too.
+        weights: as for ``cifar_resnet``.
         mean, std: the normalisation that the weights were trained with; where the file has its own, as ``mu`` and
             ``sigma``, that is taken.
     Raises: as ``cifar_resnet``.
@@ -114,8 +114,9 @@ def _with_checkpoint(
     if weights is None:
         return _finish(net, tuple(mean), tuple(std), num_classes, "untrained")
     path = _existing(weights)
-    state = {key.removeprefix("model."): value for key, value in _read_state(path).items()}
-    state = {key: value for key, value in state.items() if not key.startswith("sub_block1.")}  # never used by anyone
+    state = read_state(path)
+    for key in [key for key in state if key.startswith("sub_block1.")]:  # never used by anyone
+        del state[key]
     if "mu" in state and "sigma" in state:
         mean, std = state.pop("mu").flatten().tolist(), state.pop("sigma").flatten().tolist()
     if f"{head}.weight" not in state:
@@ -151,7 +152,7 @@ def torchvision_model(arch: str, weights: str | Path | None = "DEFAULT", num_cla
     preset = chosen.transforms()
     net = zoo.get_model(arch, weights=None, num_classes=num_classes)
     if path:
-        _load(net, _read_state(path), path)
+        _load(net, read_state(path), path)
         weights_id = file_hash(path)
     elif named:
         _load(net, _download(chosen), chosen)
@@ -181,7 +182,7 @@ def timm_model(arch: str, weights: str | Path | None = "DEFAULT", num_classes: i
         lookup(tag, tags, f"timm weights of {base}")
     if weights is not None and not _is_default(weights):
         path = _existing(weights)
-        state = _read_state(path)
+        state = read_state(path)
         net = timm.create_model(arch, pretrained=False, num_classes=num_classes)
         _load(net, state, path)
         weights_id = file_hash(path)
@@ -235,24 +236,6 @@ def _existing(weights: str | Path) -> Path:
     return path
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, ``module.`` removed; ValueError where there is none."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is no PyTorch checkpoint that loads as weights only: {_one_line(error)}") from error
-    if isinstance(state, dict):
-        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict: expected names with tensors, or those under 'state_dict'")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
 def _load(net: nn.Module, state: dict[str, Tensor], origin: object) -> None:
     """Loads every tensor or raises ValueError; only BatchNorm's batch counter may be absent, old files lack it."""
     try:
@@ -263,6 +246,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], origin: object) -> None:
     if missing or wrong.unexpected_keys:
         lacks, has = ", ".join(missing[:3]) or "nothing", ", ".join(wrong.unexpected_keys[:3]) or "nothing"
         raise ValueError(f"{origin} does not fit the model: it lacks {lacks} and has {has} that the model has not")
+    net.weights_note = getattr(state, "note", "")
 
 
 def _download(weights: Any) -> dict[str, Tensor]:

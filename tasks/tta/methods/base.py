@@ -44,11 +44,13 @@ class TTAMethod:
         updated: samples that took part in an update; an int, or where a selection decides a 0-dim tensor on the device.
         last_loss: what the latest batch's update lowered, on the device; None where nothing is optimised.
         adapted: what learns, by name. frozen: normalisation layers that a rule keeps as they are.
+        uses_loss: whether the loss has any part in what is predicted.
         source_images: how many clean images it must be shown by ``see_source`` before the first batch.
     """
 
     presets: tuple[str, ...] = ("official", "mariodoebler")
     source_images = 0
+    uses_loss = True
 
     def __init__(self, model: nn.Module, loss: Any = None, *, preset: Preset = "official"):
         lookup(preset, self.presets, f"{type(self).__name__.lower()} preset")
