@@ -14,8 +14,10 @@ rows (``_rows``).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
@@ -32,8 +34,10 @@ from ._kernels import (
     closed_form,
     cut,
     eager_cpu,
+    eager_form,
     full_precision,
     fused,
+    has_tangent,
     join,
     maximum,
     probabilities,
@@ -43,13 +47,16 @@ from ._kernels import (
     transformed,
     wants_gradient,
     weigh,
+    widen,
 )
 from ._rows import Rows, Table, slots_with, with_room
 
 ONE_HOT_CLASSES = 128
 _RUN, _LONG_RUN = 1 << 9, 1 << 12
 _MANY_CLASSES = 512
-_LITTLE = 1 << 13  # logits: for fewer, few calls count rather than fast ones
+_LITTLE = 1 << 13  # logits: in fewer, a maximum is found as soon with its index as without
+_MOVES = 8  # of a row of the table by single samples; more would be rounded too often
+_SHORT = 1 << 16  # logits: for fewer, few calls count rather than fast ones
 _SMALLEST_EM_NORM = 1e-4  # AdaDEM-V's delta vanishes for uniform and one-hot predictions; 1/delta must fit in float16
 
 
@@ -61,6 +68,15 @@ class Options(NamedTuple):
     norm_of: str = "cadf"
     mec: bool = True
     alpha: float = 1.0
+
+
+DEFAULT = Options()
+_DISTRIBUTED = torch.distributed.is_available()
+
+# a private name, which spares small operations a tenth of their time; ``no_grad`` does not
+_below_autograd: Callable[[], AbstractContextManager[Any]] = getattr(
+    torch._C, "_AutoDispatchBelowAutograd", nullcontext
+)
 
 
 def by_index(z: Tensor) -> bool:
@@ -189,11 +205,7 @@ def _lanes(positions: int, lanes: int) -> Tensor:
 
 def distributed() -> bool:
     """True where several ranks share the batch, whose class means then are the means over all of it."""
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
+    return _DISTRIBUTED and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def _step_named_rows(
@@ -261,7 +273,59 @@ def adadem(
         return kernels.adadem(z, table, skip, options, momentum, inplace, alone, graph)  # type: ignore[no-any-return]
     with torch.no_grad():
         value, kept, delta, table = _adadem(z.detach(), table, skip, options, momentum, inplace, across_ranks)
-    return closed_form(z, value, kept if wanted else None, delta, skip, graph), table
+    return closed_form(z, value, kept if wanted else None, -delta, skip, graph), table
+
+
+def directly(
+    z: Tensor, table: Tensor, momentum: float | None, inplace: bool, across_ranks: bool
+) -> tuple[Tensor, Tensor] | None:
+    """``adadem`` without options for few, short rows, (M, C), in as few calls as can be.
+
+    None where there are more, or where logits are not finite; then nothing has happened.
+    """
+    if not (0 < z.numel() <= _SHORT and z.shape[0] <= _RUN and z.dtype == table.dtype and eager_cpu(z)):
+        return None
+    if table.requires_grad or has_tangent(z) or (across_ranks and distributed()):
+        return None
+    with _below_autograd():
+        found = _directly(z.detach(), table, momentum, inplace)
+    if found is None:
+        return None
+    value, kept, delta, table = found
+    if not (z.requires_grad and torch.is_grad_enabled()):
+        return value.squeeze(1), table
+    return eager_form(z, value, kept, delta, None, _penalty_graph), table
+
+
+def _directly(
+    z: Tensor, table: Tensor, momentum: float | None, inplace: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Value, delta times its gradient, delta, and the table after its step."""
+    if z.numel() <= _LITTLE:
+        m, labels = z.max(1, True)
+        c = z.sub(m)
+        p = c.exp()
+    else:
+        c = z.sub(z.amax(1, True))
+        labels, p = _search(c, _ranks(c), True, None).unsqueeze(1), c.mul(1 / math.log(2)).exp2_()
+    p.div_(p.sum(1, True))
+    reward = c.mul(p)
+    u = reward.sum(1, True)
+    if not math.isfinite(u.sum().item()):
+        return None
+    label = labels.squeeze(1)
+    if momentum is not None:  # as in ``_step_named_rows``
+        move = table.index_select(0, label).sub_(p).div_(label.bincount().take(labels))
+        table = table if inplace else table.clone()
+        if z.shape[0] <= _MOVES * z.shape[1]:
+            table.index_add_(0, label, move, alpha=-momentum)
+        else:
+            table.sub_(torch.zeros_like(table).index_add_(0, label, move), alpha=momentum)
+    penalty = table.index_select(0, label)
+    reward.addcmul_(p, u - 1, value=-1)
+    delta = torch.abs(reward, out=p).sum(1, True)  # below 1 by its rounding at most
+    value = c.mul_(penalty).sum(1, True).sub_(u).div_(delta)
+    return value, penalty.sub_(reward), delta, table
 
 
 def _adadem(
@@ -331,8 +395,9 @@ def _look(
             c = centre(zb, m, skipped)
             p = probabilities(c, skipped)
         else:
-            m = maximum(zb)
-            c = centre(zb, m, skipped, spare)
+            wide = widen(zb, spare)
+            m = maximum(wide)
+            c = centre(wide, m, skipped, spare)
             p = probabilities(c, skipped, room=cut(room, block))
             address = _search(c, ranks, index, spare) if table is not None else m
         if table is not None and momentum is not None and not together:
@@ -372,7 +437,7 @@ def _calibrate(
     """The second look at a block: value and delta, and minus delta times the gradient, which goes to ``target``."""
     spare, other = scratch.like(z)
     m, p = look.m, look.p
-    c = look.c if look.c is not None else centre(z, m, skip, spare)
+    c = look.c if look.c is not None else centre(widen(z, spare), m, skip, spare)
     weighted, u, masked = weigh(torch.mul(c, p, out=other), p)
     slope = None
     if options.norm and options.mec != (options.norm_of == "cadf"):
@@ -417,3 +482,7 @@ def _delta(slope: Tensor, options: Options, skip: Tensor | None, room: Tensor | 
 def _reward_graph(z: Tensor, skip: Tensor | None, mec: bool) -> Tensor:
     p, log_p, entropy = softmax_graph(z, 1, skip)
     return p * (log_p + entropy + 1 if mec else log_p + entropy)
+
+
+def _penalty_graph(z: Tensor, skip: Tensor | None) -> Tensor:
+    return -_reward_graph(z, skip, mec=True)

@@ -18,14 +18,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
-TRITON = os.environ.get("DEMBENCH_TRITON") == "1"  # whether CUDA tensors go to the kernels of ``_triton``
+TRITON = () if os.environ.get("DEMBENCH_TRITON") == "0" else ("cuda",)  # devices whose tensors go to ``_triton``
 BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
 _FEW = 40  # positions
 _SHORT_ROW = 16  # classes: sums over so few elements next to each other are slow on a CPU
@@ -39,7 +39,10 @@ WHOLE: Block = (slice(None), slice(None))
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any of the tensors is, else float32: nothing accumulates in half precision."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def transformed() -> bool:
@@ -49,16 +52,24 @@ def transformed() -> bool:
 
 def eager_cpu(x: Tensor) -> bool:
     """Whether x can be looked at, and walked over, without waiting for a device or breaking a graph."""
-    return not transformed() and x.device.type == "cpu"
+    return not transformed() and x.is_cpu
 
 
 def fused(z: Tensor, table: Tensor | None = None) -> Any:
-    """The module ``_triton`` where ``TRITON`` is set and its kernels take these tensors, else None."""
-    if not TRITON or transformed():
+    """The module ``_triton`` where it is to be used on this device and its kernels take these tensors, else None."""
+    if z.device.type not in TRITON or transformed():
         return None
-    from . import _triton
+    kernels = _triton_module()
+    return kernels if kernels is not None and kernels.serves(z, table) else None
 
-    return _triton if _triton.serves(z, table) else None
+
+@lru_cache
+def _triton_module() -> Any:
+    try:
+        from . import _triton
+    except ImportError:  # this PyTorch came without Triton
+        return None
+    return _triton
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -70,7 +81,9 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 
 def has_tangent(z: Tensor) -> bool:
     """Whether z is a dual tensor of ``torch.autograd.forward_ad``."""
-    return not torch.compiler.is_compiling() and unpack_dual(z).tangent is not None  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", 0) < 0:  # no level: soon answered
+        return False
+    return forward_ad.unpack_dual(z).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def wants_gradient(z: Tensor) -> bool:
@@ -148,6 +161,13 @@ class Scratch:
         return first.view(zb.shape), second.view(zb.shape)
 
 
+def widen(z: Tensor, room: Tensor | None = None) -> Tensor:
+    """z itself, or on a CPU half precision as float32, in ``room`` or fresh memory: there its maximum is slow."""
+    if z.dtype in (torch.float32, torch.float64) or not eager_cpu(z):
+        return z
+    return z.float() if room is None else room.copy_(z)
+
+
 def centre(z: Tensor, m: Tensor, skip: Tensor | None, room: Tensor | None = None) -> Tensor:
     """c = z - m, in ``room`` or fresh memory; 0 at positions to skip, whatever their logits hold."""
     return blank(torch.sub(z, m, out=room), skip)
@@ -219,20 +239,13 @@ _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 Graph = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    z, _, kept, weight, skip, ctx.graph = inputs
-    ctx.save_for_backward(z, kept, weight, skip)
-
-
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    z, kept, weight, skip = ctx.saved_tensors
+def _gradient(ctx: Any, g: Tensor) -> Tensor:
+    z, kept, scale, skip = ctx.saved_tensors
     g = silence(g.unsqueeze(1), skip)
-    g = -g if weight is None else g / -weight
+    g = -g if scale is None else g / scale
     if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-        grad = (_moving(ctx.graph, z, kept, skip) * g).to(z.dtype)
-    else:
-        grad = _multiply(kept, g).to(z.dtype)
-    return grad, None, None, None, None, None
+        return (_moving(ctx.graph, z, kept, skip) * g).to(z.dtype)
+    return _multiply(kept, g, z.dtype)
 
 
 def _moving(graph: Graph, z: Tensor, kept: Tensor, skip: Tensor | None) -> Tensor:
@@ -241,13 +254,15 @@ def _moving(graph: Graph, z: Tensor, kept: Tensor, skip: Tensor | None) -> Tenso
     return kept + (moving - moving.detach())
 
 
-def _multiply(kept: Tensor, g: Tensor) -> Tensor:
-    if _last_use():
-        try:
+def _multiply(kept: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
+    try:
+        if kept.dtype != dtype:  # rounded on the way
+            return torch.mul(kept, g, out=torch.empty_like(kept, dtype=dtype))
+        if _last_use():
             return kept.mul_(g)
-        except RuntimeError:  # g stands for many gradients (``is_grads_batched``), which can be seen no other way
-            pass
-    return kept * g
+    except RuntimeError:  # g stands for many gradients (``is_grads_batched``), which can be seen no other way
+        pass
+    return (kept * g).to(dtype)
 
 
 def _last_use() -> bool:
@@ -258,12 +273,17 @@ def _last_use() -> bool:
 
 
 class _Eager(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _save(ctx, inputs)
-        return inputs[1].squeeze(1).clone()  # type: ignore[no-any-return]
+    """Takes z and a tuple of the rest, value first: what is no input may be returned as it is, and costs no time."""
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, rest: tuple[Any, ...]) -> Tensor:
+        value, kept, scale, skip, ctx.graph = rest
+        ctx.save_for_backward(z, kept, scale, skip)
+        return value.squeeze_(1)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _gradient(ctx, g), None
 
 
 class _Transformed(torch.autograd.Function):
@@ -280,10 +300,13 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, inputs)
-        ctx.save_for_forward(inputs[0], *inputs[2:5])
+        z, _, kept, scale, skip, ctx.graph = inputs
+        ctx.save_for_backward(z, kept, scale, skip)
+        ctx.save_for_forward(z, kept, scale, skip)
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradient(ctx, g), None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
@@ -292,9 +315,9 @@ class _Transformed(torch.autograd.Function):
                 "core: no forward-mode derivative of a forward-mode derivative: take one of the two in reverse mode, "
                 "as torch.func.hessian does"
             )
-        z, kept, weight, skip = ctx.saved_tensors
-        change = -(_moving(ctx.graph, z, kept, skip) * tangent).sum(1, keepdim=True)
-        return silence(change if weight is None else change / weight, skip).squeeze(1)
+        z, kept, scale, skip = ctx.saved_tensors
+        change = (_moving(ctx.graph, z, kept, skip) * tangent).sum(1, keepdim=True)
+        return silence(-change if scale is None else change / scale, skip).squeeze(1)
 
 
 def _forward_levels() -> int:
@@ -313,25 +336,31 @@ def _forward_levels() -> int:
 
 
 def closed_form(
-    z: Tensor, value: Tensor, kept: Tensor | None, weight: Tensor | None, skip: Tensor | None, graph: Graph
+    z: Tensor, value: Tensor, kept: Tensor | None, scale: Tensor | None, skip: Tensor | None, graph: Graph
 ) -> Tensor:
-    """The value, (M, 1) or (N, 1, S), as (M,) or (N, S), with the gradient -kept / weight in z.
+    """The value, (M, 1) or (N, 1, S), as (M,) or (N, S), with the gradient kept / scale in z, -kept without a scale.
 
-    ``graph`` forms from (z, skip), in differentiable operations, the part of ``kept`` that moves with z; it serves
-    derivatives of the gradient.
+    Takes the value's memory. ``graph`` forms from (z, skip), in differentiable operations, the part of ``kept`` that
+    moves with z; it serves derivatives of the gradient.
     """
     if kept is None:
         return value.squeeze(1)
     if torch.compiler.is_compiling():
-        return _surrogate(z, value, kept, weight, skip).squeeze(1)
-    chosen = _Transformed if transformed() or has_tangent(z) else _Eager
-    return chosen.apply(z, value, kept, weight, skip, graph)  # type: ignore[no-any-return]
+        return _surrogate(z, value, kept, scale, skip).squeeze(1)
+    if transformed() or has_tangent(z):
+        return _Transformed.apply(z, value, kept, scale, skip, graph)  # type: ignore[no-any-return]
+    return eager_form(z, value, kept, scale, skip, graph)
 
 
-def _surrogate(z: Tensor, value: Tensor, kept: Tensor, weight: Tensor | None, skip: Tensor | None) -> Tensor:
+def eager_form(z: Tensor, *rest: Any) -> Tensor:
+    """``closed_form`` of eager mode, with something kept."""
+    return _Eager.apply(z, rest)  # type: ignore[no-any-return]
+
+
+def _surrogate(z: Tensor, value: Tensor, kept: Tensor, scale: Tensor | None, skip: Tensor | None) -> Tensor:
     """``closed_form`` in operations that the compiler can see through, also where it has a ``torch.func`` transform
     before it: a sum whose gradient is the closed form, less itself."""
-    slope = (-kept if weight is None else kept / -weight).detach()
+    slope = (-kept if scale is None else kept / scale).detach()
     shown = silence(z.to(value.dtype), skip).masked_fill(z == -math.inf, 0)
     moving = (slope * shown).sum(1, keepdim=True)
     return value.detach() + (moving - moving.detach())
@@ -358,8 +387,9 @@ def _dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None, wanted: bool)
     parts = []
     for block in blocks:
         zb, skipped = cut(z, block), cut(skip, block)
-        m = maximum(zb)
-        c = centre(zb, m, skipped)
+        wide = widen(zb)
+        m = maximum(wide)
+        c = centre(wide, m, skipped, None if wide is zb else wide)
         p = probabilities(c, skipped, tau)
         q = p if tau == 1 or alpha == 0 else probabilities(c, skipped)
         penalty = None if alpha == 0 else _log_sum(c, q)

@@ -168,6 +168,10 @@ def adadem_step(
 
     ``table`` may be None where ``options.mec`` is False.
     """
+    if mask is None and isinstance(table, Tensor) and options == calibrator.DEFAULT and logits.dim() == 2:
+        found = calibrator.directly(logits, table, momentum, inplace, across_ranks)
+        if found is not None:
+            return _reduce(found[0], None, reduction), found[1]
     rows = kernels.in_rows(logits) or logits.shape[1] > calibrator.ONE_HOT_CLASSES or isinstance(table, Rows)
     held = table.rows if isinstance(table, Rows) else table
     dtype = kernels.accumulation_dtype(logits, *(() if held is None else (held,)))

@@ -153,7 +153,8 @@ class AdaDEM(nn.Module):
             self.slots.copy_(torch.where(condition, 0, self.slots))
 
     def _held(self) -> Table | None:
-        return self.table if self.rows is None or self.slots is None else Rows(self.rows, self.slots)
+        rows, slots = self._buffers["rows"], self._buffers["slots"]  # faster than as attributes
+        return self._buffers["table"] if rows is None or slots is None else Rows(rows, slots)
 
     def _hold(self, table: Table | None) -> None:
         self.table = None if isinstance(table, Rows) else table

@@ -6,20 +6,22 @@ refuses it without naming what is valid (on the command line).
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import inspect
 import math
-import pkgutil
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -30,15 +32,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dembench import records
 from dembench.harness import ranges
+from dembench.harness.targets import check_plain, check_targets, locate
 from dembench.lookup import lookup
 from dembench.tasks.base import PARTS, PRECISIONS, ConfigError
+from dembench.tasks.common import trust
 
 GROUPS = ("task", "method", "loss", "model", "data", "protocol")
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
 LABEL = "_label_"  # key of a group's file: how results call it and judge it; it is no argument and in no id
 NOT_SET = ("choices", "labels", "task")  # nodes whose values no one sets
 VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": PARTS}
+MOST_BYTES = 4_000_000  # of a file of configuration
+MOST_VALUES = 200_000  # in a file of data
 Words = dict[str, Any]  # a run: key as on the command line -> plain value
 
 
@@ -60,6 +67,7 @@ def config_files(config_dir: Path | None = None) -> Iterator[Any]:
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ConfigError(f"--config-dir: no folder {config_dir}")
+        trust.trust_folder(config_dir)
         yield Path(config_dir)
 
 
@@ -70,6 +78,13 @@ def check_config_dir(config_dir: Path) -> None:
         name = file.relative_to(config_dir)
         if package.joinpath(*name.parts).is_file():
             raise ConfigError(f"--config-dir: {name} is the name of a file of dembench too; give yours another name")
+        text = read_file(file)  # so that Hydra does not wait for a pipe
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except (YAMLError, RecursionError) as error:
+            raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{file}: expected key: value pairs, as in the files of dembench")
 
 
 def options(group: str, task: str | None = None, config_dir: Path | None = None) -> list[str]:
@@ -87,8 +102,18 @@ def read_option(group: str, name: str, task: str | None = None, config_dir: Path
     parts = (group, f"{name}.yaml") if task is None or group in (*SHARED, "sweep") else (group, task, f"{name}.yaml")
     for root in config_files(config_dir):
         if (file := root.joinpath(*parts)).is_file():
-            return file.read_text(encoding="utf-8")
+            return read_file(file) if isinstance(file, Path) else file.read_text(encoding="utf-8")
     raise ConfigError(f"no file {'/'.join(parts)} among the configurations")
+
+
+def read_file(path: Path) -> str:
+    """The text of a file that somebody wrote by hand. Raises: ConfigError where it is none."""
+    try:
+        return records.read_plain(path, MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def header(text: str, name: str) -> str:
@@ -99,6 +124,42 @@ def header(text: str, name: str) -> str:
         if line.startswith(f"# {name}: "):
             return line[len(name) + 4 :].strip()
     return ""
+
+
+def read_data(text: str, what: str, expected: str) -> dict[Any, Any]:
+    """YAML of plain values, as Hydra reads it: a sweep or a suite, which is data and never code.
+
+    Raises: ConfigError, one line that begins with ``what``.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)  # the faster CSafeLoader crashes on deep nests
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{what}: expected {expected}")
+        if _expanded(root, {}) > MOST_VALUES:
+            raise ConfigError(f"{what}: more than {MOST_VALUES} values")
+        plain: Any = OmegaConf.to_container(OmegaConf.create(text))
+        check_plain(plain, what)
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{what}: {' '.join(str(error).split())[:300]}") from None
+    return plain
+
+
+def _expanded(node: Any, known: dict[int, int]) -> int:
+    """How many values a YAML node has once its aliases are written out; ValueError for one that holds itself."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError("an alias inside the value that it stands for")
+        return known[id(node)]
+    known[id(node)] = 0
+    children: list[Any] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    known[id(node)] = size = 1 + sum(_expanded(child, known) for child in children)
+    return size
 
 
 def lookup_or_fail(name: str, valid: Iterable[str], what: str) -> str:
@@ -205,7 +266,8 @@ def compose(
     Raises: ConfigError, one line, with the valid names and the nearest ones.
     """
     choice = words if isinstance(words, Choice) else choose(words)
-    cfg = _groups(tuple(sorted(_full_names(choice.groups, config_dir).items())), config_dir).copy()
+    names = tuple(sorted(_full_names(choice.groups, config_dir).items()))
+    cfg = _groups(names, None if config_dir is None else Path(config_dir).resolve()).copy()
     for key, value in choice.values.items():
         _set(cfg, key, value, new=key in choice.added)
     for key, valid in VALUES.items():
@@ -221,9 +283,10 @@ def compose(
         return cfg
     _check_missing(cfg, config_dir)
     try:
-        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from None
+    check_targets(plain)
     return cfg
 
 
@@ -255,6 +318,19 @@ def check_signatures(node: Any, path: str = "") -> None:
         literals = _literals(hints.get(key))
         if literals and value not in literals:
             lookup_or_fail(str(value), [str(literal) for literal in literals], f"{path}.{key}")
+        if not _fits(hints.get(key, Any), value):
+            raise ConfigError(f"{path}.{key}: expected {_readable(hints[key])}, got {as_text(value)}")
+        for kind in typing.get_args(hints.get(key)):
+            if dataclasses.is_dataclass(kind) and isinstance(value, Mapping) and "_target_" not in value:
+                _check_fields(kind, value, f"{path}.{key}")
+
+
+def _check_fields(kind: Any, node: Mapping[str, Any], path: str) -> None:
+    """A node of plain values against the dataclass that is made of it."""
+    names, hints = arguments(kind)
+    for key, value in node.items():
+        if key not in (names or ()):
+            lookup_or_fail(key, names or (), f"key of {path}")
         if not _fits(hints.get(key, Any), value):
             raise ConfigError(f"{path}.{key}: expected {_readable(hints[key])}, got {as_text(value)}")
 
@@ -326,11 +402,13 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
         overrides.append(f"hydra.searchpath=['{Path(config_dir).resolve().as_uri()}']")
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("dembench.configs", version_base="1.3"):
+        with _without_plugins(), initialize_config_module("dembench.configs", version_base="1.3"):
             cfg = hydra_compose("run", overrides=overrides, return_hydra_config=True)
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
-    except YAMLError as error:
+    except RecursionError:
+        raise ConfigError("a configuration is nested too deeply") from None
+    except (YAMLError, AssertionError) as error:
         raise ConfigError(f"a configuration is not valid YAML: {' '.join(str(error).split())}") from error
     chosen = {g: cfg.hydra.runtime.choices.get(g) for g in GROUPS}
     OmegaConf.set_struct(cfg, False)
@@ -338,6 +416,20 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
     cfg.choices = {g: name.split("/")[-1] if name else None for g, name in chosen.items()}
     cfg.labels = {g: cfg[g].pop(LABEL) for g in GROUPS if LABEL in (cfg.get(g) or {})}
     return cfg
+
+
+@contextmanager
+def _without_plugins() -> Iterator[None]:
+    """Hydra imports whatever is called ``hydra_plugins``, also from the current folder; here it finds none."""
+    before = sys.modules.get("hydra_plugins", ...)
+    sys.modules["hydra_plugins"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        yield
+    finally:
+        if before is ...:
+            del sys.modules["hydra_plugins"]
+        else:
+            sys.modules["hydra_plugins"] = before
 
 
 def _set(cfg: DictConfig, key: str, value: Any, new: bool) -> None:
@@ -398,20 +490,6 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _leaves(child, f"{prefix}{key}.")
         elif not key.startswith("_"):
             yield f"{prefix}{key}"
-
-
-def locate(target: str, path: str) -> Any:
-    """The class or function that a dotted name means; ConfigError, which begins with ``path``, where there is none."""
-    try:
-        return pkgutil.resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        cause: Exception = error
-        try:  # resolve_name keeps to itself why a module that is there cannot be imported
-            importlib.import_module(target.rpartition(".")[0] or target)
-        except (ImportError, ValueError) as found:
-            if not target.startswith(getattr(found, "name", None) or "?"):
-                cause = found
-        raise ConfigError(f"{path}: cannot import {target}: {_first_line(cause)}") from cause
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -9,19 +9,20 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dembench import records
 from dembench.harness import errors, loggers, runs
-from dembench.harness.compose import GROUPS, ConfigError, check_signatures, locate
-from dembench.harness.search import dem_star
+from dembench.harness.compose import GROUPS, ConfigError, check_signatures
+from dembench.harness.search import dem_star, tuned
+from dembench.harness.targets import build, locate
 from dembench.tasks.base import Event, Flag, Method, Note, Task
 from dembench.tasks.common import parts
 from dembench.tasks.common.cache import short_hash
@@ -44,6 +45,7 @@ class Prepared:
     make_method: Callable[..., Method]
     search: dict[str, Any] | None = None  # that found the loss's options
     notes: tuple[Note, ...] = ()  # on the options, beside those of the task
+    tune: dict[str, Any] | None = None  # that chose values of the configuration
 
 
 @dataclass(frozen=True)
@@ -162,28 +164,31 @@ def prepare(cfg: DictConfig) -> Prepared:
 
     Raises: ConfigError for whatever the user can put right.
     """
-    config = resolve(cfg)
+    cfg, tune = tuned.settle(cfg)
+    config = resolve(cfg) | ({} if tune is None else {"tune": tune["id"]})
     check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
     make_repeatable(config["threads"])
     seed_all(config["seed"])
     task = build_task(config)
     with user_errors():
         found = fingerprints(getattr(task, "data", None), getattr(task, "model", None), config)
+    if tune is not None:
+        tuned.check(tune, config["seed"], found)
     config, search = dem_star.settle(cfg, config, found)
     with user_errors():
-        method = instantiate(config["method"], loss=checked(instantiate(config["loss"])))
+        method = build(config["method"], "method", loss=checked(build(config["loss"], "loss")))
     id = runs.run_id(config, found)
     notes = [] if search is None else [dem_star.note(config, search)]
     if text := note_of(getattr(task, "model", None)):
         notes.append(Note("weights", text))
-    return Prepared(id, config, found, task, method, search, tuple(notes))
+    return Prepared(id, config, found, task, method, search, tuple(notes), tune)
 
 
 def build_task(config: dict[str, Any]) -> Task:
     """The task of a resolved configuration, on the part of the data that it names, once it is known that the data is
     there; raises ConfigError."""
     with user_errors():
-        task = instantiate(config["task"], **parts.arguments(config, locate(config["task"]["_target_"], "task")))
+        task = build(config["task"], "task", **parts.arguments(config, locate(config["task"]["_target_"], "task")))
         check_data(getattr(task, "data", None))
     return task
 
@@ -192,6 +197,13 @@ def check_data(data: Any) -> None:
     """Calls ``data.check()`` where there is one."""
     if hasattr(data, "check"):
         data.check()
+
+
+def check_method(prepared: Prepared) -> None:
+    """Raises ConfigError where the method refuses its settings, as far as the task can tell before it runs."""
+    if hasattr(prepared.task, "check_method"):
+        with user_errors():
+            prepared.task.check_method(prepared.make_method)
 
 
 def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) -> Outcome:
@@ -207,15 +219,17 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
     config = prepared.config
     directory = Path(config["out"]) / prepared.id
     if (found := _finished(directory, config["force"])) is not None:
+        runs.clear_leftovers(directory)
         return Outcome(directory / "result.json", False, found)
+    if prepared.tune is not None:
+        return _run_tuned(prepared, prepared.tune, directory, command, watch)
+    check_method(prepared)
     with user_errors():
-        if hasattr(prepared.task, "check_method"):
-            prepared.task.check_method(prepared.make_method)
         directory.mkdir(parents=True, exist_ok=True)
     with runs.lock(directory):
         if (found := _finished(directory, config["force"])) is not None:  # another process was faster
             return Outcome(directory / "result.json", False, found)
-        for left in directory.glob(".*.tmp"):
+        for left in runs.temporary(directory):
             left.unlink()
         environment = runs.environment(config["device"], config["threads"])
         kept = {key: value for key, value in config.items() if key != "labels"}
@@ -231,7 +245,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
             recorder, cost = _measure(prepared, log, watch)
         names = config["choices"]
         result = {
-            "schema": runs.SCHEMA,
+            "schema": records.VERSION,
             "id": prepared.id,
             **{group: names.get(group) for group in GROUPS},
             "data": getattr(getattr(prepared.task, "data", None), "name", names.get("data")),
@@ -258,6 +272,21 @@ def _finished(directory: Path, force: bool) -> dict[str, Any] | None:
         return None
     with user_errors():
         return runs.read_result(directory)
+
+
+def _run_tuned(
+    prepared: Prepared, tune: dict[str, Any], directory: Path, command: str, watch: Watcher | None
+) -> Outcome:
+    """A run at chosen settings: measured once for all rules that chose them, and recorded for each."""
+    measured = run(tuned.plain(prepared), command=command, watch=watch)
+    kept = {key: value for key, value in prepared.config.items() if key != "labels"}
+    notes = [asdict(tuned.note(tune)), *measured.result["notes"]]
+    own = {"id": prepared.id, "notes": notes, "config": kept, "tuned": tune, "command": command}
+    with runs.lock(directory):
+        tuned.copy_files(measured.path.parent, directory)
+        write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
+        runs.write_json(directory / "result.json", measured.result | own)
+    return Outcome(directory / "result.json", True, measured.result | own)
 
 
 def _measure(

@@ -17,10 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from dembench.harness.compose import ConfigError, lookup_or_fail
 from dembench.tasks.base import Event, Point, Row, Scalars
+from dembench.tasks.common.files import plain_lock
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # logger -> what it is installed as
 PROJECT = "dembench"
@@ -123,6 +122,8 @@ def _tensorboard(config: Mapping[str, Any], id: str, directory: Path) -> Any:
     from lightning.fabric.loggers import TensorBoardLogger
 
     folder = directory / "tensorboard"
+    if folder.is_symlink():
+        raise OSError(f"{folder} is a link, and is not written to")
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut off; a run's events are all given again
     return TensorBoardLogger(directory, name="", version=folder.name, default_hp_metric=False)
 
@@ -145,7 +146,7 @@ def _mlflow(config: Mapping[str, Any], id: str, directory: Path) -> Any:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 prefers a database, and asks for this
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     logger = MLFlowLogger(experiment, run_name=_title(config, id), tracking_uri=uri)
-    with FileLock(directory.parent / ".mlflow.lock"):  # two processes would each make the experiment
+    with plain_lock(directory.parent / ".mlflow.lock"):  # two processes would each make the experiment
         _ = logger.run_id
     return logger
 

@@ -23,12 +23,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Point, Row, Scalars
-from dembench.tasks.common.files import write_atomic
+from dembench import records
+from dembench.tasks.base import Artifact, ConfigError, Event, Flag, Histogram, Note, Point, Row, Scalars
+from dembench.tasks.common.files import plain_lock, write_atomic
 
-SCHEMA = 1
 PATH_KEYS = frozenset(  # of data and model nodes
     {"root", "source", "frost", "cache", "weights", "subset", "classes", "config_file"}
 )
@@ -49,7 +49,7 @@ FIRST_NAMES = {  # of classes that moved: an id holds the name under which a cla
         for name in ("CIFAR", "EuroSAT", "MedMNIST", "STL10", "SemiAves")
     },
 }
-NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices", "labels"})
+NOT_IN_ID = frozenset({"out", "force", "progress", "logger", "choices", "labels", "sequential"})
 CURVE_FIELDS = ("step", "slice", "n", "correct", "entropy", "loss", "updated")
 SERIES_FIELDS = ("step", "slice", "metric", "value")
 
@@ -121,21 +121,17 @@ def named_paths(node: Any, place: str = "") -> dict[str, str]:
 def read_result(directory: Path) -> dict[str, Any] | None:
     """The result of a finished run, or None where there is none (never started, running, or cut off).
 
-    Raises: ValueError where result.json is no result of this program.
+    Raises: ValueError where result.json is no result of this program, or that of another run.
     """
     path = Path(directory) / "result.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        result: dict[str, Any] = records.read_json(path, records.RESULT)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except NotADirectoryError:
-        return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); remove it to run again") from None
-    except (OSError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it to run again") from None
-    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has no schema {SCHEMA}; it was written by another version")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}; remove it to run again") from None
+    if result["id"] != Path(directory).name:
+        raise ValueError(f"{path} is a copy of run {result['id']}; remove it to run again")
     return result
 
 
@@ -154,15 +150,34 @@ def set_aside(directory: Path) -> Path:
 def lock(directory: Path) -> Iterator[None]:
     """Holds a run directory for one process; the lock goes with the process, however it ends.
 
-    Raises: RunBusy where another process holds it.
+    Raises: RunBusy where another process holds it; ConfigError where the lock cannot be made, or is a link.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(directory / ".lock").acquire(timeout=0)
+        directory.mkdir(parents=True, exist_ok=True)
+        held = plain_lock(directory / ".lock").acquire(timeout=0)
     except Timeout:
         raise RunBusy(f"another process is writing {directory}") from None
+    except OSError as error:
+        raise ConfigError(str(error)) from None
     with held:
         yield
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Removes what a killed process left in the directory of a finished run: its checkpoint, temporary files. One that
+    another process is writing is left alone."""
+    if not (directory / "checkpoint.pt").exists() and next(temporary(directory), None) is None:
+        return
+    with contextlib.suppress(RunBusy, OSError), lock(directory):
+        for path in (directory / "checkpoint.pt", *temporary(directory)):
+            path.unlink(missing_ok=True)
+
+
+def temporary(directory: Path) -> Iterator[Path]:
+    """Temporary files of a run; while it is locked, a process that died has left them."""
+    yield from directory.glob(".*.tmp")
+    if not (directory / "files").is_symlink():
+        yield from directory.glob("files/.*.tmp")
 
 
 class Recorder:
@@ -250,6 +265,8 @@ class Recorder:
             write_atomic(directory / "curve.csv", self.curve())
         if self.scalars:
             write_atomic(directory / "series.csv", self.series())
+        if (directory / "files").is_symlink():
+            raise OSError(f"{directory / 'files'} is a link, and is not written to")
         for name, content in self.artifacts.items():
             write_atomic(directory / "files" / name, content)
 

@@ -3,8 +3,9 @@
 A sweep file has ``base`` (what all runs share) and ``grids``, a list; each grid is a mapping from keys, as on the
 command line, to a value or a list of values, and gives every combination. The grids are put one after the other, so
 that a grid can tie values together (a loss's options to a protocol). A study also has ``paper``, a list of such
-mappings that replace keys for the source's own data and model (``harness.suite.papers``). What is done is read from
-the disk: a run with a result is done, everything else is missing. ``harness.engines`` runs what is missing.
+mappings that replace keys for the source's own data and model (``harness.suite.papers``); ``tune`` holds options of
+``dembench tune`` for runs with ``tuned``. What is done is read from the disk: a run with a result is done, everything
+else is missing. ``harness.engines`` runs what is missing.
 """
 
 from __future__ import annotations
@@ -19,10 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from dembench.harness import experiment, runs
 from dembench.harness.compose import (
@@ -35,12 +33,15 @@ from dembench.harness.compose import (
     lookup_or_fail,
     options,
     parse,
+    read_data,
+    read_file,
     read_option,
     to_arguments,
 )
-from dembench.harness.search import dem_star
+from dembench.harness.search import dem_star, tuned
+from dembench.harness.targets import build
 from dembench.harness.times import Times, past_results
-from dembench.tasks.common import parts
+from dembench.tasks.common import parts, trust
 
 STUDIES = "sweep/study"  # the folder of the sources' tables and figures
 
@@ -64,8 +65,7 @@ class Planned:
     @property
     def command(self) -> str:
         """What runs this one alone."""
-        own = [] if self.config_dir is None else ["--config-dir", str(self.config_dir)]
-        return shlex.join(["dembench", "run", *own, *to_arguments(self.words)])
+        return shlex.join(["dembench", "run", *trust.arguments(self.config_dir), *to_arguments(self.words)])
 
 
 def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, Any]:
@@ -81,25 +81,23 @@ def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, A
     elif path.suffix in (".yaml", ".yml") or "/" in file_or_name:
         if not path.is_file():
             raise ConfigError(f"no sweep file {file_or_name}")
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path)
     else:
         lookup_or_fail(file_or_name, options("sweep", config_dir=config_dir), "sweep")
         text = read_option("sweep", file_or_name, config_dir=config_dir)
-    try:
-        content = OmegaConf.create(text)
-        plain = OmegaConf.to_container(content)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"sweep {file_or_name}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, DictConfig) or not isinstance(plain, dict):
-        raise ConfigError(f"sweep {file_or_name}: expected the keys base and grids")
+    plain = read_data(text, f"sweep {file_or_name}", "the keys base and grids")
     for key in plain:
-        lookup_or_fail(str(key), ("base", "grids", "paper"), f"key of sweep {file_or_name}")
+        lookup_or_fail(str(key), ("base", "grids", "paper", "tune"), f"key of sweep {file_or_name}")
     base, grids, paper = plain.get("base") or {}, plain.get("grids"), plain.get("paper") or []
+    if not isinstance(tune := plain.get("tune") or {}, dict):
+        raise ConfigError(f"sweep {file_or_name}: tune must be a mapping")
     if not isinstance(base, dict) or not _mappings(grids):
         raise ConfigError(f"sweep {file_or_name}: base must be a mapping and grids a list of mappings")
     if not _mappings(paper):
         raise ConfigError(f"sweep {file_or_name}: paper must be a list of mappings")
-    return {"base": base, "grids": grids, "paper": paper}
+    if any(not isinstance(key, str) for node in [base, *(grids or []), *paper] for key in node):
+        raise ConfigError(f"sweep {file_or_name}: keys must be texts")
+    return {"base": base, "grids": grids, "paper": paper, "tune": tune}
 
 
 def _mappings(value: Any) -> bool:
@@ -185,14 +183,21 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
     """
     alike: dict[str, list[tuple[Words, DictConfig, dict[str, Any]]]] = {}  # runs whose task can be the same object
     order: list[tuple[Words, dict[str, Any], str]] = []
+    tunings: dict[str, None] = {}
     for words in many:
-        with _named_errors(words):
-            cfg = compose(words, config_dir)
-            config = _resolve(cfg, elsewhere)
+        try:
+            with _named_errors(words):
+                cfg, tune = tuned.settle(compose(words, config_dir))
+                config = _resolve(cfg, elsewhere) | ({} if tune is None else {"tune": tune["id"]})
+        except tuned.NotTuned as error:
+            tunings.setdefault(error.command)
+            continue
         part = {key: config.get(key) for key in parts.KEYS}
         key = json.dumps({**config["task"], "seed": None, **part}, sort_keys=True)
         alike.setdefault(key, []).append((words, cfg, config))
         order.append((words, config, key))
+    if tunings:
+        raise ConfigError(f"tuned runs need {len(tunings)} tunings first: {'; '.join(tunings)}")
     searches: dict[str, None] = {}
     found = {key: _check(group, searches) for key, group in alike.items()}
     if searches:
@@ -205,6 +210,9 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
             result, odd = runs.read_result(directory), ""
         except ValueError as error:
             result, odd = None, str(error)
+        if result is not None and not config["force"]:
+            with _named_errors(words), experiment.user_errors():
+                runs.clear_leftovers(directory)
         planned.setdefault(id, Planned(id, words, config, directory, result, config_dir, odd))
     return list(planned.values())
 
@@ -213,7 +221,7 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
 def _named_errors(words: Words) -> Iterator[None]:
     try:
         yield
-    except dem_star.NotSearched:
+    except (dem_star.NotSearched, tuned.NotTuned):
         raise
     except ConfigError as error:
         raise ConfigError(f"{error} (in {' '.join(to_arguments(words))})") from error
@@ -253,7 +261,7 @@ def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: 
         with _named_errors(words):
             check_signatures({group: config.get(group) for group in ("method", "loss")})
             with experiment.user_errors():
-                make_method = instantiate(config["method"], loss=instantiate(config["loss"]))
+                make_method = build(config["method"], "method", loss=build(config["loss"], "loss"))
                 if hasattr(task, "check_method"):
                     task.check_method(make_method)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +68,7 @@ def past_results(folders: Iterable[Path], known: Iterable[str] = ()) -> Iterable
         for path in heapq.nlargest(LOOKED_AT, paths, key=lambda path: path.stat().st_mtime):
             try:
                 result = runs.read_result(path.parent)
-            except (ValueError, OSError, json.JSONDecodeError):
+            except ValueError:
                 continue
             if result is not None:
                 yield result

@@ -6,7 +6,6 @@ import argparse
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench check gpu: PyTorch {torch.__version__} finds no CUDA device here")
     from dembench.scripts.gpu.page import write
     from dembench.scripts.gpu.parts import run_parts
+    from dembench.tasks.common.files import scratch
 
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))  # the parts import what this process can
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.data:
         os.environ["DEMBENCH_DATA"] = str(options.data.resolve())
     about = facts(options.device)
-    with tempfile.TemporaryDirectory(prefix="dembench-check-") as folder:
+    with scratch("check") as folder:
         chosen = parts(options)
-        outcomes = run_parts(chosen, options.seconds, Path(folder), lambda found: write(options.out, about, found))
+        outcomes = run_parts(chosen, options.seconds, folder, lambda found: write(options.out, about, found))
     for outcome in outcomes:
         print(f"{outcome.part.name:<14}{outcome.status:<10}{outcome.seconds:6.1f} s")
     print(options.out / "gpu.md")

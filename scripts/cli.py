@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 COMMANDS = {
     "run": "run once: task, method, loss, model, data and protocol by name",
     "sweep": "run a grid of runs, by a file or by name; what is done is skipped",
+    "tune": "every method with every loss at hyperparameters that were chosen alike",
     "search": "find (tau, alpha) of DEM* on a labelled part of the data",
     "data": "download public datasets (checksum-verified)",
     "list": "names that can be used, and whether their data is on this machine",
@@ -34,8 +35,27 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, **kwargs: object) -> None:
         super().__init__(prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
 
+    def add_own(self) -> None:
+        """Options that name what is the user's own."""
+        text = "own configurations, in folders as in configs/, and the modules that they name; their code is run"
+        self.add_argument("--config-dir", type=Path, metavar="DIR", help=text)
+        text = "let configurations name this module or class, in the current folder or installed; may be repeated"
+        self.add_argument("--allow-target", action=_Allow, metavar="NAME", help=text)
+
     def error(self, message: str) -> NoReturn:
         sys.exit(fail(f"{self.prog}: {message}"))
+
+
+class _Allow(argparse.Action):
+    """Allows a target in this process and its workers."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: object = None) -> None:
+        from dembench.tasks.common.trust import allow
+
+        try:
+            allow(values)
+        except ValueError as error:
+            parser.error(f"--allow-target: {error}")
 
 
 def fail(message: str, status: int = 2) -> int:
@@ -80,10 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = lookup(argv[0], COMMANDS, "command")
     except ValueError as error:
         return fail(f"dembench: {error}")
-    with contextlib.suppress(OSError):  # where the current folder was removed
-        sys.path.append(
-            os.getcwd()
-        )  # so that a configuration can name a class of the user's own; what is installed wins
     try:
         return importlib.import_module(f"dembench.scripts.{name}").main(argv[1:])
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone

@@ -79,6 +79,7 @@ def write_tables(found: Compared, a: str, b: str) -> None:
     from rich.text import Text
 
     from dembench.report.judge.compare import described
+    from dembench.report.judge.power import needed_short
     from dembench.report.judge.wording import number
     from dembench.report.read.names import pretty
 
@@ -94,6 +95,7 @@ def write_tables(found: Compared, a: str, b: str) -> None:
         for title in ("A", "B", "gain of B", "95% interval"):
             table.add_column(title, justify="right")
         table.add_column("pairs", justify="right")
+        table.add_column("needed", justify="right")
         for row in rows:
             difference = row.gain
             own = [f"{name}: {described(own)}" for name, own in (("A", row.own_a), ("B", row.own_b)) if own]
@@ -104,6 +106,7 @@ def write_tables(found: Compared, a: str, b: str) -> None:
                 Text(number(difference.mean, metric.digits, sign=True), style=style(difference.verdict)),
                 interval_text(difference, metric.digits),
                 str(difference.n),
+                needed_short(difference, metric),
             )
         if len(rows) > 1:
             table.add_section()
@@ -112,7 +115,7 @@ def write_tables(found: Compared, a: str, b: str) -> None:
                 words = ["mean of the rows"] + [f"interval over {OVER.get(gain.over)}"] * bool(gain.over)
                 words += [f"{gain.alone} with one seed left out"] * bool(gain.alone) + [name] * bool(name)
                 interval = interval_text(gain, metric.digits)
-                table.add_row(Text(", ".join(words)), "", "", mean, interval, count(gain.cells, "row"))
+                table.add_row(Text(", ".join(words)), "", "", mean, interval, count(gain.cells, "row"), "")
         console.print()
         said = "; ".join(
             f"{key}: {', '.join(mine)} | {', '.join(others)}"
@@ -123,6 +126,8 @@ def write_tables(found: Compared, a: str, b: str) -> None:
             Text(f"A | B differ in {said}" if said else "A and B differ in no key: other code, or other machines")
         )
         console.print(table)
+        if any(needed_short(row.gain, metric) for row in rows):
+            console.print("needed: paired seeds for 80 % power, at a difference of this size; at 0.5 points")
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
             listed = [*only[:LISTED], *([f"and {len(only) - LISTED} more"] if len(only) > LISTED else [])]
@@ -155,6 +160,7 @@ def interval_text(found: Estimate | Pooled, digits: int) -> str:
 def lines_of(found: Compared) -> list[dict[str, Any]]:
     """A flat line for each row, unrounded."""
     from dembench.report.judge.compare import described
+    from dembench.report.judge.power import needed_short
 
     lines = []
     for row in found.pairs:
@@ -165,6 +171,7 @@ def lines_of(found: Compared) -> list[dict[str, Any]]:
                 "metric": row.metric.name, "unit": row.metric.unit, "pairs": gain.n,
                 "a_mean": a.mean, "a_sd": a.sd, "b_mean": b.mean, "b_sd": b.sd,
                 "gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high,
+                "looks": gain.looks, "seeds_needed": needed_short(gain, row.metric),
             }
         )  # fmt: skip
     return lines

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dembench.records import write_plain
 from dembench.scripts.cli import Parser, fail
 
 EXAMPLE = """examples:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(f"dembench figure: {error}")
     figure.write(args.out)
-    (args.out / f"{figure.name}.md").write_text(f"**{figure.title}.** {figure.caption}\n", encoding="utf-8")
+    write_plain(args.out / f"{figure.name}.md", f"**{figure.title}.** {figure.caption}\n")
     for suffix in ("png", "pdf", "md"):
         print(args.out / f"{figure.name}.{suffix}")
     return 0

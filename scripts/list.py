@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(ORDER)}; all without it; or a folder of runs, a file of `dembench export`, a runs.csv",
     )
     p.add_argument("--task", help="whose methods, models, data and protocols; those of every task without it")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     return p
 
 

@@ -27,7 +27,7 @@ again (force=true does). device=auto|cpu|cuda, precision=fp32|bf16, threads=N, p
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench run", description="Run once; print the path of result.json last.", epilog=EXAMPLE)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="names of groups, and values inside them")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     p.add_argument("--show", action="store_true", help="print the composed configuration and stop")
     return p
 
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dembench.harness import experiment, progress
 
         prepared = experiment.prepare(cfg)
+        experiment.check_method(prepared)
         command = shlex.join(["dembench", "run", *argv])
         try:
             with progress.shown(cfg.progress, title(prepared.config)) as watch:

@@ -6,7 +6,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dembench.scripts.cli import Parser, fail
@@ -38,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sampler-seed", type=int, default=0, metavar="N", help="of TPE (default 0)")
     p.add_argument("--seeds", default="0", metavar="N,...", help="seeds of the runs of a trial; their mean counts")
     p.add_argument("--metric", help="to search on (default: the one that the report judges the task by)")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     return p
 
 

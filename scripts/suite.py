@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dembench.records import write_plain
 from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def parser(prog: str = "dembench suite") -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="for report and runs (reports/demo, reports/full, ...)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs or GPUs allow); 0: none")
     p.add_argument("--dry-run", action="store_true", help="show what would run and what is missing, and stop")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     return p
 
 
@@ -99,11 +101,12 @@ def run(args: argparse.Namespace) -> int:
 
 def results(folder: Path) -> Iterable[Mapping[str, Any]]:
     """The finished runs in a folder, as far as they can be read."""
+    from dembench.harness import runs
+
     for path in sorted(folder.glob("*/result.json")):
-        try:
-            yield json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
+        with contextlib.suppress(ValueError):
+            if (result := runs.read_result(path.parent)) is not None:
+                yield result
 
 
 def carry_out(
@@ -115,20 +118,25 @@ def carry_out(
     runs = out / "runs"
     many = [{**words, "out": str(runs)} for group in groups if group.here for words in group.runs]
     todo = [s for s in searches.needed(many, suite.search.get("trials"), args.config_dir) if not s.done]
+    tunings = [one for one in searches.tunings(many, args.config_dir) if not one.done]
     workers = default_workers() if args.workers is None else args.workers
-    say_time(costs.of(many), searches_cost(todo, suite, costs), workers, len(todo))
+    say_time(costs.of(many), searches_cost([*todo, *tunings], suite, costs), workers, len(todo) + len(tunings))
     if args.dry_run:
         return 0
     if not many and not drawn:
         return fail("no run can start here; see the missing items above", status=1)
 
     def tell(search: searches.Needed, text: str) -> None:
-        print(f"search {search.title}: {text}", file=sys.stderr, flush=True)
+        print(f"{search.verb} {search.title}: {text}", file=sys.stderr, flush=True)
 
-    failed = searches.run(todo, suite.search, workers, args.config_dir, tell)
+    options = {"search": suite.search, "tune": suite.tune}
+    failed = searches.run([*todo, *tunings], options, workers, args.config_dir, tell)
     waiting = [words for search in failed for words in search.runs]
     if waiting:
-        print(f"{len(waiting)} runs of DEM* are left out, whose search failed", file=sys.stderr)
+        print(f"{len(waiting)} runs are left out, whose search failed", file=sys.stderr)
+    many, reasons = searches.offered(many, args.config_dir)
+    for reason in reasons:
+        print(reason, file=sys.stderr)
     many = [words for words in many if words not in waiting]
     status = int(bool(waiting))
     if many:
@@ -193,7 +201,7 @@ def draw(names: Sequence[str], runs: Path, out: Path) -> int:
             continue
         out.mkdir(parents=True, exist_ok=True)
         figure.write(out)
-        (out / f"{figure.name}.md").write_text(f"**{figure.title}.** {figure.caption}\n", encoding="utf-8")
+        write_plain(out / f"{figure.name}.md", f"**{figure.title}.** {figure.caption}\n")
         print(f"figure: {(out / f'{figure.name}.png').resolve()}")
     return status
 
@@ -212,12 +220,15 @@ def searches_cost(todo: Sequence[Any], suite: Suite, costs: Costs) -> Cost:
 
     total = NOTHING
     for search in todo:
-        total += costs.of([{**search.words, "loss": "dem", "part": "search"}] * suite.search.get("trials", 40))
+        if search.verb == "tune":
+            total += costs.of([{**search.words, "part": "search"}] * suite.tune.get("trials", 9))
+        else:
+            total += costs.of([{**search.words, "loss": "dem", "part": "search"}] * suite.search.get("trials", 40))
     return total
 
 
 def say_time(runs: Cost, searched: Cost, workers: int, searches: int) -> None:
-    before = f" after {searches} search{'es' * (searches != 1)} of DEM*" if searches else ""
+    before = f" after {searches} search{'es' * (searches != 1)}" if searches else ""
     parts = [cost.cpu_seconds for cost in (runs, searched)]
     if None in parts:
         print(f"time unknown{before}: no cost estimate for some runs", file=sys.stderr)

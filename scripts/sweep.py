@@ -13,6 +13,7 @@ from dembench.scripts.cli import Parser, fail
 if TYPE_CHECKING:
     from dembench.harness.engines.choose import Settings
     from dembench.harness.engines.execute import Summary
+    from dembench.harness.sequential import Until
     from dembench.harness.sweeps import Planned
     from dembench.harness.times import Times
 
@@ -22,12 +23,17 @@ EXAMPLE = """examples:
   dembench sweep my_grid.yaml --gpus-per-run 0.5
   dembench sweep study=ttc_table2 data=cifar10c data.root=DIR model=cifar_resnet20
   dembench sweep my_grid.yaml out=/shared/runs --engine ray
+  dembench sweep demo --until 'task=tta method=tent protocol=continual: adadem-em +-0.3' --max-seeds 20
 
 A sweep file has `base` (what all runs share) and `grids`, a list of mappings from keys to a value or a list of values;
 each grid gives every combination. An override replaces its key in all grids; one of method.* or loss.* is left out of
 runs whose method or loss has no such option, with a line that says so. `seed=0,1` gives two values. Every run is
 checked before the first starts. What has a result is skipped, so an interrupted sweep resumes; two sweeps on
-one folder share the work. A failed run leaves its traceback in <out>/failed/, and the sweep ends with status 1."""
+one folder share the work. A failed run leaves its traceback in <out>/failed/, and the sweep ends with status 1.
+
+--until adds seeds to the runs that it names until the interval of the paired difference is that narrow (in points of a
+metric in %), or --max-seeds. All looks share the 5%, so the interval holds although it decided when to stop; the
+records say so, and the report's intervals of these runs are as wide as that takes."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,8 +41,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("sweep", help="a file, a name that `dembench list sweep` shows, or study=NAME (dembench list study)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="as for dembench run; commas give several values")
     p.add_argument("--dry-run", action="store_true", help="show what is done, what is missing and how long it takes")
-    p.add_argument("--config-dir", type=Path, metavar="DIR", help="own configurations, in folders as in configs/")
+    p.add_own()
     p.add_argument("--retries", type=int, default=2, metavar="N", help="for a run whose worker or node died (2)")
+    p.add_argument("--until", metavar="RULE", help="'KEY=VALUE ...: LOSS-LOSS +-NUMBER': add seeds until then")
+    p.add_argument("--max-seeds", type=int, default=20, metavar="N", help="of --until (20)")
     p.add_argument("--retry-errors", action="store_true", help="also retry runs that raised an exception")
     where = p.add_argument_group("where runs run")
     where.add_argument("--engine", metavar="NAME", help="inline (this process), processes (the default) or ray")
@@ -54,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
     from dembench.harness.compose import ConfigError
     from dembench.harness.engines.choose import Settings
+    from dembench.harness.sequential import read_until
 
     try:
         settings = Settings(args.engine, args.workers, args.gpus, args.cpus_per_run, args.gpus_per_run, args.address)
@@ -67,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dry_run=args.dry_run,
             retries=args.retries,
             retry_errors=args.retry_errors,
+            until=None if args.until is None else read_until(args.until, args.max_seeds),
         )
     except ConfigError as error:
         return fail(f"dembench sweep: {error}", status=1 if type(error).__name__ == "DiskFull" else 2)
@@ -82,16 +92,15 @@ def sweep(
     dry_run: bool = False,
     retries: int = 2,
     retry_errors: bool = False,
+    until: Until | None = None,
 ) -> int:
     """Plans and runs a sweep, showing how far it is on stderr; returns the exit status.
 
-    ``settings`` say where runs run; a number is that of worker processes.
+    ``settings`` say where runs run; a number is that of worker processes. ``until`` adds seeds.
     Raises: ConfigError before the first run starts, for whatever is wrong with any of them.
     """
-    from dembench.harness import sweeps
-    from dembench.harness.engines.choose import Settings, choose
-    from dembench.harness.engines.execute import execute
-    from dembench.harness.engines.view import State, shown
+    from dembench.harness import sequential, sweeps
+    from dembench.harness.engines.choose import Settings
 
     if not isinstance(settings, Settings):
         settings = Settings(workers=settings)
@@ -100,7 +109,34 @@ def sweep(
     words, left = sweeps.fit(sweeps.expand(content, given), given, config_dir)
     for key, names in left.items():
         print(f"{key} is left out of the runs of {', '.join(names)}, which have no such option", file=sys.stderr)
-    planned = sweeps.plan(words, config_dir, elsewhere=settings.name == "ray")
+    options = {"dry_run": dry_run, "retries": retries, "retry_errors": retry_errors}
+    if until is None:
+        return run_planned(sweeps.plan(words, config_dir, elsewhere=settings.name == "ray"), settings, **options)
+    seeds = {int(own.get("seed", 0)) for own in words if until.concerns(own, config_dir)}
+    if not seeds:
+        raise sweeps.ConfigError(f"--until {until.text!r} names none of the runs")
+    looks = until.looks(len(seeds))
+    for count in looks:
+        many = until.extended(words, count, len(looks), config_dir)
+        planned = sweeps.plan(many, config_dir, elsewhere=settings.name == "ray")
+        status = run_planned(planned, settings, **options)
+        if status or dry_run:
+            return status
+        widest = max(sequential.widths(planned, until, len(looks), config_dir).values())
+        print(f"{until.a} - {until.b}: +-{widest:.3g} with {count} seeds, asked +-{until.half:g}", file=sys.stderr)
+        if widest <= until.half:
+            return 0
+    print(f"not that narrow within --max-seeds {until.most}", file=sys.stderr)
+    return 0
+
+
+def run_planned(planned: Sequence[Planned], settings: Settings, dry_run: bool, retries: int, retry_errors: bool) -> int:
+    """Runs what is missing of a plan, or shows it; returns the exit status."""
+    from dembench.harness import sweeps
+    from dembench.harness.engines.choose import choose
+    from dembench.harness.engines.execute import execute
+    from dembench.harness.engines.view import State, shown
+
     for run in planned:
         if run.odd:
             kept = "" if dry_run else "; it is set aside as result.json.odd, and the run runs again"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 SUPPORT = Path(__file__).parent / "support"
-sys.path.insert(0, str(SUPPORT))  # modules that tests name in configurations
+sys.path[:0] = [str(SUPPORT), str(SUPPORT / "configs"), str(SUPPORT / "search_configs")]  # modules that tests name
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("dembench", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("dembench")
@@ -75,5 +75,5 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def stub_configs() -> Path:
-    """Configurations of the task ``stub`` (tests/support/dembench_stub.py)."""
+    """Configurations of the task ``stub`` (tests/support/configs/dembench_stub.py)."""
     return SUPPORT / "configs"

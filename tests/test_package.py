@@ -22,7 +22,7 @@ SUPPORT = ROOT / "tests" / "support"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
 FOLDERS = sorted({package.split(".")[1] for package in PACKAGES if "." in package})
-NAMES = ("core", "tasks", "configs", "scripts", "harness", "report", "lookup")  # that a user may have, too
+NAMES = ("core", "tasks", "configs", "scripts", "harness", "report", "lookup", "records")  # that a user may have, too
 
 IMPORTED = """
 import sys
@@ -174,7 +174,6 @@ for node in ast.parse(open(sys.argv[1]).read()).body:
 def use(python: Path, place: Path, installed: Path) -> None:
     """Runs in a folder, with a task of its own beside it, and lists; the package comes from ``installed``."""
     shutil.copytree(SUPPORT / "configs", place / "mine", dirs_exist_ok=True)
-    shutil.copy(SUPPORT / "dembench_stub.py", place)
     (place / "data.txt").write_text("images")
     words = ("run", "--config-dir", "mine", "task=stub", "data.root=data.txt", "progress=false", "device=cpu")
     said = run(python, "-c", USED, *words, cwd=place).splitlines()  # Python looks into the current folder first

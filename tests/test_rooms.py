@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAY = {  # what each room may import beside itself; scripts may import all
     "core": set(),
-    "tasks": {"core", "lookup"},
-    "report": {"lookup"},
-    "harness": {"core", "tasks", "report", "lookup"},
+    "tasks": {"core", "lookup", "records"},
+    "report": {"lookup", "records"},
+    "harness": {"core", "tasks", "report", "lookup", "records"},
 }
 REPORT = ("page", "figures", "tables", "judge", "read")  # its rooms: each may use itself and those after it
 TASKS = ("tta", "prompt", "semi", "longtail", "segmentation", "minigrid")
@@ -28,7 +28,7 @@ def module(path: Path) -> str:
 
 ROOMS = ("core", "tasks", "harness", "report", "scripts")
 FILES = {module(path): path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))}
-FILES["lookup"] = ROOT / "lookup.py"
+FILES |= {name: ROOT / f"{name}.py" for name in ("lookup", "records")}
 
 
 def nodes(tree: ast.AST, inside: bool) -> Iterator[ast.AST]:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Any
 
 from dembench.harness.engines.job import REPORT_SECONDS, Job, Kind, Progress, Waiting, attempt, teller
 from dembench.harness.sweeps import Planned
+from dembench.tasks.common.files import scratch
 
 PRINTED = 4000  # last characters of what a failed run printed that are kept
 
@@ -56,11 +56,11 @@ class Processes:
 
     def run(self, todo: deque[Planned]) -> Generator[Progress, None, None]:
         waiting = Waiting()
-        with tempfile.TemporaryDirectory(prefix="dembench-") as folder, contextlib.ExitStack() as stack:
+        with scratch("sweep") as folder, contextlib.ExitStack() as stack:
             pool: list[_Worker] = []
             stack.callback(_end, pool)
             for number in range(self.slots):  # their processes start with their first runs
-                pool.append(_Worker(number, Path(folder) / f"{number}.log", self.environment(number)))
+                pool.append(_Worker(number, folder / f"{number}.log", self.environment(number)))
             while todo or waiting or any(worker.run for worker in pool):
                 todo.extend(waiting.due())
                 for worker in pool:

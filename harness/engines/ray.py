@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dembench.harness.compose import ConfigError
 from dembench.harness.engines.job import REPORT_SECONDS, Job, Kind, Progress, Waiting, attempt, teller
 from dembench.harness.sweeps import Planned
+from dembench.tasks.common.files import plain_lock
 
 try:
     import ray
@@ -192,7 +193,7 @@ class _Place:
     def locked_elsewhere(self) -> bool:
         """Whether the sweep's lock is seen from here."""
         try:
-            with FileLock(self.mark).acquire(timeout=0):
+            with plain_lock(self.mark).acquire(timeout=0):
                 return False
         except Timeout:
             return True
@@ -210,7 +211,7 @@ class _Places:
             out.mkdir(parents=True, exist_ok=True)
             mark = out.resolve() / f".sweep-{uuid.uuid4().hex}"
             self._stack.callback(mark.unlink, missing_ok=True)
-            self._stack.enter_context(FileLock(mark))
+            self._stack.enter_context(plain_lock(mark))
             settings = {name: value for name, value in os.environ.items() if name.startswith("DEMBENCH_")}
             self._places[out] = _Place(os.getcwd(), tuple(filter(None, sys.path)), settings, str(mark))
         return self._places[out]

@@ -7,25 +7,27 @@ and to the searched part of the data; not to a seed, nor to the machine. Its res
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from dembench import records
 from dembench.core import DEM
 from dembench.harness import runs
-from dembench.harness.compose import GROUPS, ConfigError, compose, locate, to_arguments
+from dembench.harness.compose import GROUPS, ConfigError, compose, to_arguments
+from dembench.harness.targets import locate
 from dembench.tasks.base import Note
 from dembench.tasks.common import parts
 
-SCHEMA = 1
 TARGET = "dembench.harness.search.dem_star.DEMStar"
 FOLDER = "searches"
 NAMED = tuple(group for group in GROUPS if group != "loss")
-NOT_SEARCHED = ("choices", "labels", "task", "loss", "seed", "part", "force", "progress", "logger")  # in no identity
+NOT_SEARCHED = (
+    *("choices", "labels", "task", "loss", "seed", "part", "criteria", "tuned", "force", "progress", "logger"),
+)  # in no identity
 
 
 class NotSearched(ConfigError):
@@ -79,7 +81,8 @@ def settle(
     record = read(path)
     if record is None:
         raise NotSearched(command(cfg))
-    found = {**loss, **record["pair"], "search": record["id"]}
+    pair = {name: float(record["pair"][name]) for name in ("tau", "alpha")}
+    found = {**loss, **pair, "search": record["id"]}
     kept = ("id", "pair", "metric", "value", "at_one_one", "settings", "subset", "cost", "command")
     return {**config, "loss": found}, {**{key: record[key] for key in kept}, "path": str(path)}
 
@@ -120,14 +123,15 @@ def _check_part(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"loss=dem_star: loss.evaluation=paper is on all samples; say part=all, not part={part}")
 
 
-def identity(cfg: DictConfig) -> dict[str, Any]:
-    """What a search depends on beside the fingerprints: every choice but loss, seed, part and machine, resolved."""
+def identity(cfg: DictConfig, loss: str = "dem", more: Sequence[str] = ()) -> dict[str, Any]:
+    """What a search depends on beside the fingerprints: every choice but loss, seed, part and machine, resolved; with
+    the keys ``more``. ``loss`` is what the trials run."""
     cfg = cfg.copy()
     cfg.seed = 0  # what follows the seed is no choice
-    cfg.choices.loss = "dem"  # what the trials run
+    cfg.choices.loss = loss
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     task = {key: value for key, value in plain["task"].items() if key not in plain}
-    kept = (*NAMED[1:], "precision", "search_share", "search_seed")
+    kept = (*NAMED[1:], *more, "precision", "search_share", "search_seed")
     return {"task": task, **{key: plain.get(key) for key in kept}}
 
 
@@ -137,36 +141,39 @@ def folder(cfg: DictConfig, fingerprints: Mapping[str, str]) -> Path:
     return Path(cfg.out) / FOLDER / f"{cfg.choices.task}-{cfg.choices.method}-{key}"
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """The result of a finished search, or None.
+def read(path: Path, schema: Any = records.SEARCH) -> dict[str, Any] | None:
+    """The result of a finished search, or None; of a tuning with its schema.
 
-    Raises: ConfigError where the file is no such result.
+    Raises: ConfigError where the file is no such result, or that of another search.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        record: dict[str, Any] = records.read_json(path, schema)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); remove it and search again") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ConfigError(f"{path} is no result of a search by this version; remove it and search again")
+        raise ConfigError(f"{error}; remove it and search again") from None
+    if not records.RUN_ID.fullmatch(record["id"]):
+        raise ConfigError(f"{path}: id: expected 12 hexadecimal digits; remove it and search again")
+    content = record["fingerprints"] if schema is records.SEARCH else {}
+    if path.parent.name.rpartition("-")[2] != runs.run_id(record["identity"], content):
+        raise ConfigError(f"{path} is the result of another search; remove it and search again")
     return record
 
 
-def command(cfg: DictConfig) -> str:
+def command(cfg: DictConfig, verb: str = "search", groups: Sequence[str] = NAMED) -> str:
     """The command that searches for a run: its names, and every value that differs from theirs."""
 
-    names = {group: cfg.choices[group] for group in NAMED if cfg.choices.get(group)}
+    names = {group: cfg.choices[group] for group in groups if cfg.choices.get(group)}
     try:
-        usual = _flat(compose(names, complete=False))
+        usual = _flat(compose(names, complete=False), groups)
     except ConfigError:  # names of the user's own folder
-        return shlex.join(["dembench", "search", "--config-dir", "DIR", *to_arguments(names), "..."])
-    own = _flat(cfg)
+        return shlex.join(["dembench", verb, "--config-dir", "DIR", *to_arguments(names), "..."])
+    own = _flat(cfg, groups)
     values = {key if key in usual else f"+{key}": own[key] for key in own if key not in usual or own[key] != usual[key]}
-    return shlex.join(["dembench", "search", *to_arguments({**names, **values})])
+    return shlex.join(["dembench", verb, *to_arguments({**names, **values})])
 
 
-def _flat(cfg: DictConfig) -> dict[str, Any]:
+def _flat(cfg: DictConfig, groups: Sequence[str]) -> dict[str, Any]:
     """Dotted keys to values as they stand, without what a search does not take."""
     flat: dict[str, Any] = {}
 
@@ -178,5 +185,5 @@ def _flat(cfg: DictConfig) -> dict[str, Any]:
             flat[prefix[1:]] = node
 
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
-    visit({key: value for key, value in plain.items() if key not in NOT_SEARCHED}, "")
+    visit({key: value for key, value in plain.items() if key not in NOT_SEARCHED or key in groups[1:]}, "")
     return flat

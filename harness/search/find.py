@@ -12,11 +12,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dembench import records
 from dembench.harness import experiment, runs
-from dembench.harness.compose import Choice, ConfigError, choose, compose, locate, lookup_or_fail, to_arguments
+from dembench.harness.compose import Choice, ConfigError, choose, compose, lookup_or_fail, to_arguments
 from dembench.harness.search import dem_star
 from dembench.harness.search.space import ONE_ONE, Pair
 from dembench.harness.search.trials import Done, Outcome, Search, Settings, best
+from dembench.harness.targets import locate
+from dembench.tasks.common import trust
 from dembench.tasks.common.cache import short_hash
 
 BUSY_SECONDS = 1.0  # how often a run that another process is writing is looked at
@@ -51,7 +54,7 @@ def search(
     metrics = metrics_of(cfg)
     if settings.metric is not None:
         lookup_or_fail(settings.metric, metrics, "metric")
-    _check_task(cfg)
+    check_task(cfg)
     prepared = experiment.prepare(cfg)
     folder = dem_star.folder(cfg, prepared.fingerprints)
 
@@ -68,9 +71,8 @@ def search(
         statuses = ", ".join(sorted({trial.status for trial in done}))
         raise RuntimeError(f"none of the {len(done)} trials can win (status {statuses}); they lie in {folder}")
     first = next((trial for trial in done if trial.pair == ONE_ONE), None)
-    costs = list({id: cost for trial in done for id, cost in trial.details["runs"].items()}.values())
     record = {
-        "schema": dem_star.SCHEMA,
+        "schema": records.VERSION,
         "id": short_hash(folder.name, settings.name, digits=12),
         **{group: prepared.config["choices"].get(group) for group in dem_star.NAMED},
         "data": getattr(getattr(prepared.task, "data", None), "name", prepared.config["choices"].get("data")),
@@ -85,7 +87,7 @@ def search(
             "samples": chosen.details["samples"],
             "text": subset_of(cfg, prepared.task),
         },
-        "cost": {name: round(sum(cost.get(name, 0) for cost in costs), 3) for name in COSTS} | {"runs": len(costs)},
+        "cost": cost_of(done),
         "trials": [
             {"number": trial.number, "tau": trial.pair[0], "alpha": trial.pair[1], "status": trial.status}
             | {key: trial.details[key] for key in ("value", "runs")}
@@ -113,8 +115,7 @@ def result_of(choice: Choice, config_dir: Path | None = None) -> dict[str, Any]:
     """The result of one run, found where it has been run before, by this process or by another that is at it."""
     prepared = experiment.prepare(compose(choice, config_dir))
     words = {f"+{key}" if key in choice.added else key: value for key, value in choice.values.items()}
-    own = [] if config_dir is None else ["--config-dir", str(config_dir)]
-    command = shlex.join(["dembench", "run", *own, *to_arguments({**choice.groups, **words})])
+    command = shlex.join(["dembench", "run", *trust.arguments(config_dir), *to_arguments({**choice.groups, **words})])
     while True:
         try:
             return experiment.run(prepared, command=command).result
@@ -171,7 +172,14 @@ def subset_of(cfg: Any, task: Any) -> str:
     return getattr(task, "searched", "samples of the task's own that are never judged")
 
 
-def _check_task(cfg: Any) -> None:
+def cost_of(done: Sequence[Done]) -> dict[str, float]:
+    """What trials cost together; a run that serves two of them counts once."""
+    costs = list({id: cost for trial in done for id, cost in trial.details["runs"].items()}.values())
+    return {name: round(sum(cost.get(name, 0) for cost in costs), 3) for name in COSTS} | {"runs": len(costs)}
+
+
+def check_task(cfg: Any) -> None:
+    """Raises ConfigError where the task has no part for a search."""
     task = locate(cfg.task["_target_"], "task")
     if getattr(task, "splits", None) is None:
         raise ConfigError(f"the task {cfg.choices.task} does not support part=search")

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from filelock import FileLock
@@ -26,11 +26,20 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from dembench.harness import runs
 from dembench.harness.search.space import KINDS, ONE_ONE, ORDERS, Pair, suggest_alpha, suggest_tau
 from dembench.lookup import lookup
+from dembench.records import PLAIN, check, refuse_links
+from dembench.tasks.base import ConfigError
 from dembench.tasks.common.cache import short_hash
 from dembench.tasks.common.draws import derived_seed
+from dembench.tasks.common.files import plain_lock
 
 WAIT_SECONDS = 0.5  # how often a process that waits for another one looks again
 SAMPLER = "tpe"
+OUTCOME = {  # of a trial, in Optuna's file
+    "pair": [float],
+    "score": float,
+    "status": str,
+    "details": {"value?": (float, None), "runs?": {str: {str: float}}, str: PLAIN},
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,28 @@ class Settings:
             raise ValueError(f"search: expected one or several different seeds >= 0, got {list(self.run_seeds)}")
 
     @property
+    def queue(self) -> list[dict[str, float]]:
+        """What the first trials try: (1, 1); where tau is fixed in the first half, it is not drawn."""
+        return [{"alpha": 1.0} if self.order == "sequential" else {"tau": 1.0, "alpha": 1.0}]
+
+    def waits(self, begun: int) -> bool:
+        """Whether the next of ``begun`` trials needs all that run to be finished."""
+        return self.order == "sequential" and begun == self.first_half
+
+    def point(self, trial: Trial, done: list[Done]) -> Pair:
+        """What a trial tries; of a trial that was taken over, the same as before."""
+        kind = self.space
+        if self.order == "joint":
+            alpha = suggest_alpha(trial, kind)
+            return suggest_tau(trial, kind, alpha), alpha
+        tau, alpha = ONE_ONE
+        if trial.number < self.first_half:
+            return tau, suggest_alpha(trial, kind, tau)
+        chosen = best([one for one in done if one.number < self.first_half])
+        alpha = alpha if chosen is None else chosen.pair[1]
+        return suggest_tau(trial, kind, alpha), alpha
+
+    @property
     def first_half(self) -> int:
         """Trials that search alpha, where the order is sequential."""
         return -(-self.trials // 2)
@@ -90,15 +121,15 @@ class Outcome:
     details: dict[str, Any]
 
 
-Evaluate = Callable[[Pair], Outcome]
+Evaluate = Callable[[Any], Outcome]  # of a point
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished trial."""
+    """A finished trial; ``pair`` is the point that it tried, of DEM* (tau, alpha)."""
 
     number: int
-    pair: Pair
+    pair: tuple[float, ...]
     score: float
     status: str
     details: dict[str, Any]
@@ -108,19 +139,35 @@ class Done:
         return self.status == "ok"
 
 
+class Rules(Protocol):
+    """What a search needs to know of its settings; see ``Settings`` for the first of them."""
+
+    trials: int
+    seed: int
+    startup: int
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def queue(self) -> list[dict[str, float]]: ...
+    def waits(self, begun: int) -> bool: ...
+    def point(self, trial: Trial, done: list[Done]) -> tuple[float, ...]: ...
+
+
 class Search:
     """A search in a folder, shared by all processes that open it there with the same settings.
 
-    Raises: ValueError where Optuna's file there is not readable.
+    Raises: ConfigError where Optuna's file there cannot be read, or is not of this search.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Rules) -> None:
         self.folder, self.settings = Path(folder), settings
         self.folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        journal = self.folder / f"{settings.name}.journal"
-        lock: Any = FileLock(journal.with_suffix(".lock"))  # no dead process can hold it
-        with self._alone():
+        self.journal = journal = self.folder / f"{settings.name}.journal"
+        refuse_links(journal)  # Optuna opens it to add to it
+        lock: Any = plain_lock(journal.with_suffix(".lock"))  # no dead process can hold it
+        with self._alone(), self._readable():
             storage = JournalStorage(JournalFileBackend(str(journal), lock))
             self.study = optuna.create_study(
                 storage=storage,
@@ -130,10 +177,8 @@ class Search:
                 load_if_exists=True,
             )
             if not self.study.get_trials(deepcopy=False):
-                first = dict(zip(("tau", "alpha"), ONE_ONE, strict=True))
-                if settings.order == "sequential":
-                    del first["tau"]  # is fixed, not drawn
-                self.study.enqueue_trial(first)
+                for point in settings.queue:
+                    self.study.enqueue_trial(point)
 
     def run(self, evaluate: Evaluate, tell: Callable[[Done], None] = lambda done: None) -> list[Done]:
         """Tries pairs until all trials are finished, by this process or by others; returns them by number.
@@ -160,9 +205,24 @@ class Search:
 
     def done(self) -> list[Done]:
         """The finished trials by number."""
-        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        outcomes = [(trial.number, dict(trial.user_attrs["outcome"])) for trial in trials]
-        return [Done(number, tuple(outcome.pop("pair")), **outcome) for number, outcome in outcomes]
+        with self._readable():
+            trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+            outcomes = [(trial.number, dict(trial.user_attrs["outcome"])) for trial in trials]
+            for _, outcome in outcomes:
+                check(outcome, OUTCOME)
+            return [Done(number, tuple(outcome.pop("pair")), **outcome) for number, outcome in outcomes]
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Optuna raises whatever a damaged file makes of its code."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            told = " ".join(str(error).split())[:160]
+            text = f"{self.journal} is no journal of this search that can be read ({type(error).__name__}: {told})"
+            raise ConfigError(f"{text}; remove it and search again") from error
 
     def _finished(self) -> bool:
         trials = self._trials()
@@ -172,36 +232,22 @@ class Search:
         trials = self.study.get_trials(deepcopy=False)
         return [trial for trial in trials if trial.state is not TrialState.WAITING]
 
-    def _take(self, held: contextlib.ExitStack) -> tuple[Trial, Pair] | None:
-        """The next trial and its pair, ``held`` while it runs; None where there is nothing to do but wait."""
+    def _take(self, held: contextlib.ExitStack) -> tuple[Trial, tuple[float, ...]] | None:
+        """The next trial and its point, ``held`` while it runs; None where there is nothing to do but wait."""
         with self._alone():
             trials = self._trials()
             running = [trial for trial in trials if not trial.state.is_finished()]
             for frozen in running:
                 if self._hold(frozen.number, held):  # its process is gone
                     trial = Trial(self.study, frozen._trial_id)
-                    return trial, self._pair(trial)
+                    return trial, self.settings.point(trial, self.done())
             if len(trials) >= self.settings.trials:
                 return None
-            if self.settings.order == "sequential" and len(trials) == self.settings.first_half and running:
-                return None  # the second half needs the whole first one
+            if running and self.settings.waits(len(trials)):
+                return None
             trial = self.study.ask()
             self._hold(trial.number, held)
-            return trial, self._pair(trial)
-
-    def _pair(self, trial: Trial) -> Pair:
-        """What a trial tries; of a trial that was taken over, the same as before."""
-        kind = self.settings.space
-        if self.settings.order == "joint":
-            alpha = suggest_alpha(trial, kind)
-            return suggest_tau(trial, kind, alpha), alpha
-        tau, alpha = ONE_ONE
-        if trial.number < self.settings.first_half:
-            return tau, suggest_alpha(trial, kind, tau)
-        first = [done for done in self.done() if done.number < self.settings.first_half]
-        chosen = best(first)
-        alpha = alpha if chosen is None else chosen.pair[1]
-        return suggest_tau(trial, kind, alpha), alpha
+            return trial, self.settings.point(trial, self.done())
 
     def _hold(self, number: int, held: contextlib.ExitStack) -> bool:
         """Whether this process now holds a trial, until ``held`` closes; the lock goes with the process."""
@@ -212,7 +258,7 @@ class Search:
         return True
 
     def _alone(self) -> FileLock:
-        return FileLock(self.folder / ".lock")
+        return plain_lock(self.folder / ".lock")
 
 
 def best(trials: list[Done]) -> Done | None:
@@ -222,9 +268,9 @@ def best(trials: list[Done]) -> Done | None:
 
 class ByTrial(BaseSampler):
     """Optuna's TPE, each number of each trial drawn with a seed of its own, so that a new process goes on as the old
-    one would have. The two numbers are modelled apart, because the range of one depends on the other."""
+    one would have. Numbers are modelled apart, because the range of one may depend on another."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Rules) -> None:
         self.settings = settings
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dembench.harness.compose import ConfigError, compose, header, options, read_option
 from dembench.harness.experiment import check_data, user_errors
+from dembench.harness.targets import build
 
 LIBRARIES = ("timm", "torchvision", "open_clip")  # that download weights on first use
 
@@ -31,7 +31,7 @@ def data_state(node: DictConfig) -> tuple[str, str]:
     """Of a dataset's configuration: "here" or "missing", and why."""
     try:
         with user_errors():
-            check_data(instantiate(node))
+            check_data(build(OmegaConf.to_container(node, resolve=True), "data"))
     except ConfigError as error:
         return "missing", str(error)
     return "here", ""

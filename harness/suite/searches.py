@@ -1,4 +1,5 @@
-"""The searches that runs with loss=dem_star rest on: which there are, which are done, and doing the others."""
+"""The searches that runs with loss=dem_star rest on, and the tunings that runs with tuned=... rest on: which there are,
+which are done, and doing the others."""
 
 from __future__ import annotations
 
@@ -19,16 +20,18 @@ STAR = "dem_star"
 
 @dataclass(frozen=True)
 class Needed:
-    """A search and the runs that wait for it."""
+    """A search or a tuning, and the runs that wait for it."""
 
-    words: Words  # as dembench search takes them
+    words: Words  # as dembench search or tune takes them
     runs: tuple[Words, ...]
     done: bool
+    verb: str = "search"  # or "tune"
 
     @property
     def title(self) -> str:
         """The names in it."""
-        names = [str(self.words[key]) for key in ("task", "method", "data", "model", "protocol") if key in self.words]
+        keys = ("task", "method", "data", "model", "protocol", *(["loss"] if self.verb == "tune" else []))
+        names = [str(self.words[key]) for key in keys if key in self.words]
         return " ".join(names)
 
 
@@ -40,11 +43,12 @@ def needed(many: Iterable[Words], trials: int | None = None, config_dir: Path | 
         trials: a finished search with fewer trials is not done.
     """
     from dembench.harness.search.dem_star import identity
+    from dembench.harness.search.find import SET_HERE
 
     found: dict[str, list[Words]] = {}
     for words in many:
         if words.get("loss") == STAR:
-            found.setdefault(json.dumps(_search_words(words), sort_keys=True), []).append(words)
+            found.setdefault(_without(words, SET_HERE), []).append(words)
     searches = []
     for key, runs in found.items():
         words = json.loads(key)
@@ -58,11 +62,42 @@ def needed(many: Iterable[Words], trials: int | None = None, config_dir: Path | 
     return searches
 
 
-def _search_words(words: Words) -> Words:
-    from dembench.harness.search.find import SET_HERE
+def tunings(many: Iterable[Words], config_dir: Path | None = None) -> list[Needed]:
+    """One tuning for all runs with tuned=... that differ in seed and in the rule only."""
+    from dembench.harness.search import tuned
+    from dembench.harness.search.tune import SET_HERE
 
-    left_out = (*SET_HERE, "logger", "force", "progress")
-    return {key: value for key, value in words.items() if key.lstrip("+").split(".")[0] not in left_out}
+    found: dict[str, list[Words]] = {}
+    for words in many:
+        if words.get("tuned") is not None:
+            found.setdefault(_without(words, SET_HERE), []).append(words)
+    plain = {key: json.loads(key) for key in found}
+    return [
+        Needed(words, tuple(found[key]), tuned.read(compose(words, config_dir)) is not None, "tune")
+        for key, words in plain.items()
+    ]
+
+
+def offered(many: Iterable[Words], config_dir: Path | None = None) -> tuple[list[Words], list[str]]:
+    """The runs without those whose rule of choice does not exist for their task, and the reasons, each once."""
+    from dembench.harness.search import tuned
+
+    kept, reasons = [], {}
+    for words in many:
+        cfg = None if words.get("tuned") is None else compose(words, config_dir)
+        record = None if cfg is None else tuned.read(cfg)
+        if cfg is not None and record is not None and cfg.tuned in record["absent"]:
+            reasons.setdefault(f"{cfg.choices.task}, tuned={cfg.tuned}: {record['absent'][cfg.tuned]}")
+        else:
+            kept.append(words)
+    return kept, list(reasons)
+
+
+def _without(words: Words, set_here: Iterable[str]) -> str:
+    """The words of a search, as JSON."""
+    left_out = (*set_here, "logger", "force", "progress")
+    kept = {key: value for key, value in words.items() if key.lstrip("+").split(".")[0] not in left_out}
+    return json.dumps(kept, sort_keys=True)
 
 
 def _records(out: Path, task: str, method: str) -> Iterator[Mapping[str, Any]]:
@@ -76,7 +111,7 @@ def _records(out: Path, task: str, method: str) -> Iterator[Mapping[str, Any]]:
 
 def run(
     searches: Iterable[Needed],
-    options: Mapping[str, Any],
+    options: Mapping[str, Mapping[str, Any]],
     workers: int,
     config_dir: Path | None = None,
     tell: Callable[[Needed, str], None] = lambda search, text: None,
@@ -84,7 +119,7 @@ def run(
     """Does searches, each in one process so that its trials follow from its seed.
 
     Args:
-        options: of ``harness.search.trials.Settings``.
+        options: of ``harness.search.trials.Settings`` under "search", of ``harness.search.ranges.Budget`` under "tune".
         workers: processes; 0 searches in this process.
         tell: called with each search that ends and a line on it.
     Returns: those that failed. On KeyboardInterrupt the processes are ended; what is tried is kept.
@@ -93,7 +128,7 @@ def run(
     todo = list(searches)
     if not workers or not todo:
         outcomes: Iterable[tuple[Needed, str | None, str]] = (
-            (search, *_attempt(search.words, options, config_dir)) for search in todo
+            (search, *_attempt(search, options[search.verb], config_dir)) for search in todo
         )
     else:
         outcomes = _in_processes(todo, options, min(workers, len(todo)), config_dir)
@@ -105,11 +140,11 @@ def run(
 
 
 def _in_processes(
-    todo: list[Needed], options: Mapping[str, Any], workers: int, config_dir: Path | None
+    todo: list[Needed], options: Mapping[str, Mapping[str, Any]], workers: int, config_dir: Path | None
 ) -> Iterator[tuple[Needed, str | None, str]]:
     context = multiprocessing.get_context("spawn")
     with _one_thread(), ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = {pool.submit(_attempt, search.words, options, config_dir): search for search in todo}
+        waiting = {pool.submit(_attempt, search, options[search.verb], config_dir): search for search in todo}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], *future.result()
@@ -132,17 +167,34 @@ def _one_thread() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _attempt(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> tuple[str | None, str]:
-    """A line on the pair that was found, or None and the reason why there is none."""
+def _attempt(needed: Needed, options: Mapping[str, Any], config_dir: Path | None) -> tuple[str | None, str]:
+    """A line on what was found, or None and the reason why there is nothing."""
+    try:
+        return (_tune if needed.verb == "tune" else _search)(needed.words, options, config_dir), ""
+    except (ConfigError, RuntimeError) as error:
+        return None, f"failed: {error} (dembench {needed.verb} {' '.join(to_arguments(needed.words))})"
+
+
+def _tune(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> str:
+    from dembench.harness.search.ranges import Budget
+    from dembench.harness.search.tune import tune
+
+    texts = {key: tuple(value) for key, value in options.items() if isinstance(value, list)}
+    record = tune(words, Budget(**{**options, **texts}), config_dir)
+    found = [
+        f"{kind} {', '.join(f'{value:g}' for value in choice['values'].values())}"
+        for kind, choice in record["choices"].items()
+    ]
+    return f"{', '.join(record['keys'])}: {'; '.join(found)}, {record['cost']['wall_seconds']:.0f} s"
+
+
+def _search(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> str:
     from dembench.harness.search.find import search
     from dembench.harness.search.trials import Settings
 
-    try:
-        record = search(words, Settings(**options), config_dir)
-    except (ConfigError, RuntimeError) as error:
-        return None, f"failed: {error} (dembench search {' '.join(to_arguments(words))})"
+    record = search(words, Settings(**options), config_dir)
     pair, cost = record["pair"], record["cost"]
     value = f"{record['metric']} {record['value']:.4f}"
     one = record["at_one_one"]
     beside = "" if one is None else f", {one:.4f} at (1, 1)"
-    return f"tau {pair['tau']:g}, alpha {pair['alpha']:g}: {value}{beside}, {cost['wall_seconds']:.0f} s", ""
+    return f"tau {pair['tau']:g}, alpha {pair['alpha']:g}: {value}{beside}, {cost['wall_seconds']:.0f} s"

@@ -1,7 +1,8 @@
 """What a suite consists of: a file in configs/suite/ lists grids; its runs are grouped by what they need.
 
 A suite file has ``parts``, each with ``sweep`` (a sweep's name) or with ``base`` and ``grids`` as in a sweep file;
-``search``, options of ``dembench search`` for the parts with loss=dem_star; and ``out``, where runs and report go.
+``search``, options of ``dembench search`` for the parts with loss=dem_star; ``tune``, those of ``dembench tune`` for
+parts with ``tuned``; and ``out``, where runs and report go.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from dembench.harness import sweeps
-from dembench.harness.compose import ConfigError, Words, compose, header, lookup_or_fail, options, read_option
+from dembench.harness.compose import (
+    ConfigError,
+    Words,
+    compose,
+    header,
+    lookup_or_fail,
+    options,
+    read_data,
+    read_option,
+)
 from dembench.harness.suite.available import what_is_missing
 
-KEYS = ("out", "search", "parts", "costs")
+KEYS = ("out", "search", "tune", "parts", "costs")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file; ``search`` holds options of ``dembench search`` without their dashes."""
+    """A suite file; ``search`` and ``tune`` hold options of these commands without their dashes."""
 
     name: str
     about: str
@@ -33,6 +39,7 @@ class Suite:
     search: Mapping[str, Any]
     parts: tuple[Mapping[str, Any], ...]
     costs: Mapping[str, Any]
+    tune: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,7 @@ def read_suite(name: str, config_dir: Path | None = None) -> Suite:
     text = read_option(
         "suite", lookup_or_fail(name, options("suite", config_dir=config_dir), "suite"), None, config_dir
     )
-    try:
-        content = OmegaConf.create(text)
-        plain = OmegaConf.to_container(content) if isinstance(content, DictConfig) else None
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"suite {name}: {' '.join(str(error).split())}") from None
-    if not isinstance(plain, dict):
-        raise ConfigError(f"suite {name}: expected the keys {', '.join(KEYS)}")
+    plain = read_data(text, f"suite {name}", f"the keys {', '.join(KEYS)}")
     for key in plain:
         lookup_or_fail(str(key), KEYS, f"key of suite {name}")
     parts = plain.get("parts") or []
@@ -79,7 +80,8 @@ def read_suite(name: str, config_dir: Path | None = None) -> Suite:
         for key in part:
             lookup_or_fail(str(key), ("sweep", "base", "grids"), f"key of a part of suite {name}")
     out = Path(plain.get("out") or f"reports/{name}")
-    return Suite(name, header(text, "About"), out, plain.get("search") or {}, tuple(parts), plain.get("costs") or {})
+    search, tune, costs = (plain.get(key) or {} for key in ("search", "tune", "costs"))
+    return Suite(name, header(text, "About"), out, search, tuple(parts), costs, tune)
 
 
 def runs_of(suite: Suite, overrides: Sequence[str] = (), config_dir: Path | None = None) -> list[Words]:

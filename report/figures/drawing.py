@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dembench import records
 from dembench.report.judge.group import Block, Key
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Figure:
         if self.canvas is not None:
             self.draw()
         for suffix, content in self.files.items():
-            (folder / f"{self.name}.{suffix}").write_bytes(content)
+            records.write_plain(folder / f"{self.name}.{suffix}", content)
         self.files = {}
         self.svg = inline(self.svg, self.name)
 

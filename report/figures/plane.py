@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dembench import records
 from dembench.report.figures.drawing import GREY, INK, STYLE, Figure, canvas
 from dembench.report.judge.wording import number, plain
 from dembench.report.read.names import Metric, metrics_of, pretty
@@ -21,11 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
-FOLDER, FILE, SCHEMA = "searches", "search.json", 1
+FOLDER, FILE = "searches", "search.json"
 STEP, MOST = 0.1, 2.0  # of the grid, and the largest tau and alpha
 LEVELS = 8  # of colour
 MAPS = 12  # that are drawn of one task; the table has all searches
-RUN_ID = re.compile("[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,48 +78,41 @@ def find(roots: Iterable[Path]) -> list[Record]:
             if FILE in files:
                 paths.setdefault(Path(folder).resolve() / FILE)
                 children.clear()
-            children[:] = sorted(name for name in children if not name.startswith(".") and not RUN_ID.fullmatch(name))
-    records = {}
+            children[:] = sorted(
+                name for name in children if not name.startswith(".") and not records.RUN_ID.fullmatch(name)
+            )
+    found = {}
     for path in paths:
         try:
             record = read(path)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError):
             continue
-        records.setdefault(record.id, record)
-    return sorted(records.values(), key=lambda record: (record.task, record.title, record.id))
+        found.setdefault(record.id, record)
+    return sorted(found.values(), key=lambda record: (record.task, record.title, record.id))
 
 
 def read(path: Path) -> Record:
-    """One ``search.json``; ValueError, TypeError or KeyError where it is not one."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["schema"] != SCHEMA:
-        raise ValueError(f"expected schema {SCHEMA}")
-    metric = metrics_of(str(found["task"]))[found["metric"]]
+    """One ``search.json``; OSError, ValueError or KeyError where it is not one."""
+    found = records.read_json(path, records.SEARCH)
+    metric = metrics_of(found["task"])[found["metric"]]
     trials = tuple(
-        Trial(int(t["number"]), float(t["tau"]), float(t["alpha"]), finite(t["value"]), t["status"] == "ok")
-        for t in found["trials"]
+        Trial(t["number"], float(t["tau"]), float(t["alpha"]), t["value"], t["status"] == "ok") for t in found["trials"]
     )
     pair = found["pair"]
     return Record(
-        id=str(found["id"]),
-        task=str(found["task"]),
-        names=tuple(
-            "none" if found[key] is None else str(found[key]) for key in ("data", "model", "protocol", "method")
-        ),
+        id=found["id"],
+        task=found["task"],
+        names=tuple("none" if found[key] is None else found[key] for key in ("data", "model", "protocol", "method")),
         metric=metric,
         best=(float(pair["tau"]), float(pair["alpha"]), float(found["value"])),
-        at_one_one=finite(found["at_one_one"]),
+        at_one_one=found["at_one_one"],
         trials=trials,
-        settings=dict(found["settings"]),
-        subset=str(found["subset"]["text"]),
-        samples=int(found["subset"]["samples"]),
-        cost={str(key): float(value) for key, value in found["cost"].items()},
-        command=str(found["command"]),
+        settings=found["settings"],
+        subset=found["subset"]["text"],
+        samples=found["subset"]["samples"],
+        cost={key: float(value) for key, value in found["cost"].items()},
+        command=found["command"],
     )
-
-
-def finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def figure(record: Record) -> Figure:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dembench.lookup import lookup
-from dembench.report.judge.group import contexts_of, label, leaf, method_of, setting_of, show
+from dembench.report.judge.group import contexts_of, label, leaf, method_of, own_setting, show
 from dembench.report.judge.selection import NAMES
 from dembench.report.judge.stats import Estimate, Pooled, estimate, paired, pooled
 from dembench.report.judge.wording import run_label
@@ -37,6 +37,7 @@ class Pairs:
     metric: Metric
     a: dict[int, float]
     b: dict[int, float]
+    looks: int = 1  # see ``Estimate``
 
     @property
     def gains(self) -> dict[int, float]:
@@ -44,7 +45,7 @@ class Pairs:
 
     @property
     def gain(self) -> Estimate:
-        return paired(self.gains, dict.fromkeys(self.gains, 0.0))
+        return paired(self.gains, dict.fromkeys(self.gains, 0.0), self.looks)
 
     def spread(self, side: str) -> Estimate:
         values = self.a if side == "a" else self.b
@@ -71,8 +72,7 @@ def features(runs: Sequence[Run]) -> list[Features]:
     for run, context in zip(runs, contexts_of(list(runs)), strict=True):
         own: Features = {name: getattr(run, name) for name in ("data", "model", "protocol", "loss")}
         own["method"] = method_of(run)
-        own |= {f"method.{key}": value for key, value in setting_of(run.config.get("method"))}
-        own |= {f"loss.{key}": value for key, value in setting_of(run.config.get("loss"))}
+        own |= {f"{group}.{key}": value for group in ("method", "loss") for key, value in own_setting(run, group)}
         found.append(own | {key: value for key, value in context.items() if key not in own})
     return found
 
@@ -176,6 +176,8 @@ def pair(
             if row not in rows:
                 rows[row] = Pairs(task, labels, *owns, str(left[i]["data"]), metric, {}, {})
             rows[row].a[seed], rows[row].b[seed] = x, y
+            most = max(rows[row].looks, ours[i].looks, theirs[j].looks)
+            rows[row] = rows[row] if most == rows[row].looks else replace(rows[row], looks=most)
             used[0].add(i)
             used[1].add(j)
     return brief(sorted(rows.values(), key=lambda row: order_of({**row.labels, **row.own_a, **row.own_b}))), used
@@ -281,7 +283,7 @@ def total(rows: Sequence[Pairs]) -> Pooled:
     strata: dict[str, list[dict[int, float]]] = defaultdict(list)
     for row in rows:
         strata[row.data].append(row.gains)
-    return pooled([matrix(gains) for gains in strata.values()])
+    return pooled([matrix(gains) for gains in strata.values()], max(row.looks for row in rows))
 
 
 def matrix(gains: Sequence[dict[int, float]]) -> np.ndarray:

@@ -70,7 +70,7 @@ class Family:
     @cached_property
     def gains(self) -> dict[str, Pooled]:
         """The mean gain of each loss over its cells, with its interval, deviations within each data set."""
-        return {loss: pooled(strata(self.having(loss), loss)) for loss in self.losses}
+        return {loss: pooled(strata(own := self.having(loss), loss), looks(own, loss)) for loss in self.losses}
 
     @cached_property
     def tests(self) -> dict[str, SignedRanks]:
@@ -147,6 +147,11 @@ def strata(comparisons: Iterable[Comparison], loss: str) -> list[np.ndarray]:
         seeds = sorted({seed for gain in gains for seed in gain})
         found.append(np.array([[gain.get(seed, math.nan) for seed in seeds] for gain in gains]))
     return found
+
+
+def looks(comparisons: Iterable[Comparison], loss: str) -> int:
+    """How often the gains of a loss were looked at while seeds were added."""
+    return max((one.verdicts[loss].best.looks for one in comparisons), default=1)
 
 
 def ranking(comparisons: Sequence[Comparison]) -> tuple[list[str], Ranking | None]:

@@ -18,7 +18,7 @@ from dembench.report.read.names import OFFICIAL, Metric, pretty, primary, rank
 
 Setting = tuple[tuple[str, Any], ...]
 PATHS = ("root", "source", "frost", "weights", "out", "cache")
-NOT_CONTEXT = ("method", "loss", "choices", "hydra", "out", "force", "progress", "seed", "runs")
+NOT_CONTEXT = ("method", "loss", "choices", "hydra", "out", "force", "progress", "seed", "runs", "tune", "sequential")
 DEFAULT_LR = 1e-3  # Tent's rate on CIFAR-10-C
 MANY = 8  # settings of one loss beyond which only the plain one and the best one get a column
 VARIANTS = {("mec", False): "-Norm", ("norm", False): "-MEC", ("norm_of", "em"): "-V"}  # the paper's names
@@ -49,7 +49,12 @@ class Cell:
         mine, theirs = self.values(metric, part), base.values(metric, part)
         if metric.sign < 0:
             mine, theirs = theirs, mine
-        return paired(mine, theirs)
+        return paired(mine, theirs, max(self.looks, base.looks))
+
+    @property
+    def looks(self) -> int:
+        """How often the interval was looked at while seeds were added; 1 where their number was set before."""
+        return max((run.looks for run in self.runs), default=1)
 
     @property
     def collapsed(self) -> int:
@@ -236,8 +241,8 @@ def fill(block: Block) -> None:
         free = all(is_free(run) for run in runs)
         grouped: dict[tuple[Key, Key | None], dict[int, Run]] = defaultdict(dict)
         for run in runs:
-            row = (method, setting_of(run.config.get("method")))
-            column = None if free else (run.loss, setting_of(run.config.get("loss")))
+            row = (method, own_setting(run, "method"))
+            column = None if free else (run.loss, own_setting(run, "loss"))
             first = grouped[row, column].setdefault(run.seed, run)
             if first is not run and not (free and first.score(block.metric.name) == run.score(block.metric.name)):
                 reason = f"same method, setting, loss and seed as run {first.id}, which is used"
@@ -287,6 +292,8 @@ def contexts_of(runs: list[Run]) -> list[dict[str, Any]]:
         kept: dict[str, Any] = {f"{name} fingerprint": value for name, value in run.fingerprints.items()}
         for key, value in flat.items():
             parts = key.split(".")
+            if run.tuned is not None and key in run.tuned["keys"]:
+                continue  # chosen, not asked for
             if parts[-1].startswith("_") or (parts[0] == "task" and (len(parts) > 2 or parts[-1] in run.config)):
                 continue  # the task node repeats the other groups
             if parts[-1] in PATHS:
@@ -299,6 +306,13 @@ def contexts_of(runs: list[Run]) -> list[dict[str, Any]]:
             for context in contexts:
                 context.pop(key, None)
     return contexts
+
+
+def own_setting(run: Run, group: str) -> Setting:
+    """The hyperparameters of a run's method or loss, without those that a tuning chose: runs that were tuned alike are
+    one row, each loss at its own values."""
+    chosen = () if run.tuned is None else run.tuned["keys"]
+    return tuple((key, value) for key, value in setting_of(run.config.get(group)) if f"{group}.{key}" not in chosen)
 
 
 def setting_of(node: Any) -> Setting:

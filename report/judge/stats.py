@@ -22,13 +22,15 @@ FEWEST = 3  # cells that an interval over cells needs
 class Estimate:
     """Mean of ``n`` values, their standard deviation (n - 1 in the denominator) and the 95% Student-t interval of the
     mean. With one value deviation and interval are None: nothing is claimed; with none, the mean is NaN. Equal values
-    are one value said several times, as of seeds that change nothing, and have no interval either."""
+    are one value said several times, as of seeds that change nothing, and have no interval either. Where seeds were
+    added until a rule was met, ``looks`` is how often it looks, and the interval has the level 1 - 0.05 / looks."""
 
     mean: float
     sd: float | None
     low: float | None
     high: float | None
     n: int
+    looks: int = 1
 
     @property
     def verdict(self) -> int:
@@ -38,8 +40,8 @@ class Estimate:
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
-def estimate(values: list[float]) -> Estimate:
-    """Mean and 95% t interval of finite ``values``."""
+def estimate(values: list[float], looks: int = 1) -> Estimate:
+    """Mean and 95% t interval of finite ``values``, at one of several ``looks`` that share the 5%."""
     n = len(values)
     if n == 0:
         return Estimate(math.nan, None, None, None, 0)
@@ -49,13 +51,13 @@ def estimate(values: list[float]) -> Estimate:
     sd = float(np.std(values, ddof=1))
     if max(values) - min(values) <= 1e-12 * max(1.0, abs(mean)):
         return Estimate(mean, 0.0, None, None, n)
-    half = t_quantile(n - 1) * sd / math.sqrt(n)
-    return Estimate(mean, sd, mean - half, mean + half, n)
+    half = t_quantile(n - 1, looks) * sd / math.sqrt(n)
+    return Estimate(mean, sd, mean - half, mean + half, n, looks)
 
 
-def paired(values: dict[int, float], base: dict[int, float]) -> Estimate:
+def paired(values: dict[int, float], base: dict[int, float], looks: int = 1) -> Estimate:
     """The difference ``values - base`` over the seeds that both have."""
-    return estimate([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())])
+    return estimate([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())], looks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Pooled:
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
-def pooled(strata: Sequence[np.ndarray]) -> Pooled:
+def pooled(strata: Sequence[np.ndarray], looks: int = 1) -> Pooled:
     """The mean difference over all cells, each counting alike, with Welch and Satterthwaite's 95% t interval.
 
     Seeds vary within each stratum, for all its cells at once, since they share what a seed decides. Where most cells
@@ -87,6 +89,7 @@ def pooled(strata: Sequence[np.ndarray]) -> Pooled:
 
     Args:
         strata: for each data set, paired differences (cells, seeds); NaN where a cell lacks the seed.
+        looks: see ``Estimate``.
     """
     counts = [(~np.isnan(stratum)).sum(1) for stratum in strata]
     single = sum(int((count == 1).sum()) for count in counts)
@@ -103,13 +106,13 @@ def pooled(strata: Sequence[np.ndarray]) -> Pooled:
         kept = [np.concatenate([np.nanmean(stratum, 1) for stratum in kept])[None]]
     if not repeated and cells < FEWEST:
         return Pooled(mean, None, None, cells, alone, "")
-    half = half_width(kept)
+    half = half_width(kept, looks)
     if half is None:
         return Pooled(mean, None, None, cells, alone, "")
     return Pooled(mean, mean - half, mean + half, cells, alone, "seeds" if repeated else "cells")
 
 
-def half_width(strata: list[np.ndarray]) -> float | None:
+def half_width(strata: list[np.ndarray], looks: int = 1) -> float | None:
     """Half the 95% interval of the mean over cells, of strata (cells, seeds) of two seeds or more; None without spread.
 
     Source: Welch, "The Generalization of 'Student's' Problem when Several Different Population Variances are Involved"
@@ -122,12 +125,12 @@ def half_width(strata: list[np.ndarray]) -> float | None:
         return None
     variances = (shares * spread) ** 2 / seeds
     freedom = variances.sum() ** 2 / (variances**2 / (seeds - 1)).sum()
-    return t_quantile(float(freedom)) * math.sqrt(variances.sum())
+    return t_quantile(float(freedom), looks) * math.sqrt(variances.sum())
 
 
 @cache
-def t_quantile(freedom: float) -> float:
-    """The two-sided 95% quantile of Student's t."""
+def t_quantile(freedom: float, looks: int = 1) -> float:
+    """The two-sided quantile of Student's t, of 95% or at one of several looks that share the 5%."""
     from scipy.special import stdtrit  # the quantile behind scipy.stats.t, without that module's slow import
 
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+    return float(stdtrit(freedom, 1 - (1 - LEVEL) / 2 / looks if looks > 1 else (1 + LEVEL) / 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dembench.report.judge.group import Block, Cell, Key, leaf, show
+from dembench.report.judge.power import needed_text
 from dembench.report.judge.stats import Estimate
 from dembench.report.judge.wording import COLLAPSED, gain_text, number, points
 from dembench.report.read.names import pretty
@@ -64,12 +65,12 @@ class Verdict:
         noun = "accuracy" if metric.name in ("error", "accuracy") else f"{metric.label} (as a gain)"
         unit, text = points(metric), f"{pretty(self.method)}, {self.loss} minus EM in {noun}: "
         if not self.swept:
-            return text + f"{said(self.best, metric.digits, unit)}."
+            return text + f"{said(self.best, metric.digits, unit)}.{self.seeds_needed}"
         ems, owns = self.short(self.em, block.em), self.short(self.own, self.column)
         text += f"{said(self.best, metric.digits, unit)} at each loss's best {self.what} "
         text += f"(EM {ems}; {self.loss} {owns}), chosen on the test stream itself"
         if not self.equal:
-            return text + f"; there is no {self.what} that both have."
+            return text + f"; there is no {self.what} that both have.{self.seeds_needed}"
         listed = "; ".join(
             f"{self.short_plain(cell)}: {gain_text(gain, metric)}{self.marker(cell)}" for cell, gain in self.equal
         )
@@ -77,7 +78,13 @@ class Verdict:
         words = [("better", 1), ("worse", -1), ("undecided", 0)] if set(signs) != {None} else []
         words += [("one seed only", None)] if None in signs else []
         tally = ", ".join(f"{word} at {signs.count(sign)}" for word, sign in words)
-        return f"{text}. At equal {self.what} {tally} of {len(signs)} ({listed})."
+        return f"{text}. At equal {self.what} {tally} of {len(signs)} ({listed}).{self.seeds_needed}"
+
+    @property
+    def seeds_needed(self) -> str:
+        """A sentence, after a space, on the seeds that would tell the two apart; empty where they are told apart."""
+        text = needed_text(self.best, self.block.metric)
+        return f" {text}." if text else ""
 
     def short_plain(self, cell: Cell) -> str:
         return show(cell.lr) if self.what == "learning rate" else self.block.setting_label(cell)
@@ -101,7 +108,8 @@ def said(gain: Estimate, digits: int, unit: str) -> str:
     if not low:
         why = "one seed" if gain.n == 1 else f"{gain.n} seeds that give one and the same number"
         return f"{mean} {unit} ({why}, no interval)"
-    return f"{mean} {unit} (95% interval [{low}, {high}], n = {gain.n} seeds)"
+    how = f"95% interval over {gain.looks} looks" if gain.looks > 1 else "95% interval"
+    return f"{mean} {unit} ({how} [{low}, {high}], n = {gain.n} seeds)"
 
 
 def verdicts(block: Block) -> list[Verdict]:

@@ -6,13 +6,16 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dembench import records
 from dembench.report.figures import choose as figures
 from dembench.report.figures import parallel, plane
+from dembench.report.figures.chosen import choice_figures
 from dembench.report.figures.drawing import Figure
 from dembench.report.figures.gallery import Gallery, Picture
 from dembench.report.figures.sensitivity import across_figure
 from dembench.report.judge.group import Block, build_blocks
 from dembench.report.judge.ranking import RULE
+from dembench.report.judge.tolerance import curves
 from dembench.report.judge.verdict import Verdict, verdicts
 from dembench.report.judge.wording import describe
 from dembench.report.page import manifest, provenance
@@ -23,6 +26,7 @@ from dembench.report.read.reference import references
 from dembench.report.tables import detail as costs
 from dembench.report.tables import results as content
 from dembench.report.tables.environments import environment_tables
+from dembench.report.tables.fair import choice_table, has_rules, width_table
 from dembench.report.tables.headlines import Headline, headlines
 from dembench.report.tables.measures import further_table
 from dembench.report.tables.published import beside_table, reference_table
@@ -92,7 +96,7 @@ class Writer:
     def text(self, name: str, text: str) -> Path:
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        records.write_plain(path, text)
         self.written.append(path)
         return path
 
@@ -129,17 +133,24 @@ def write_report(
         for item in (section.main, *section.more, *section.figures):
             writer.write(item)
     searches = plane.find(map(Path, run_roots))
+    rates = curves(found.runs)
     for task in tasks.values():
         own = [record for record in searches if record.task == task.name]
         task.tables = environment_tables([section.block for section in task.sections])
         task.tables += [plane.table(own)] if own else []
+        tried = [curve for curve in rates if curve.task == task.name]
         task.figures = [*figures_across(task), *map(plane.figure, own[: plane.MAPS])] if with_figures else []
+        task.figures += choice_figures(tried) if with_figures else []
         for item in (*task.tables, *task.figures):
             writer.write(item)
     summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
     if summary.rows:
         writer.write(summary)
     first = first_screen(blocks, judged, with_figures)
+    if has_rules(blocks):
+        first.items.insert(1, choice_table(judged))
+    if (widths := width_table(rates)).rows:
+        first.details.append(widths)
     for item in (*first.items, *first.details):
         writer.write(item)
     writer.text("tables/runs.csv", costs.runs_table(blocks).csv())

@@ -36,6 +36,7 @@ class FirstScreen:
 
 def first_screen(blocks: Sequence[Block], verdicts: Sequence[Sequence[Verdict]], with_figures: bool) -> FirstScreen:
     """Everything above the sections, from the comparisons and the verdicts of each."""
+    blocks, verdicts = leading(blocks, verdicts)
     found = families(verdicts)
     if not found:
         return FirstScreen()
@@ -53,6 +54,17 @@ def first_screen(blocks: Sequence[Block], verdicts: Sequence[Sequence[Verdict]],
         [tests, *filter(None, figures[1:])],
         limits(found, blocks),
     )
+
+
+def leading(
+    blocks: Sequence[Block], verdicts: Sequence[Sequence[Verdict]]
+) -> tuple[list[Block], list[Sequence[Verdict]]]:
+    """The comparisons that the first screen counts: those without a choice of settings, else those of one rule of
+    choice, with labels where it was used: the same losses judged by several rules are not several comparisons."""
+    rules = [block.context.get("tuned") for block in blocks]
+    one = None if None in rules else "oracle" if "oracle" in rules else rules[0] if rules else None
+    kept = [i for i, rule in enumerate(rules) if rule == one]
+    return [blocks[i] for i in kept], [verdicts[i] for i in kept]
 
 
 def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ranking | None) -> Headline:
@@ -159,6 +171,11 @@ def limits(found: Sequence[Family], blocks: Iterable[Block]) -> list[str]:
         said.append(
             "Each loss stands at its best setting on the very numbers shown, which flatters whoever had more to choose "
             f"from. Settings per cell, at most: {'; '.join(chosen)}."
+        )
+    if rule := next((one.block.context["tuned"] for one in everything if one.block.context.get("tuned")), None):
+        said.append(
+            f"Each loss stands at the settings of the rule {rule!r} (dembench tune), judged on what the choice has not "
+            "seen; the other rules are in the table of equal rates and each loss at its best."
         )
     searched = [one.verdicts["dem_star"].own for one in everything if "dem_star" in one.verdicts]
     if searched:

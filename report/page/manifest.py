@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from dembench import records
+
 NAME = "manifest.json"
 
 
@@ -16,12 +18,12 @@ def replace(out: Path, written: Iterable[Path]) -> None:
     """
     names = sorted(path.relative_to(out).as_posix() for path in written)
     try:
-        old = json.loads((out / NAME).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        old = records.read_json(out / NAME, {"files": [str]})["files"]
+    except (OSError, ValueError):
         old = []
-    for name in set(map(str, old if isinstance(old, list) else ())) - {*names, NAME}:
+    for name in set(old) - {*names, NAME}:
         path = out / name
         inside = path.resolve().is_relative_to(out.resolve()) and path.parent.name in ("tables", "figures")
         if inside and path.is_file() and not path.is_symlink():
             path.unlink()
-    (out / NAME).write_text(json.dumps({"files": names}, indent=1) + "\n", encoding="utf-8", newline="\n")
+    records.write_plain(out / NAME, json.dumps({"files": names}, indent=1) + "\n")

@@ -2,7 +2,8 @@
 
 ``<!-- table: NAME -->`` is followed by the table of that name in the report, without its caption. ``<!-- compare`` is
 followed by lines ``LABEL: A | B`` up to ``-->``, A and B filters as of ``dembench compare``, and by a table of what
-B gains over A, with a verdict in words; ``<!-- compare NAME`` compares by another metric. ``<!-- end -->`` ends both.
+B gains over A, with a verdict in words and, where the two are not told apart, the paired seeds that would tell such
+a difference, and one of 0.5 points; ``<!-- compare NAME`` compares by another metric. ``<!-- end -->`` ends both.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dembench.report.judge.compare import Compared, compare, described
+from dembench.report.judge.power import needed_short
 from dembench.report.judge.selection import select, side
 from dembench.report.judge.stats import Estimate, Pooled
 from dembench.report.judge.wording import number
 from dembench.report.read.load import Run
+from dembench.report.read.names import Metric
 from dembench.report.tables.table import md
 
 BLOCK = re.compile(r"<!-- (?P<kind>table|compare)(?P<body>.*?)-->\n(?P<old>.*?)<!-- end -->\n", re.DOTALL)
@@ -64,20 +67,23 @@ def rows_of(label: str, found: Compared) -> list[str]:
     for pair in found.pairs:
         a, b = (spread(pair.spread(name), pair.metric.digits) for name in "ab")
         title = f"{label}, {described(pair.labels)}" if len(found.pairs) > 1 else label
-        rows.append(row(title, a, b, pair.gain, pair.metric.digits))
+        rows.append(row(title, a, b, pair.gain, pair.metric))
     if len(found.pairs) > 1:
         (totals,) = found.totals.values()
         for name, pooled in totals.items():
-            rows.append(
-                row(f"{label}, mean" + (f", {name}" if name else ""), "", "", pooled, found.pairs[0].metric.digits)
-            )
+            title = f"{label}, mean" + (f", {name}" if name else "")
+            rows.append(row(title, "", "", pooled, found.pairs[0].metric))
     return rows
 
 
-def row(title: str, a: str, b: str, gain: Estimate | Pooled, digits: int) -> str:
-    mean, low, high = (number(value, digits, sign=True) for value in (gain.mean, gain.low, gain.high))
+def row(title: str, a: str, b: str, gain: Estimate | Pooled, metric: Metric) -> str:
+    mean, low, high = (number(value, metric.digits, sign=True) for value in (gain.mean, gain.low, gain.high))
     interval = f" [{low}, {high}]" if low else ""
-    return f"| {md(title)} | {a} | {b} | {mean}{interval} | {SAID[gain.verdict] if low else 'one seed: no claim'} |"
+    seeds = needed_short(gain, metric).split("; ") if isinstance(gain, Estimate) else [""]
+    said = SAID[gain.verdict] if low else "one seed: no claim"
+    said += f"; 80 % power: {seeds[0]} seeds" if seeds[0] else ""
+    said += f", {seeds[1]} for 0.5 points" if len(seeds) > 1 else ""
+    return f"| {md(title)} | {a} | {b} | {mean}{interval} | {said} |"
 
 
 def spread(score: Estimate, digits: int) -> str:

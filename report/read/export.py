@@ -13,8 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dembench import records
 from dembench.report.read.load import Collection, load
-from dembench.report.read.record import FORMAT, SCHEMA, TEXTS, Store
+from dembench.report.read.record import FORMAT, TEXTS, Store
 
 ABSOLUTE = re.compile(r"(?:^|(?<=[=\s'\"\[,]))(?:~|/|[A-Za-z]:\\)[^\s'\",\]]*[/\\](?=[^\s'\",\]/\\])")
 
@@ -27,7 +28,11 @@ def export(roots: list[Path], *, curves: bool = False) -> tuple[bytes, Collectio
     found = load(roots)
     if different := [aside.name for aside in found.duplicates if "DIFFERENT" in aside.reason]:
         raise ValueError(f"found twice, with different numbers: {', '.join(different)}")
-    text = [dumps({"format": FORMAT, "schema": SCHEMA, "runs": len(found.runs), "curves": curves, "pictures": False})]
+    text = [
+        dumps(
+            {"format": FORMAT, "schema": records.VERSION, "runs": len(found.runs), "curves": curves, "pictures": False}
+        )
+    ]
     for run in found.runs:
         record = without_paths(run.store.record())
         files = {name: held for name in TEXTS if (held := text_of(run.store, name)) is not None} if curves else {}

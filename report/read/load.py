@@ -23,7 +23,7 @@ from dembench.report.read import names, runs_csv
 from dembench.report.read.record import Directory, Store, clean, lines
 
 RUN_FILES = ("result.json", "config.yaml", "environment.json", "curve.csv", "series.csv")
-SEARCHES = "searches"  # a folder of trials, which ``plane`` shows
+SEARCHES = ("searches", "tunes")  # folders of trials: ``plane`` shows the first, and runs tell of the second
 NAMES = ("id", "task", "method", "loss", "model", "data", "protocol", "status")
 LONGEST = 2_000  # characters of a note or message that are shown
 BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)  # of a bad record
@@ -58,10 +58,18 @@ class Run:
     labels: dict[tuple[str, str], names.Label]
     command: str
     store: Store
+    tuned: dict[str, Any] | None = None  # what chose its settings, and how
 
     @property
     def collapsed(self) -> bool:
         return self.status == "collapse"
+
+    @property
+    def looks(self) -> int:
+        """How often a rule looked at the runs while it added seeds (dembench sweep --until); 1 elsewhere."""
+        told = self.config.get("sequential")
+        looks = told.get("looks") if isinstance(told, dict) else None
+        return looks if isinstance(looks, int) and looks > 1 else 1
 
     def score(self, metric: str, part: str = "mean") -> float:
         """The value over ``part``; NaN for a run that met a NaN or lacks the number. Without a recorded mean, the plain
@@ -211,7 +219,7 @@ def find_runs(root: Path, unreadable: list[Aside]) -> list[Path]:
             found.append(Path(folder))
             children.clear()
         else:
-            children[:] = sorted(name for name in children if not name.startswith(".") and name != SEARCHES)
+            children[:] = sorted(name for name in children if not name.startswith(".") and name not in SEARCHES)
     return found
 
 
@@ -255,7 +263,21 @@ def read_run(store: Store, shared: Shared) -> Run:
         labels=shared(labels_of(record)),
         command=str(record.get("command") or ""),
         store=store,
+        tuned=tuned_of(record, shared),
     )
+
+
+def tuned_of(record: dict[str, Any], shared: Shared) -> dict[str, Any] | None:
+    """What a record tells of the choice of its settings. Raises one of BROKEN where that is not as it should be."""
+    found = record.get("tuned")
+    if found is None:
+        return None
+    for trial in found["trials"]:
+        dict(trial["values"]), {int(seed): dict(own) for seed, own in trial["seeds"].items()}
+    for choice in found["choices"].values():
+        {str(key): float(value) for key, value in choice["values"].items()}
+    kept = ("id", "by", "keys", "values", "metric", "settings", "cost", "trials", "choices")
+    return {key: shared(found[key]) for key in kept}
 
 
 def labels_of(record: dict[str, Any]) -> dict[tuple[str, str], names.Label]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-SCHEMA = 1  # of result.json, written by the runner
-LARGEST = 64_000_000  # bytes of a record that is read
+from dembench import records
+
 # control characters, halves of surrogate pairs, and marks that turn the direction of the text around them
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 ESCAPED = re.compile(r"\\u(?:[dD][89a-fA-F]|00[01]|007[fF]|202[a-eA-E]|206[6-9]|[fF]{3}[ef-fEF])")
@@ -50,14 +49,13 @@ class Directory:
         self.name, self.path = path.name, path
 
     def record(self) -> dict[str, Any]:
-        path = self.path / "result.json"
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
-            raise ValueError(f"result.json is no plain file of at most {LARGEST // 10**6} MB")
-        return parse(path.read_text(encoding="utf-8"))
+        record = parse(records.read_plain(self.path / "result.json").decode("utf-8"))
+        if records.RUN_ID.fullmatch(self.name) and record["id"] != self.name:
+            raise ValueError(f"it is a copy of run {record['id']}")
+        return record
 
     def text(self, name: str) -> str:
-        return clean((self.path / name).read_bytes().decode("utf-8"))
+        return clean(records.read_plain(self.path / name).decode("utf-8"))
 
     def pictures(self) -> list[Path]:
         try:
@@ -85,9 +83,7 @@ class Line:
 
 def parse(text: str) -> dict[str, Any]:
     """A result.json. Raises ValueError for anything else."""
-    record = json.loads(text)
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ValueError(f"expected a record of schema {SCHEMA}")
+    record: dict[str, Any] = records.parse(text, records.RESULT)
     return clean(record) if ESCAPED.search(text) or UNPRINTABLE.search(text) else record
 
 
@@ -107,11 +103,11 @@ def lines(path: Path) -> Iterator[Line]:
     """
     try:
         with gzip.open(path) as file:
-            head = json.loads(file.readline(LARGEST))
+            head = json.loads(file.readline(records.LARGEST))
             if not isinstance(head, dict) or head.get("format") != FORMAT:
                 raise ValueError(f"{path} is no file of `dembench export`")
             number = 1
-            while line := file.readline(LARGEST):
+            while line := file.readline(records.LARGEST):
                 number += 1
                 yield Line(path, number, line)
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, json.JSONDecodeError, zlib.error) as error:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dembench import records
 from dembench.report.read.names import COSTS, metrics_of
-from dembench.report.read.record import SCHEMA, clean
+from dembench.report.read.record import clean
 
 NAMES = ("task", "data", "model", "protocol", "method", "loss", "status")
 NEEDED = ("run", *NAMES, "seed", "setting", "loss setting")
@@ -54,7 +55,7 @@ class Row:
         config["loss"] = settings(row["loss setting"])
         environment = {"commit": row["commit"], "modified": row["modified"] == "True"} if row["commit"] else {}
         return {
-            "schema": SCHEMA,
+            "schema": records.VERSION,
             "id": row["run"],
             **{name: row[name] for name in NAMES},
             "seed": int(row["seed"]),

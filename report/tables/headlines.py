@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dembench.report.judge.group import Block, Cell
+from dembench.report.judge.power import needed_short
 from dembench.report.judge.ranking import leaders
 from dembench.report.judge.verdict import Verdict, best_per_method, said
 from dembench.report.judge.wording import gain_text, number, points
@@ -53,8 +54,17 @@ def many(loss: str, verdicts: list[Verdict]) -> Headline:
     return Headline(
         sign,
         f"{pretty(loss)} against EM in {len(verdicts)} methods: {tally}.",
-        f"Gain{swept} in {points(metric)}, paired over seeds: {listed}.",
+        f"Gain{swept} in {points(metric)}, paired over seeds: {listed}.{all_needed(verdicts)}",
     )
+
+
+def all_needed(verdicts: list[Verdict]) -> str:
+    """A sentence, after a space, on the seeds that would tell apart what was not; empty where all was."""
+    metric = verdicts[0].block.metric
+    found = [(pretty(v.method), text) for v in verdicts if (text := needed_short(v.best, metric))]
+    sizes = "a difference of this size" + ("; for 0.5 points" if metric.unit == "%" else "")
+    listed = ", ".join(f"{name} {text}" for name, text in found)
+    return f" Paired seeds for 80 % power at {sizes}: {listed}." if found else ""
 
 
 def against_baselines(block: Block) -> Headline | None:

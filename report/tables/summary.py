@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from dembench.report.judge.group import leaf, show
+from dembench.report.judge.power import needed_short
 from dembench.report.judge.stats import Estimate
 from dembench.report.judge.verdict import Verdict
 from dembench.report.judge.wording import COLLAPSED, gain_numbers, gain_text, points
@@ -29,9 +30,11 @@ def summary_table(items: list[Verdict]) -> Table:
     swept = any(item.swept for item in items)
     units = {points(item.block.metric) for item in items}
     columns.append(Column("best against best" if swept else "gain", parts))
+    needing = [needed_short(item.best, item.block.metric) for item in items]
+    columns += [Column("seeds for 80 % power", ("this size", "0.5 points"))] if any(needing) else []
     columns += [Column("best settings: EM; loss", numeric=False)] if swept else []
     rows = []
-    for item in items:
+    for item, seeds in zip(items, needing, strict=True):
         block, metric = item.block, item.block.metric
         entries = [Entry(identity(item)[x], pretty(block.task) if x == "Comparison" else "") for x in kept]
         gains = {block.setting_label(cell): (gain, item.marker(cell)) for cell, gain in item.equal}
@@ -41,6 +44,8 @@ def summary_table(items: list[Verdict]) -> Table:
             entries.append(gain_entry(found[0], unit + found[1], metric) if found and found[0].n else Entry("–"))
         pairs = ((item.em, block.em), (item.own, item.column))
         edges = [item.short_plain(cell) + ("*" if item.edge(cell, column) else "") for cell, column in pairs]
+        if any(needing):
+            entries.append(Entry(seeds, "", tuple(seeds.split("; "))) if seeds else Entry("–"))
         if swept:
             entries.append(Entry("; ".join(edges) if item.swept else "one setting"))
         rows.append(entries)
@@ -51,6 +56,12 @@ def summary_table(items: list[Verdict]) -> Table:
             " “Best against best”: each loss at the setting with the best mean over seeds, chosen on the test stream "
             "itself, so optimistic for both."
             if swept
+            else ""
+        )
+        + (
+            " Seeds for 80 % power: where the two are not told apart, how many paired seeds would tell a difference of "
+            "the observed size, and one of 0.5 points (paired t test at 5%; SD of the pairs at hand)."
+            if any(needing)
             else ""
         )
         + said_once

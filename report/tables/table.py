@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dembench import records
 from dembench.report.judge.wording import MINUS
 
 FORMULA = ("=", "@", "+", "-", "|", "%")
@@ -128,7 +129,7 @@ class Table:
     def write(self, folder: Path) -> None:
         """Writes NAME.csv, NAME.md and NAME.tex into ``folder``."""
         for suffix, text in self.sources():
-            (folder / f"{self.name}.{suffix}").write_text(text, encoding="utf-8", newline="\n")
+            records.write_plain(folder / f"{self.name}.{suffix}", text)
 
     def sources(self) -> Iterator[tuple[str, str]]:
         yield "csv", self.csv()

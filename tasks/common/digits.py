@@ -6,7 +6,6 @@ corruptions that are made for photographs, drawn with much less contrast they wo
 
 from __future__ import annotations
 
-import pickle
 from functools import cache as remember
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dembench.tasks.common.cache import cache_folder, short_hash
+from dembench.tasks.common.cache import cache_folder, load_state, save_state, short_hash
 from dembench.tasks.common.digits_nets import DigitsConvNet, DigitsTransformer, Normalized
-from dembench.tasks.common.files import write_atomic
 
 RENDERING = {"version": 1, "size": 32, "ground": 0.2, "contrast": 0.6}
 NETS: dict[str, type[nn.Module]] = {"digits_convnet": DigitsConvNet, "digits_transformer": DigitsTransformer}
@@ -74,25 +72,15 @@ def trained(name: str, seed: int = 0, cache: str | Path | None = None) -> Normal
         raise ValueError(f"{name}: expected an integer seed >= 0, got {seed!r}")
     key = short_hash(name, RENDERING, RECIPES[name], seed, torch.__version__)
     path = cache_folder(cache) / "models" / f"{name}-{key}.pt"
-    state = _read(path)
+    state = load_state(path)
     if state is None:
         state = train(name, seed)
-        write_atomic(path, lambda file: torch.save(state, file))
+        save_state(path, state)
     with torch.random.fork_rng(devices=[]):
         net = NETS[name]()
     net.load_state_dict(state)
     ground, contrast = RENDERING["ground"], RENDERING["contrast"]
     return Normalized([ground] * 3, [contrast] * 3, net, num_classes=10, weights_id=f"{name}:{key}").eval()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A cached state dict; None where there is none or it cannot be read, then it is made again."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        return None
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        return None
 
 
 def train(name: str, seed: int) -> dict[str, Any]:

@@ -11,11 +11,16 @@ from torch import Tensor
 
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
-from dembench.tasks.common.cache import cache_folder, check_writable, load_array, short_hash
+from dembench.tasks.common.cache import (
+    cache_folder,
+    check_writable,
+    load_array,
+    save_array,
+    short_hash,
+)
 from dembench.tasks.common.choice import balanced_subset, check_numbers, check_severity, draw
 from dembench.tasks.common.corruptions import CORRUPTIONS, GENERATOR_VERSION, SEVERITIES, corrupt
 from dembench.tasks.common.corruptions.ice import load_photos, photos_folder
-from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.originals import CIFAR10, CIFAR100, Kind, Originals, read_originals
 
 FROST_NOTE = Note(
@@ -111,7 +116,7 @@ class GeneratedCIFAR10C:
         images = torch.from_numpy(self._originals.images[self._index])
         index = torch.from_numpy(self._index)
         images = corrupt(images, corruption, severity, index, seed=self._seed, frost=self._frost)
-        write_atomic(path, lambda file: np.save(file, images.numpy(), allow_pickle=False))
+        save_array(path, images.numpy())
         return images, labels
 
     def labels(self, corruption: str, severity: int) -> Tensor:

@@ -6,7 +6,6 @@ Nothing is extracted or written beside the source. Archives are decoded once; th
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,9 +15,8 @@ import numpy as np
 
 from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.common.archives import member_sizes
-from dembench.tasks.common.cache import file_hash, load_array
+from dembench.tasks.common.cache import file_hash, load_array, load_json, save_array, save_json
 from dembench.tasks.common.decoding import decode
-from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.image_folders import Listing, arrange, contents, list_images, remark
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -143,19 +141,15 @@ def _from_archive(path: Path, cache: Path, kind: Kind, split: Split) -> Original
         files = dict(contents(path, kind.layout, names))
         images, labels, lossy = _decode(sorted((names[name], files[name]) for name in names), str(path), kind, split)
         for name, array in (("images", images), ("labels", labels)):
-            write_atomic(folder / f"{name}.npy", lambda file, array=array: np.save(file, array, allow_pickle=False))
+            save_array(folder / f"{name}.npy", array)
         about = lossy, notes
-        text = json.dumps({"lossy": lossy, "notes": [(note.key, note.text) for note in notes]})
-        write_atomic(folder / "done.json", text)
+        save_json(folder / "done.json", {"lossy": lossy, "notes": [(note.key, note.text) for note in notes]})
     return Originals(images, labels, about[0], digest, about[1])
 
 
 def _read_about(path: Path) -> tuple[bool, tuple[Note, ...]] | None:
-    try:
-        about = json.loads(path.read_text())
-        return bool(about["lossy"]), tuple(Note(key, text) for key, text in about["notes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    about = load_json(path)
+    return about and (about["lossy"], tuple(Note(key, text) for key, text in about["notes"]))
 
 
 def _decode(

@@ -19,7 +19,8 @@ from dembench.tasks.base import PARTS, Note
 from dembench.tasks.common.draws import generator
 
 ALL = PARTS[0]
-KEYS = ("part", "search_share", "search_seed")  # of a configuration; a run on all of the data is recorded without them
+KEYS = ("part", "search_share", "search_seed", "criteria")  # of a configuration; a run on all data is recorded without
+UNSET = ("criteria", "tuned", "sequential")  # keys that are recorded only where they are asked for
 
 
 class DataPart:
@@ -29,17 +30,22 @@ class DataPart:
         use: "search" or "rest".
         share: of the samples that the search has, between 0 and 1.
         seed: which of them.
-    Raises: ValueError for another part, or a share or a seed out of range.
+        criteria: measure also what a setting can be chosen by without labels, see ``tasks.common.criteria``.
+    Raises: ValueError for another part, a share or a seed out of range, or criteria on the rest.
     """
 
-    def __init__(self, use: Literal["search", "rest"], share: float = 0.2, seed: int = 0) -> None:
+    def __init__(
+        self, use: Literal["search", "rest"], share: float = 0.2, seed: int = 0, criteria: bool = False
+    ) -> None:
         if use not in ("search", "rest"):
             raise ValueError(f"part: expected search or rest, got {use!r}")
         if not 0 < share < 1:
             raise ValueError(f"search_share: expected a number between 0 and 1, got {share!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"search_seed: expected a whole number >= 0, got {seed!r}")
-        self.use, self.share, self.seed = use, share, seed
+        if criteria and use != "search":
+            raise ValueError("criteria=true is for part=search: nothing is chosen on the rest")
+        self.use, self.share, self.seed, self.criteria = use, share, seed, criteria
 
     def __repr__(self) -> str:
         return f"DataPart({self.use!r}, {self.share!r}, {self.seed!r})"
@@ -106,8 +112,10 @@ class PartOf(Around):
 
 
 def without_default(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the keys of the part where that is all of the data."""
-    return {k: v for k, v in config.items() if k not in KEYS} if config.get("part") == ALL else dict(config)
+    """A configuration without the keys of the part where that is all of the data, and without those of ``UNSET`` that
+    are not."""
+    left_out = KEYS if config.get("part") == ALL else ()
+    return {k: v for k, v in config.items() if k not in left_out and (k not in UNSET or v)}
 
 
 def arguments(config: Mapping[str, Any], task: Any) -> dict[str, DataPart]:
@@ -122,4 +130,4 @@ def arguments(config: Mapping[str, Any], task: Any) -> dict[str, DataPart]:
         return {}
     if "part" not in inspect.signature(task).parameters:
         raise ValueError(f"part={config['part']}: the task {config['choices']['task']} does not support it")
-    return {"part": DataPart(config["part"], config["search_share"], config["search_seed"])}
+    return {"part": DataPart(*(config[key] for key in KEYS[:3]), criteria=config.get("criteria", False))}

@@ -29,6 +29,25 @@ _STORAGES = {
 }  # fmt: skip
 
 
+def load_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds that torch loads as weights only, or a .safetensors file, on the CPU.
+
+    Raises: ValueError, one line, for anything else; FileNotFoundError.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # bytes that somebody else wrote: whatever is wrong with them is one error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        text = f"{path} is no PyTorch checkpoint that loads as weights only"
+        raise ValueError(f"{text} ({reason.partition('. ')[0][:160]})") from error
+
+
 class Shell:
     """Stands for an object whose class is not looked up."""
 

@@ -8,10 +8,8 @@ continues from its checkpoint as if nothing had happened. A checkpoint is a plai
 from __future__ import annotations
 
 import copy
-import io
 import math
 import pickle
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +20,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from dembench.tasks.base import Event, Flag, Note, Scalars
-from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.cache import load_state, save_state
+from dembench.tasks.common.files import scratch
 
 Values = dict[str, float]
 COUNTERS = ("forward_passes", "backward_passes", "updated")
@@ -169,19 +168,20 @@ class Trainer(ABC):
         if self.checkpoint is not None:
             self.average_statistics()
             if rank() == 0:
-                file = io.BytesIO()
-                torch.save(self.state(), file)
-                write_atomic(self.checkpoint, file.getvalue())
+                save_state(self.checkpoint, self.state())
 
     def load(self) -> None:
         """Goes on from the checkpoint, if there is one.
 
-        Raises: ValueError for a file that torch does not load safely, or that is of another run.
+        Raises: ValueError for a file that is damaged, or that is of another run.
         """
         if self.checkpoint is None or not self.checkpoint.is_file():
             return
         try:
-            self.load_state(torch.load(self.checkpoint, map_location="cpu", weights_only=True))
+            state = load_state(self.checkpoint)
+            if state is None:
+                raise ValueError("it is not as it was written")
+            self.load_state(state)
         except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.checkpoint} does not fit ({reason}); remove it or say force=true") from error
@@ -243,10 +243,10 @@ def check_devices(device: str, devices: int) -> None:
 
 def launch(train: Callable[[Any], Iterable[Event]], method: Any, device: str, devices: int) -> list[Event]:
     """Runs ``train(method)`` in so many processes; returns the events of the first, and the method's counters to it."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (train, method, device, devices, Path(folder))
+    with scratch("train") as folder:
+        arguments = (train, method, device, devices, folder)
         torch.multiprocessing.spawn(_worker, arguments, nprocs=devices)
-        events, counters = pickle.loads(Path(folder, "events").read_bytes())  # written by a process of our own
+        events, counters = pickle.loads((folder / "events").read_bytes())  # written by a process of our own
     for name, value in counters.items():
         setattr(method, name, value)
     return events

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dembench.tasks.common.tensors import load_checkpoint
+
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
 CONTAINERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "params", "weights"),
     *("ema", "ema_state_dict", "ema_model", "state_dict_ema", "model_ema"),
 )
-DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class State(dict[str, Tensor]):
@@ -31,22 +31,9 @@ def read_state(path: Path, what: str = "") -> State:
     Raises: ValueError where the file does not load as weights only, or holds no tensors by name.
     """
     try:
-        if path.suffix == ".safetensors":
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-
-            try:
-                found = load_file(path)
-            except SafetensorError as error:
-                raise ValueError(str(error)) from error
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ValueError(
-            f"{what}{path} is no PyTorch checkpoint that loads as weights only ({reason}); save the state dict of "
-            "tensors alone and give that file"
-        ) from error
+        found = load_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"{what}{error}; save the state dict of tensors alone and give that file") from error
     return unwrapped(found, f"{what}{path}")
 
 

@@ -71,6 +71,7 @@ class Minigrid:
 
     splits = False  # the search of DEM* has seeds of its own
     searched = "layouts of other seeds, in training and evaluation"
+    without_labels = "reinforcement learning has no choice without labels: the return is what the agent is given"
     auto_device = "cpu"  # a GPU costs networks of this size more in waits, several an environment step, than it saves
 
     def __init__(
@@ -174,6 +175,8 @@ class Minigrid:
         p = self.protocol
         if self.part is not None and self.part.use == "search":
             yield Note("part", "the part for the search of DEM*: seeds that no other run trains or evaluates with")
+            if self.part.criteria:
+                yield Note("criteria", self.without_labels)
         if self.device == "cpu" and torch.cuda.is_available():
             yield Note("device", "the policy is on the CPU, where networks of this size are faster than on a GPU")
         yield Note(

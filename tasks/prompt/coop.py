@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 from dembench.tasks.base import Artifact
 from dembench.tasks.common.cache import short_hash
-from dembench.tasks.common.tensors import read_tensors
+from dembench.tasks.common.tensors import load_checkpoint, read_tensors
 from dembench.tasks.prompt.methods.base import Shots
 from dembench.tasks.prompt.text import Prompts
 
@@ -99,8 +98,8 @@ def read_context(path: Path) -> Tensor:
     Raises: ValueError for a file without one, or with one for each class.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        state = load_checkpoint(path)
+    except ValueError:
         try:
             state = read_tensors(path)
         except ValueError as error:

@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dembench.tasks.common.cache import cache_folder, check_writable, load_array, short_hash
+from dembench.tasks.common.cache import (
+    cache_folder,
+    check_writable,
+    load_array,
+    save_array,
+    short_hash,
+)
 from dembench.tasks.common.devices import send
-from dembench.tasks.common.files import write_atomic
 from dembench.tasks.prompt.clip import Clip
 from dembench.tasks.prompt.data import ImageSet
 from dembench.tasks.prompt.views import Views
@@ -88,7 +92,7 @@ class ViewFeatures:
         features = self._encode(images, start, stop)
         self.encoded_images += stop - start
         if self.keep:
-            write_atomic(path, lambda file: np.save(file, features.numpy(), allow_pickle=False))
+            save_array(path, features.numpy())
         return features
 
     def _encode(self, images: ImageSet, start: int, stop: int) -> Tensor:

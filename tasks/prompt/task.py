@@ -18,6 +18,8 @@ from torch import Tensor
 
 from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Note, Point
+from dembench.tasks.common.criteria import Criteria
+from dembench.tasks.common.criteria import mean_rows as criteria_rows
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.prompt.clip import Clip
 from dembench.tasks.prompt.data import ImageSet, SetsPart
@@ -58,6 +60,9 @@ class Protocol:
     def __post_init__(self) -> None:
         if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 1:
             raise ValueError(f"protocol: expected a whole block_size >= 1, got {self.block_size!r}")
+        if self.template is not None and self.template.count("{}") != 1:
+            got = f"got {self.template!r}"
+            raise ValueError(f"protocol: expected a template with one {{}}, such as 'a photo of a {{}}.', {got}")
         if self.encoding not in ENCODINGS:
             raise ValueError(f"protocol: unknown encoding {self.encoding!r}; valid: {', '.join(ENCODINGS)}")
 
@@ -89,6 +94,7 @@ class PromptTuning:
     ):
         lookup(precision, PRECISIONS, "precision")
         self.data = data if part is None else SetsPart(data, part)
+        self.criteria = part is not None and part.criteria
         self.model, self.protocol, self.seed = model, protocol, seed
         self.device = torch.device(device)
         model.bf16 = precision == "bf16"
@@ -121,6 +127,7 @@ class PromptTuning:
         template = self.protocol.template or self.data.template
         yield Note("template", f"prompts are {template!r}")
         step, rows, counts, cost = 0, [], [], {}
+        streams: list[Criteria] = []
         for images in self.sets:
             if names := _repeated(images.class_names):
                 yield Note("names", f"classes of the same name, which no method can tell apart: {', '.join(names)}")
@@ -134,14 +141,18 @@ class PromptTuning:
                 text = prompts(prompts.words())
             seconds = {"setup": time.process_time() - start, "features": 0.0, "method": 0.0}
             metrics = PromptMetrics(len(images.class_names), self.device)
+            streams += [Criteria(len(images.class_names), self.device)] if self.criteria else []
             labels = images.labels.to(self.device)
             waiting: list[tuple[int, int, Tensor]] = []
             left = self.features.blocks(images, self.protocol.block_size)
             start = time.process_time()
             for first, views in self.features(images, self.protocol.block_size):
                 ready = time.process_time()
+                other = self._copy(method, views) if self.criteria else None
                 before = method.updated
                 logits = method(views).float()
+                for own in streams[-1:]:
+                    own.update(logits, other)
                 y = labels[first : first + len(views)]
                 correct = metrics.update(logits, method.logits(views[:, 0], text), y)
                 waiting.append((len(y), method.updated - before, _look(logits, correct, method.last_loss)))
@@ -165,7 +176,17 @@ class PromptTuning:
             own = [row for shifted, found in rows if shifted for row in found]
             yield from mean_rows(own, [count for shifted, count in counts if shifted], "ood")
         yield from mean_rows([row for _, found in rows for row in found], [count for _, count in counts], "mean")
+        yield from criteria_rows(streams)
         yield Artifact("cost.json", _cost(cost, self.device))
+
+    def _copy(self, method: PromptMethod, views: Tensor) -> Tensor | None:
+        """Logits of each image's second view, an augmented one, by the prompt that its views give; not counted."""
+        if views.shape[1] < 2:
+            return None
+        counted = method.forward_passes, method.backward_passes, method.updated
+        logits = method(views.roll(-1, 1)).float()
+        method.forward_passes, method.backward_passes, method.updated = counted
+        return logits
 
 
 def _look(logits: Tensor, correct: Tensor, loss: Tensor | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.tasks.base import Note
-from dembench.tasks.common.cache import cache_folder, short_hash
-from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.cache import cache_folder, load_state, save_state, short_hash
 from dembench.tasks.prompt.captions import WordTokenizer, caption, style_templates
 from dembench.tasks.prompt.clip import Clip, require_open_clip
 
@@ -83,10 +81,10 @@ class SmallClip:
         path = self.path(kind, seed, cache)
 
         def weights() -> dict[str, Tensor]:
-            state = _read(path)
+            state = load_state(path)
             if state is None:
                 state = train(self, batches(), seed, steps, batch_size, device)
-                write_atomic(path, lambda file: torch.save(state, file))
+                save_state(path, state)
             return state
 
         with torch.random.fork_rng(devices=[]):
@@ -172,11 +170,3 @@ def contrast(similarity: Tensor, target: Tensor) -> Tensor:
     weight = own / own.sum(0).clamp(min=1)
     to_images = -(weight * similarity.log_softmax(0)).sum() / (own.sum(0) > 0).sum()
     return (F.cross_entropy(similarity, target) + to_images) / 2
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A cached state dict; None where there is none or it cannot be read, then it is made again."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, pickle.UnpicklingError, RuntimeError, EOFError):
-        return None

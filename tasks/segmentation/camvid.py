@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -12,9 +11,16 @@ import numpy as np
 from PIL import Image
 
 from dembench.tasks.base import ConfigError, Note
-from dembench.tasks.common.cache import cache_folder, file_hash, load_array, short_hash
+from dembench.tasks.common.cache import (
+    cache_folder,
+    file_hash,
+    load_array,
+    load_json,
+    save_array,
+    save_json,
+    short_hash,
+)
 from dembench.tasks.common.decoding import decode, load
-from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.image_folders import contents, file_names, remark
 from dembench.tasks.common.tree import is_hidden
 from dembench.tasks.segmentation.data import Pool, PooledPair
@@ -185,9 +191,8 @@ def _places(names: Iterable[str], where: str) -> tuple[dict[str, tuple[str, str]
 
 
 def _read_cache(folder: Path) -> Read | None:
-    try:
-        about = json.loads((folder / "done.json").read_text())
-    except (OSError, ValueError):
+    about = load_json(folder / "done.json")
+    if about is None:
         return None
     pools = {}
     for part, names in about["names"].items():
@@ -205,7 +210,7 @@ def _write_cache(folder: Path, pools: dict[str, Pool], digest: str, notes: tuple
         if part != "train-full":
             arrays[f"{part}-images.npy"] = pool.images
         for name, array in arrays.items():
-            write_atomic(folder / name, lambda file, array=array: np.save(file, array, allow_pickle=False))
+            save_array(folder / name, array)
     about = {"names": {part: pool.names for part, pool in pools.items()}, "digest": digest}
     about["notes"] = [(note.key, note.text) for note in notes]
-    write_atomic(folder / "done.json", lambda file: file.write(json.dumps(about).encode()))
+    save_json(folder / "done.json", about)

@@ -13,9 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import mmseg
+import yaml
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -23,8 +27,10 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from dembench.lookup import lookup
+from dembench.records import read_plain
 from dembench.tasks.common.cache import file_hash, short_hash
 from dembench.tasks.common.devices import send
+from dembench.tasks.common.trust import is_trusted_file
 from dembench.tasks.segmentation.weights import load_weights
 
 Build = Callable[[int], dict[str, Any]]  # number of classes to the configuration of an EncoderDecoder
@@ -34,6 +40,7 @@ STAGES = {  # strides and dilations of the four stages of a ResNet, by output st
     16: ((1, 2, 2, 1), (1, 1, 1, 2)),
     32: ((1, 2, 2, 2), (1, 1, 1, 1)),
 }
+MOST_CONFIG = 1_000_000  # bytes of a YAML or JSON file
 DEPTHS = (18, 34, 50, 101, 152)
 
 
@@ -247,18 +254,22 @@ def deeplab_v3(
 
 
 def from_config(config_file: str | Path, weights: str | Path | None = None) -> NetMaker:
-    """The ``model`` of one of mmsegmentation's configuration files (Python), with heads for the data's classes.
+    """The ``model`` of one of mmsegmentation's configuration files, with heads for the data's classes.
+
+    A Python file is code: it has to be one of mmsegmentation's own or be in a folder of ``--config-dir``. A YAML or
+    JSON file is read as data; it inherits from none, and names registered classes only.
 
     Its normalisation and channel order are kept. Its losses are not used (the task's are), and weights come from
     ``weights`` alone: nothing is fetched. Of several auxiliary heads the first is kept. Synchronised BatchNorm becomes
     BatchNorm.
 
-    Raises: FileNotFoundError; ValueError where the model is no EncoderDecoder.
+    Raises: FileNotFoundError; ValueError where the model is no EncoderDecoder, and where code would run.
     """
     path = Path(config_file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"model.config_file: no file {path}")
-    model = Config.fromfile(str(path)).get("model")
+    config = _read_config(path)
+    model = config.get("model")
     if model is None or model.get("type") != "EncoderDecoder":
         got = "none" if model is None else repr(model.get("type"))
         raise ValueError(f"{path}: expected a model of type 'EncoderDecoder', got {got}")
@@ -276,8 +287,38 @@ def from_config(config_file: str | Path, weights: str | Path | None = None) -> N
             head["loss_decode"] = {"type": "CrossEntropyLoss"}
         return model
 
-    text = Config.fromfile(str(path)).pretty_text  # with what it inherits from
+    text = config.pretty_text  # with what it inherits from
     return _Unsynchronised(build, weights=weights, preprocess=_preprocess(given), origin=short_hash(text))
+
+
+def _read_config(path: Path) -> Config:
+    if path.suffix == ".py":
+        shipped = Path(mmseg.__file__).resolve().parent
+        if not (path.resolve().is_relative_to(shipped) or is_trusted_file(path)):
+            raise ValueError(
+                f"model.config_file: {path} is Python code, which would be run: give one of mmsegmentation's own, or "
+                "one in a folder that --config-dir names"
+            )
+        return Config.fromfile(str(path))
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        raise ValueError(f"model.config_file: expected a .py, .yaml or .json file, got {path}")
+    try:
+        content = yaml.safe_load(read_plain(path, MOST_CONFIG))  # JSON is YAML, too
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no plain YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or "_base_" in content:
+        raise ValueError(f"{path}: expected the key model with key: value pairs, and no _base_")
+    _check_types(content["model"], "model", path)
+    return Config({"model": content["model"]})
+
+
+def _check_types(node: Any, place: str, path: Path) -> None:
+    """Raises ValueError for a type that is not registered (mmengine would import it), and for weights to be loaded."""
+    known = set().union(*(registry.module_dict for registry in (MODELS, ROOT_MODELS, WEIGHT_INITIALIZERS)))
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        if key == "type" and (not isinstance(value, str) or value not in known or value == "Pretrained"):
+            raise ValueError(f"{path}: {place}.type: expected the name of a registered class, got {value!r}")
+        _check_types(value, f"{place}.{key}", path)
 
 
 def _preprocess(given: dict[str, Any]) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row
+from dembench.tasks.common.criteria import Criteria, mean_rows
 from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.metrics import CERTAIN, is_collapsed, undefined
 from dembench.tasks.common.parts import DataPart
@@ -55,6 +56,7 @@ class Segmentation:
         part: DataPart | None = None,
     ) -> None:
         self.data = data if part is None else TestPart(data, part)
+        self.criteria = part is not None and part.criteria
         self.model, self.protocol, self.seed = model, protocol, seed
         self.device, self.precision = device, precision
         self.checkpoint: Path | None = None  # the runner says where
@@ -117,11 +119,15 @@ class Segmentation:
         method, metrics = trainer.method, trainer.final()
         if self.data.source_test is not None:
             yield from _renamed("source", trainer.evaluate(self.data.source_test))
+        criteria = Criteria(len(self.data.classes), self.device) if self.criteria else None
         if method.adapts_at_test:
             yield from _renamed("before adaptation", metrics)
             method.prepare_test()
-            metrics = trainer.evaluate(self.data.target_test, adapt=True, pictures=pictures)
+            metrics = trainer.evaluate(self.data.target_test, adapt=True, pictures=pictures, criteria=criteria)
+        elif criteria is not None:
+            trainer.evaluate(self.data.target_test, criteria=criteria)
         yield from metrics.rows()
+        yield from mean_rows([criteria] if criteria is not None else [])
         n = sum(metrics.label_counts)
         if not method.adapts_at_test:
             yield Row("mean", "iou_target_best", max(values["iou"] for values in trainer.history), "fraction", n)

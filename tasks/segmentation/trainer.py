@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.tasks.common import training
+from dembench.tasks.common.criteria import Criteria
 from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.training import Values, rank
 from dembench.tasks.segmentation.batches import Draws, batches
@@ -106,12 +107,15 @@ class Trainer(training.Trainer):
         self.metrics = self.evaluate(self.data.target_test, pictures=self.pictures if last else None)
         return {"iou": self.metrics.miou}
 
-    def evaluate(self, dataset: Any, *, adapt: bool = False, pictures: Pictures | None = None) -> SegMetrics:
+    def evaluate(
+        self, dataset: Any, *, adapt: bool = False, pictures: Pictures | None = None, criteria: Criteria | None = None
+    ) -> SegMetrics:
         """Metrics over a labelled dataset, at the size of its labels.
 
         Args:
             adapt: predict by the method, which may learn from each image; else by the network as it is.
             pictures: is given the images that it wants.
+            criteria: are shown the predictions of every pixel, and those of the mirrored image mirrored back.
         """
         method, passes = self.method, self.method.forward_passes
         self.average_statistics()
@@ -122,7 +126,10 @@ class Trainer(training.Trainer):
             item = dataset[i]
             labels = item["data_samples"].gt_sem_seg.data.to(torch.int64)
             with torch.no_grad():
+                other = None if criteria is None else method.test_logits(item["inputs"].flip(2)).flip(3)
                 logits = method.predict(item["inputs"]) if adapt else method.test_logits(item["inputs"])
+            if criteria is not None:
+                criteria.update(logits, other)
             if logits.shape[2:] != labels.shape[1:]:
                 corners = method.network.align_corners
                 logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=corners)

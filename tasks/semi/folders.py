@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from dembench.tasks.base import ConfigError, Note
-from dembench.tasks.common.cache import file_hash, load_array
+from dembench.tasks.common.cache import file_hash, load_array, load_json, save_array, save_json
 from dembench.tasks.common.decoding import is_deep, load, to_rgb
-from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.image_folders import contents, list_images, remark
 
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>, or <class>/<image>, in a folder or a .tar(.gz)"
@@ -88,9 +86,8 @@ def square(image: Image.Image, size: int | None) -> np.ndarray:
 
 
 def _read_cache(folder: Path) -> Folders | None:
-    try:
-        about = json.loads((folder / "done.json").read_text())
-    except (OSError, ValueError):
+    about = load_json(folder / "done.json")
+    if about is None:
         return None
     parts = {}
     for part in about["parts"]:
@@ -105,7 +102,7 @@ def _write_cache(folder: Path, found: Folders) -> None:
     for part, arrays in found.parts.items():
         for kind, array in zip(("images", "labels"), arrays, strict=True):
             name = folder / f"{part}-{kind}.npy"
-            write_atomic(name, lambda file, array=array: np.save(file, array, allow_pickle=False))
+            save_array(name, array)
     about = {"parts": list(found.parts), "classes": found.class_names, "fingerprint": found.fingerprint}
     about["notes"] = [(note.key, note.text) for note in found.notes]
-    write_atomic(folder / "done.json", lambda file: file.write(json.dumps(about).encode()))
+    save_json(folder / "done.json", about)

@@ -167,9 +167,11 @@ class MedMNIST(Images):
         try:
             with np.load(self._file, allow_pickle=False) as arrays:
                 images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].reshape(-1)
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError(f"{self._file} is no file of MedMNIST ({error})") from error
-        if images.dtype != np.uint8 or labels.max() >= len(self.class_names):
+        except Exception as error:  # of zipfile, zlib and NumPy
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise ValueError(f"{self._file} is no file of MedMNIST ({reason})") from error
+        whole = images.ndim in (3, 4) and labels.dtype.kind in "ui" and len(images) == len(labels) > 0
+        if not whole or images.dtype != np.uint8 or not 0 <= labels.min() <= labels.max() < len(self.class_names):
             raise ValueError(f"{self._file}: expected uint8 images of {len(self.class_names)} classes")
         return Pool.of(resize(images, self._size), labels)
 

@@ -13,6 +13,7 @@ from torch import nn
 from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.confusion import Confusion
+from dembench.tasks.common.criteria import Criteria, mean_rows
 from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.metrics import StreamMetrics, undefined
 from dembench.tasks.common.parts import DataPart
@@ -57,6 +58,7 @@ class SemiSupervised:
     ) -> None:
         lookup(precision, PRECISIONS, "precision")
         self.data = SearchPart(data, part) if part is not None and part.use == "search" else data
+        self.criteria = part is not None and part.criteria
         self.model, self.protocol, self.seed = model, protocol, seed
         self.device, self.precision = device, precision
         self.checkpoint: Path | None = None  # the runner says where
@@ -115,6 +117,10 @@ class SemiSupervised:
         yield from trainer.events()
         confusion, metrics = trainer.final
         yield from self.rows(confusion, metrics, trainer.history)
+        if self.criteria:
+            criteria = Criteria(self.data.num_classes, self.device)
+            trainer.evaluate("test", criteria)
+            yield from mean_rows([criteria])
 
     def rows(self, confusion: Confusion, metrics: StreamMetrics, history: list[Values]) -> Iterator[Event]:
         """Means over the test as slice "mean", and a slice per class."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dembench.tasks.common import training
 from dembench.tasks.common.confusion import Confusion
+from dembench.tasks.common.criteria import Criteria, shifted
 from dembench.tasks.common.devices import send
 from dembench.tasks.common.draws import Order, derived_seed, generator
 from dembench.tasks.common.metrics import StreamMetrics
@@ -148,8 +149,9 @@ class Trainer(training.Trainer):
         return self._final or self.evaluate("test")
 
     @torch.no_grad()
-    def evaluate(self, pool: str) -> tuple[Confusion, StreamMetrics]:
-        """The averaged weights (with the live statistics of BatchNorm) on the "test" or "validation" images."""
+    def evaluate(self, pool: str, criteria: Criteria | None = None) -> tuple[Confusion, StreamMetrics]:
+        """The averaged weights (with the live statistics of BatchNorm) on the "test" or "validation" images; their
+        predictions are shown to ``criteria``, too."""
         images, labels = self.pools[pool].images, self.pools[pool].labels
         confusion, metrics = (kind(self.num_classes, self.device) for kind in (Confusion, StreamMetrics))
         passes = self.method.forward_passes
@@ -162,6 +164,8 @@ class Trainer(training.Trainer):
             x = augment.to_float(center(images[part], self.recipe.size), self.mean, self.std)
             with autocast(self.precision, self.device):
                 logits = torch.func.functional_call(self.model, weights, x).float()
+                if criteria is not None:
+                    criteria.update(logits, torch.func.functional_call(self.model, weights, shifted(x)))
             confusion.update(logits.argmax(1), labels[part])
             metrics.update(logits, labels[part])
         self.model.train()

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dembench.records import refuse_links
+
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
 
@@ -90,6 +92,7 @@ def fetch(archive: Archive, to: Path, report: Report = lambda doing, done, total
 
 
 def _download(archive: Archive, part: Path, whole: Path, report: Report) -> None:
+    refuse_links(part)
     have = part.stat().st_size if part.is_file() else 0
     if have != archive.size:
         have = have if have < archive.size else 0

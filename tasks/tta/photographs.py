@@ -15,18 +15,23 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
-from dembench.tasks.common.cache import cache_folder, check_writable, short_hash
+from dembench.tasks.common.cache import (
+    cache_folder,
+    check_writable,
+    load_array,
+    save_array,
+    short_hash,
+)
 from dembench.tasks.common.choice import balanced_subset, check_numbers, check_severity, draw
 from dembench.tasks.common.corruptions import CORRUPTIONS, GENERATOR_VERSION, SEVERITIES, corrupt
 from dembench.tasks.common.corruptions.ice import load_photos, photos_folder
 from dembench.tasks.common.corruptions.recipes import IMAGECORRUPTIONS, IMAGENET, RECIPES
 from dembench.tasks.common.decoding import decode, workers
-from dembench.tasks.common.files import write_atomic
+from dembench.tasks.common.files import plain_lock
 from dembench.tasks.common.hashes import path_hash
 from dembench.tasks.common.image_folders import JUDGED, Chosen, Listing, contents, list_images, remark
 from dembench.tasks.common.images import Preprocess
@@ -268,21 +273,18 @@ def _stored(path: Path, shape: tuple[int, ...], make: Callable[[], Tensor]) -> T
     found = _mapped(path, shape)
     if found is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with plain_lock(path.with_suffix(".lock")):
             found = _mapped(path, shape)
             if found is None:
                 made = make().numpy()
-                write_atomic(path, lambda file: np.save(file, made, allow_pickle=False))
+                save_array(path, made)
                 found = made
     return torch.from_numpy(found)
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.dtype == np.uint8 and array.shape == shape else None
+    array = load_array(path, shared=True)
+    return array if array is not None and array.dtype == np.uint8 and array.shape == shape else None
 
 
 _ON_GPU: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()

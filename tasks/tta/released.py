@@ -152,8 +152,11 @@ class CIFAR10C:
         path = self._root / f"{name}.npy"
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{self.title}: {path} is no complete .npy file ({error}); {self._layout}") from error
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # whatever a header makes NumPy raise
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise ValueError(f"{self.title}: {path} is no complete .npy file ({reason}); {self._layout}") from error
 
     @property
     def _layout(self) -> str:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, ConfigError, Event, Flag, Method, Note, Point, Row
 from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
+from dembench.tasks.common.criteria import Criteria, shifted
+from dembench.tasks.common.criteria import mean_rows as criteria_rows
 from dembench.tasks.common.devices import send
 from dembench.tasks.common.digits_nets import keep_classes
 from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics
@@ -64,6 +66,7 @@ class CorruptionTTA:
     ):
         lookup(precision, PRECISIONS, "precision")
         data = data if part is None else DomainsPart(data, part)
+        self.criteria = part is not None and part.criteria
         if protocol.rho is not None:
             data = LongTailedDomains(data, protocol.rho, protocol.reverse, protocol.order_seed)
         self.data, self.protocol, self.seed = data, protocol, seed
@@ -120,6 +123,7 @@ class CorruptionTTA:
         size = self.protocol.window
         window = None if size is None else Window(size)
         step, rows = 0, []
+        streams: list[Criteria] = []
         for part in self.parts:
             if self.protocol.reset:
                 method.reset()
@@ -127,15 +131,19 @@ class CorruptionTTA:
             scores = Scores(part.domains, self.data.num_classes, self.device, self.protocol.rho is not None)
             waiting: list[tuple[int, bool, Tensor]] = []
             left = self.batches(part)
+            streams += [Criteria(self.data.num_classes, self.device)] if self.criteria else []
             for x, y, owners in self._batches(part):
                 if not step and part is self.parts[0] and not waiting:
                     yield from remarks(method, x, smallest=self._smallest(), fresh=self._fresh(), window=size)
                 if self.protocol.episodic:
                     method.reset()
+                other = self._copy(method, x) if self.criteria and window is None else None
                 before = method.updated
                 logits, learned = (method(x), True) if window is None else window(method, x)
                 logits, loss = logits.float(), method.last_loss if learned else None
                 scores.update(logits, y, owners)
+                for own in streams[-1:]:
+                    own.update(logits, other)
                 waiting.append((len(x), loss is not None, _look(logits, y, loss, method.updated - before)))
                 left -= 1
                 if not left or len(waiting) == (1 if self.device.type == "cpu" else _FLUSH):
@@ -153,6 +161,15 @@ class CorruptionTTA:
                 yield from _judge(metrics, found, domain.name)
         yield from mean_rows(rows)
         yield from _partly(rows)
+        yield from criteria_rows(streams)
+
+    def _copy(self, method: Any, x: Tensor) -> Tensor:
+        """Logits of the augmented batch, before the method has learned from the batch; nothing of the run moves."""
+        passes = method.forward_passes
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            logits = method.peek(shifted(x))
+        method.forward_passes = passes
+        return logits.float()
 
     def _smallest(self) -> int:
         """Images of the smallest batch of the stream."""

@@ -159,8 +159,8 @@ def test_arguments_and_literal_values_are_checked_before_anything_is_built(stub_
 
 
 def test_a_target_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="loss: cannot import core.NoSuchLoss"):
-        check_signatures({"loss": {"_target_": "core.NoSuchLoss"}})
+    with pytest.raises(ConfigError, match="loss: cannot import dembench.core.NoSuchLoss"):
+        check_signatures({"loss": {"_target_": "dembench.core.NoSuchLoss"}})
 
 
 def test_own_configurations_stand_beside_the_packages(stub_configs: Path) -> None:

@@ -45,6 +45,7 @@ def test_a_copy_works_in_another_project_under_another_name(tmp_path):
 
 PRIVATE = [
     "_C._are_functorch_transforms_active",
+    "_C._AutoDispatchBelowAutograd",
     "_C._functorch.TransformType",
     "_C._functorch.is_batchedtensor",
     "_functorch.pyfunctorch.retrieve_all_functorch_interpreters",

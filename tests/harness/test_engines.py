@@ -28,6 +28,7 @@ from dembench.harness.experiment import resolve_device
 from dembench.harness.sweeps import Planned, plan
 from dembench.harness.times import Times
 from dembench.scripts.sweep import main
+from dembench.tasks.common import trust
 from dembench.tasks.common.files import write_atomic
 
 ENGINES = [pytest.param(Inline, id="inline"), pytest.param(lambda: Processes(2), id="processes")]
@@ -176,7 +177,7 @@ def test_a_run_of_another_process_is_waited_for_and_not_run_twice(
         told.append((progress.kind, progress.run.config["seed"]))
         if ("done", 1) in told and ("busy", 0) in told and not (planned[0].directory / "result.json").exists():
             result = json.loads((planned[1].directory / "result.json").read_text())
-            runs.write_json(planned[0].directory / "result.json", result)
+            runs.write_json(planned[0].directory / "result.json", {**result, "id": planned[0].id})
             held.__exit__(None, None, None)
 
     summary = execute(planned, engine(), tell=finish_elsewhere)
@@ -304,7 +305,8 @@ def test_each_run_meets_a_worker_of_its_kind(
     assert "" in place_of.values()
 
 
-def test_auto_means_what_a_task_prefers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_means_what_a_task_prefers(monkeypatch: pytest.MonkeyPatch, stub_configs: Path) -> None:
+    trust.trust_folder(stub_configs)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto") == "cuda"
     assert resolve_device("auto", "dembench_stub.Task") == "cuda"

@@ -15,8 +15,10 @@ import yaml
 from image_cases import classes
 
 from dembench.harness import experiment, runs
-from dembench.harness.compose import compose, locate
+from dembench.harness.compose import compose
 from dembench.harness.sweeps import plan
+from dembench.harness.targets import locate
+from dembench.tasks.common import trust
 from dembench.tasks.common.wnids import imagenet_wnids
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -109,6 +111,7 @@ def semi_root(place: Path) -> tuple[list[str], Path]:
 
 def segmentation_config_file(place: Path) -> tuple[list[str], Path]:
     pytest.importorskip("mmseg")
+    trust.trust_folder(place.parent)
     backbone = "dict(type='ResNetV1c', depth=18, num_stages=4, out_indices=(0, 1, 2, 3), norm_cfg=dict(type='BN'))"
     head = "dict(type='FCNHead', in_channels=512, in_index=3, channels=64, num_convs=1, num_classes=19)"
     (place / "base.py").write_text(f"model = dict(type='EncoderDecoder', backbone={backbone}, decode_head={head})\n")

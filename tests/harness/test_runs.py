@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from report_runs import make_run
 
 from dembench.harness import runs
 from dembench.tasks.base import Artifact, Flag, Histogram, Note, Point, Row, Scalars
@@ -100,14 +101,17 @@ def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path: Path) -> None:
 
 def test_read_result(tmp_path: Path) -> None:
     assert runs.read_result(tmp_path) is None
-    runs.write_json(tmp_path / "result.json", {"schema": runs.SCHEMA, "id": "x"})
-    assert runs.read_result(tmp_path) == {"schema": runs.SCHEMA, "id": "x"}
-    runs.write_json(tmp_path / "result.json", {"schema": 99})
-    with pytest.raises(ValueError, match="another version"):
-        runs.read_result(tmp_path)
-    (tmp_path / "result.json").write_text('{"schema": 1')
-    with pytest.raises(ValueError, match="not valid JSON"):
-        runs.read_result(tmp_path)
+    folder = make_run(tmp_path)
+    written = json.loads((folder / "result.json").read_text())
+    assert runs.read_result(folder) == written
+    for text, message in (
+        (json.dumps({**written, "schema": 99}), "another version"),
+        (json.dumps({**written, "id": "0" * 12}), "is a copy of run 000000000000"),
+        ('{"schema": 1', "not valid JSON"),
+    ):
+        (folder / "result.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            runs.read_result(folder)
 
 
 def test_recorder_turns_events_into_plain_content() -> None:

@@ -119,7 +119,8 @@ def test_wrong_settings_are_refused(options, message):
 
 def start(folder: Path, log: Path, trials: int, seconds: float) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": f"{SUPPORT}", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(SUPPORT / "dembench_plane.py"), str(folder), str(log), str(trials), str(seconds)]
+    module = SUPPORT / "search_configs" / "dembench_plane.py"
+    words = [sys.executable, str(module), str(folder), str(log), str(trials), str(seconds)]
     return subprocess.Popen(words, env=environment)
 
 

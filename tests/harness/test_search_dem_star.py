@@ -94,7 +94,7 @@ def test_the_id_follows_the_pair_and_the_search(words):
     path = Path(record.pop("path"))
     ids = [prepared(words, loss="dem_star", part="rest").id]
     em = prepared(words, loss="em", part="rest").id
-    for change in ({"pair": {"tau": 0.3, "alpha": 0.7}}, {"id": "another"}, {}):
+    for change in ({"pair": {"tau": 0.3, "alpha": 0.7}}, {"id": "0123456789ab"}, {}):
         path.write_text(json.dumps({**record, **change}))
         ids.append(prepared(words, loss="dem_star", part="rest").id)
     assert len(set(ids[:3])) == 3

@@ -41,15 +41,14 @@ _label_: {title: Half of EM, order: 25}
 
 @pytest.fixture
 def own(tmp_path: Path, stub_configs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of configurations, with its module in the current folder."""
+    """A folder of configurations, with its module in it."""
     folder = tmp_path / "configs"
     shutil.copytree(stub_configs, folder)
     (folder / "method" / "stub" / "stroll.yaml").write_text(METHOD)
     (folder / "loss" / "halved.yaml").write_text(LOSS)
-    (tmp_path / "strolling.py").write_text(MODULE)
+    (folder / "strolling.py").write_text(MODULE)
     (tmp_path / "data.txt").write_text("data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
     return folder
 
 

@@ -34,4 +34,5 @@ def check_rank(rank, world, file, shape, by_rows=False):
     assert_close(F.adadem(own), published.adadem(own.requires_grad_(), published.step(F.uniform_table(5), own, 0.1)))
     if rank == 0:  # asks nobody, so it cannot wait for the other rank
         assert_close(core.AdaDEM(episodic=True)(own), F.adadem(own))
+    dist.barrier()  # in torch 2.6 the end waits for threads that wait for the interpreter to drop their tensors
     dist.destroy_process_group()

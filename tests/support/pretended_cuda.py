@@ -327,7 +327,12 @@ def environment(folder: Path) -> dict[str, str]:
         built = subprocess.run(["gcc", "-shared", "-fPIC", "-w", "-o", folder / target, code], capture_output=True)
         if built.returncode:
             pytest.skip(f"gcc cannot build the stubs of a CUDA runtime: {built.stderr.decode()[-200:]}")
-    return {"LD_LIBRARY_PATH": str(folder), "LD_PRELOAD": str(folder / "runtime.so"), "OMP_NUM_THREADS": "1"}
+    return {
+        "LD_LIBRARY_PATH": str(folder),
+        "LD_PRELOAD": str(folder / "runtime.so"),
+        "OMP_NUM_THREADS": "1",
+        "DEMBENCH_TRITON": "0",
+    }
 
 
 def pytest_configure(config: pytest.Config) -> None:

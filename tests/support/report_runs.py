@@ -57,7 +57,8 @@ def make_run(
         group, _, name = key.rpartition(".")
         (config[group] if group else config)[name] = value
     identity = {k: v for k, v in config.items() if k not in ("out", "model")}
-    run_id = hashlib.sha256(json.dumps([identity, data, method, loss, protocol]).encode()).hexdigest()[:12]
+    own = hashlib.sha256(json.dumps([identity, data, method, loss, protocol]).encode()).hexdigest()[:12]
+    run_id = overrides.get("id", own)
     folder = root / run_id
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("seed: 0\n")

@@ -11,6 +11,9 @@ from dembench.report.read.load import load
 
 TRIALS = [(1.0, 1.0, 0.30, "ok"), (0.5, 0.2, 0.25, "ok"), (1.3, 0.4, 0.21, "ok"), (0.3, 1.9, 0.01, "collapse"),
           (1.3, 0.4, 0.21, "ok"), (0.2, 0.0, None, "nan")]  # fmt: skip
+SETTINGS = {
+    "trials": 6, "space": "grid", "order": "joint", "startup": 2, "seed": 0, "run_seeds": [0, 1], "metric": None,
+}  # fmt: skip
 
 
 def record(**changes):
@@ -18,10 +21,11 @@ def record(**changes):
         "schema": 1, "id": "0123456789ab", "task": "tta", "method": "tent", "model": "net", "data": "digits-c",
         "protocol": "continual", "pair": {"tau": 1.3, "alpha": 0.4}, "metric": "error", "value": 0.21,
         "at_one_one": 0.30, "subset": {"share": 0.2, "seed": 0, "samples": 40, "text": "20% of each set"},
-        "settings": {"trials": 6, "space": "grid", "order": "joint", "startup": 2, "seed": 0, "run_seeds": [0, 1]},
+        "settings": SETTINGS,
         "trials": [{"number": k, "tau": t, "alpha": a, "value": v, "status": s, "runs": {}}
                    for k, (t, a, v, s) in enumerate(TRIALS)],
-        "cost": {"wall_seconds": 12.5, "backward_passes": 60, "runs": 5}, "command": "dembench search method=tent",
+        "cost": {"wall_seconds": 12.5, "cpu_seconds": 12.0, "forward_passes": 70, "backward_passes": 60, "runs": 5},
+        "command": "dembench search method=tent", "identity": {}, "fingerprints": {}, "environment": {}, "finished": "",
         **changes,
     }  # fmt: skip
 
@@ -65,8 +69,13 @@ def test_the_map_shows_each_pair_once_the_best_and_one_one(tmp_path):
 
 @pytest.mark.parametrize("trials", [TRIALS[:1], [(1.0, 1.0, 0.3, "ok"), (0.5, 0.5, 0.3, "ok")]])
 def test_values_that_are_all_alike_can_be_drawn(tmp_path, trials):
-    kept = [{"number": k, "tau": t, "alpha": a, "value": v, "status": s} for k, (t, a, v, s) in enumerate(trials)]
-    place(tmp_path, trials=kept, pair={"tau": 1.0, "alpha": 1.0}, value=0.3, settings={"space": "continuous"})
+    kept = [
+        {"number": k, "tau": t, "alpha": a, "value": v, "status": s, "runs": {}}
+        for k, (t, a, v, s) in enumerate(trials)
+    ]
+    place(
+        tmp_path, trials=kept, pair={"tau": 1.0, "alpha": 1.0}, value=0.3, settings={**SETTINGS, "space": "continuous"}
+    )
     (found,) = plane.find([tmp_path])
     figure = plane.figure(found)
     figure.write(tmp_path)

@@ -50,7 +50,7 @@ def test_data_of_one_name_and_two_contents_are_kept_apart(tmp_path: Path):
 
 def test_the_same_configuration_twice_is_used_once_and_listed(tmp_path: Path):
     make_run(tmp_path, EM[0])
-    make_run(tmp_path, EM[1], config={"out": "x", "choices.note": 1}, id="ffffffffffff", data="digits-c")
+    make_run(tmp_path, EM[1], config={"out": "x", "choices.note": "one"}, id="ffffffffffff", data="digits-c")
     block = only_block(tmp_path)
     assert [len(cell.runs) for cell in block.cells.values()] == [1]
     assert [aside.name for aside in block.aside] == ["ffffffffffff"]

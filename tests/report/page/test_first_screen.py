@@ -194,7 +194,13 @@ def test_runs_without_em_have_no_verdict(tmp_path):
 def test_single_comparisons_of_several_tasks_name_task_and_unit(root):
     blocks = build_blocks(load([root]).runs)
     table = summary_table([verdict for block in blocks for verdict in verdicts(block)])
-    assert [column.title for column in table.columns] == ["Comparison", "Method", "Loss", "gain"]
+    assert [column.title for column in table.columns] == [
+        "Comparison",
+        "Method",
+        "Loss",
+        "gain",
+        "seeds for 80 % power",
+    ]
     by_task = {row[0].sub: row for row in table.rows}
     assert by_task["Reinforcement learning"][3].text == "+0.100 return"
     assert by_task["Semi-supervised learning"][3].text == "+0.03 points"

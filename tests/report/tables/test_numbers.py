@@ -122,8 +122,8 @@ def test_loss_free_methods_span_all_losses_once(tmp_path: Path):
 
 
 def test_a_method_is_loss_free_when_no_backward_pass_was_made(tmp_path: Path):
-    make_run(tmp_path, method="memory", cost={"backward_passes": 0})
-    make_run(tmp_path, method="tent", cost={"backward_passes": 3})
+    make_run(tmp_path, method="memory", cost={"wall_seconds": 1.0, "backward_passes": 0})
+    make_run(tmp_path, method="tent", cost={"wall_seconds": 1.0, "backward_passes": 3})
     assert [key[0] for key in only_block(tmp_path).free] == ["memory"]
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
+import mmseg
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dembench.tasks.common import trust
 from dembench.tasks.segmentation import nets, ops
 from dembench.tasks.segmentation.nets import DeepLabV2Head, count_parameters, deeplab_v2, deeplab_v3, from_config
 
@@ -190,6 +194,7 @@ model = dict(
 
 @pytest.mark.parametrize("bgr_to_rgb", [True, False])
 def test_a_configuration_file_keeps_its_network_and_normalisation(tmp_path: Path, bgr_to_rgb: bool) -> None:
+    trust.trust_folder(tmp_path)
     file = tmp_path / "fcn.py"
     file.write_text(CONFIG % bgr_to_rgb)
     maker = from_config(file)
@@ -205,7 +210,67 @@ def test_a_configuration_file_keeps_its_network_and_normalisation(tmp_path: Path
     assert maker.weights_id != from_config(other).weights_id
 
 
+PLAIN = {
+    "type": "EncoderDecoder",
+    "backbone": {"type": "ResNetV1c", "depth": 18, "base_channels": 4, "stem_channels": 4},
+    "decode_head": {"type": "FCNHead", "in_channels": 32, "in_index": 3, "channels": 8, "num_classes": 9},
+}
+
+
+@pytest.mark.parametrize("kind", ["yaml", "yml", "json"])
+def test_a_configuration_of_data_is_the_network_of_the_same_python_file(tmp_path: Path, kind: str) -> None:
+    trust.trust_folder(tmp_path)
+    (tmp_path / "net.py").write_text(f"model = {PLAIN!r}\n")
+    file = tmp_path / f"net.{kind}"
+    file.write_text((json.dumps if kind == "json" else yaml.safe_dump)({"model": PLAIN}))
+    maker, other = from_config(file), from_config(tmp_path / "net.py")
+    assert maker.weights_id == other.weights_id
+    assert maker.build(7) == other.build(7)
+
+
+def test_a_python_file_is_run_from_mmsegmentation_and_trusted_folders_only(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(trust, "_folders", {})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(f"import os\nos.system('touch marker')\nmodel = {PLAIN!r}\n")
+    for path in ("net.py", tmp_path / "net.py"):
+        with pytest.raises(ValueError, match="is Python code.*--config-dir"):
+            from_config(path)
+    assert not (tmp_path / "marker").exists()
+    own = next((Path(mmseg.__file__).parent / ".mim" / "configs").rglob("fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py"))
+    assert from_config(own).weights_id
+    trust.trust_folder(tmp_path)
+    assert from_config("net.py").weights_id
+    assert (tmp_path / "marker").exists()
+
+
+HOSTILE = {
+    "tag": "model: !!python/object/apply:os.system ['touch marker']",
+    "new": "model: !!python/object/new:os.system ['touch marker']",
+    "imports": "custom_imports: {imports: [evil]}\nmodel: {type: EncoderDecoder, backbone: {type: evil.Net}}",
+    "type": "model: {type: EncoderDecoder, decode_head: {type: os.system, command: touch marker}}",
+    "scope": "model: {type: EncoderDecoder, neck: [{type: 'evil.Net'}]}",
+    "module": "model: {type: EncoderDecoder, decode_head: {type: evil}}",
+    "weights": "model: {type: EncoderDecoder, decode_head: {init_cfg: {type: Pretrained, checkpoint: x}}}",
+    "base": "_base_: evil.py\nmodel: {type: EncoderDecoder}",
+    "list": "[1, 2]", "scalar": "3", "empty": "", "cut": "model: {type: [", "binary": "\x00\x01",
+    "deep": "model: " + "[" * 5000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_configuration_of_data_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path('marker').touch()\n")
+    (tmp_path / "x.yaml").write_text(HOSTILE[kind])
+    with pytest.raises(ValueError, match="x.yaml") as caught:
+        from_config("x.yaml")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "marker").exists()
+
+
 def test_a_configuration_file_that_is_none_says_so(tmp_path: Path) -> None:
+    trust.trust_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="model.config_file: no file"):
         from_config(tmp_path / "none.py")
     file = tmp_path / "x.py"

@@ -1,6 +1,5 @@
 """CIFAR-10-C made here: noise that belongs to its image, caching, fingerprints, and the real images."""
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from dembench.tasks.common import generated
+from dembench.tasks.common.cache import load_json
 from dembench.tasks.common.choice import balanced_subset
 from dembench.tasks.common.corruptions import corrupt
 from dembench.tasks.common.digits import digits
@@ -102,7 +102,7 @@ def test_the_archive_is_decoded_once(tmp_path, monkeypatch, kept):
     monkeypatch.setattr("dembench.tasks.common.originals._decode", None)
     again = GeneratedCIFAR10C(source, cache=tmp_path / "cache").domain("snow", 1)[0]
     assert_close(first, again, rtol=0, atol=0)
-    done = json.loads(next((tmp_path / "cache").rglob("done.json")).read_text())
+    done = load_json(next((tmp_path / "cache").rglob("done.json")))
     assert done == {"lossy": False, "notes": []}
 
 
