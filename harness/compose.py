@@ -6,10 +6,12 @@ refuses it without naming what is valid (on the command line).
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import re
 import sys
+import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dembench import records
+from dembench.harness import ranges
 from dembench.harness.targets import check_plain, check_targets, locate
 from dembench.lookup import lookup
 from dembench.tasks.base import PARTS, PRECISIONS, SAVE, ConfigError
@@ -75,7 +78,13 @@ def check_config_dir(config_dir: Path) -> None:
         name = file.relative_to(config_dir)
         if package.joinpath(*name.parts).is_file():
             raise ConfigError(f"--config-dir: {name} is the name of a file of dembench too; give yours another name")
-        read_file(file)  # so that Hydra does not wait for a pipe
+        text = read_file(file)  # so that Hydra does not wait for a pipe
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except (YAMLError, RecursionError) as error:
+            raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{file}: expected key: value pairs, as in the files of dembench")
 
 
 def options(group: str, task: str | None = None, config_dir: Path | None = None) -> list[str]:
@@ -264,9 +273,12 @@ def compose(
     for key, valid in VALUES.items():
         if cfg[key] not in valid:
             lookup_or_fail(str(cfg[key]), valid, key)
-    for key, least, most in (("seed", 0, 2**31 - 1), ("threads", 1, 1024)):
-        if not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or not least <= cfg[key] <= most:
-            raise ConfigError(f"{key}: expected an integer from {least} to {most}, got {cfg[key]!r}")
+    if not isinstance(cfg.out, str) or not cfg.out.strip():
+        raise ConfigError(f"out: expected a folder, such as out=runs, got {cfg.out!r}")
+    for key in ("force", "progress"):
+        if not isinstance(cfg[key], bool):
+            raise ConfigError(f"{key}: expected true or false, got {cfg[key]!r}")
+    ranges.check(OmegaConf.to_container(cfg), GROUPS)
     if not complete:
         return cfg
     _check_missing(cfg, config_dir)
@@ -297,17 +309,56 @@ def check_signatures(node: Any, path: str = "") -> None:
     if "_target_" not in node:
         return
     target = locate(node["_target_"], path)
-    parameters = inspect.signature(target).parameters
-    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = _hints(target)
+    names, hints = arguments(target)
     for key, value in node.items():
         if key.startswith("_") and key.endswith("_"):
             continue
-        if key not in parameters and not takes_more:
-            lookup_or_fail(key, [name for name in parameters if name != "self"], f"argument of {path}")
+        if names is not None and key not in names:
+            lookup_or_fail(key, names, f"argument of {path}")
         literals = _literals(hints.get(key))
         if literals and value not in literals:
             lookup_or_fail(str(value), [str(literal) for literal in literals], f"{path}.{key}")
+        if not _fits(hints.get(key, Any), value):
+            raise ConfigError(f"{path}.{key}: expected {_readable(hints[key])}, got {as_text(value)}")
+        for kind in typing.get_args(hints.get(key)):
+            if dataclasses.is_dataclass(kind) and isinstance(value, Mapping) and "_target_" not in value:
+                _check_fields(kind, value, f"{path}.{key}")
+
+
+def _check_fields(kind: Any, node: Mapping[str, Any], path: str) -> None:
+    """A node of plain values against the dataclass that is made of it."""
+    names, hints = arguments(kind)
+    for key, value in node.items():
+        if key not in (names or ()):
+            lookup_or_fail(key, names or (), f"key of {path}")
+        if not _fits(hints.get(key, Any), value):
+            raise ConfigError(f"{path}.{key}: expected {_readable(hints[key])}, got {as_text(value)}")
+
+
+def arguments(target: Any) -> tuple[list[str] | None, dict[str, Any]]:
+    """Names that a class or function takes, None where it takes any, and annotations by name.
+
+    What a class passes on by ``**more`` is what ``Unpack`` says, or else what the classes that it derives from take.
+    """
+    names: list[str] = []
+    hints: dict[str, Any] = {}
+    kinds = [kind for kind in target.__mro__ if "__init__" in vars(kind)] if inspect.isclass(target) else [target]
+    for kind in kinds:
+        try:
+            parameters = inspect.signature(kind).parameters
+        except (TypeError, ValueError):  # of a class in C
+            return None, hints
+        own = _hints(kind)
+        more = next((name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
+        names += [name for name in parameters if name not in ("self", more, *names)]
+        hints = own | hints
+        if more is None:
+            return names, hints
+        packed = typing.get_args(own.get(more))
+        if typing.get_origin(own.get(more)) is typing.Unpack and packed:
+            fields = typing.get_type_hints(packed[0])
+            return [*names, *(name for name in fields if name not in names)], fields | hints
+    return None, hints
 
 
 def _unknown_key(cfg: DictConfig, key: str) -> None:
@@ -447,6 +498,49 @@ def _hints(target: Any) -> dict[str, Any]:
         return typing.get_type_hints(function)
     except (NameError, TypeError):  # annotations that exist for type checkers only
         return {}
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a plain value can be what an annotation says; True where that cannot be told, as for objects."""
+    if hint is Any or value == "???" or (isinstance(value, Mapping) and "_target_" in value):
+        return True
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(part, value) for part in inside)
+    if hint in (None, type(None)):
+        return value is None
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint is Path:
+        return isinstance(value, str)
+    if origin is typing.Literal:
+        return value in inside
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        parts = inside[:1] if origin is not tuple or inside[1:] == (...,) else ()
+        return isinstance(value, list) and all(_fits(part, item) for part in parts for item in value)
+    return value is not None or not inspect.isclass(hint)
+
+
+def _readable(hint: Any) -> str:
+    """An annotation in words: "a number or null"."""
+    inside = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_readable(part) for part in inside))
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+    if hint in words or hint in (None, type(None)):
+        return words.get(hint, "null")
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, inside))
+    origin = typing.get_origin(hint)
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return "key: value pairs"
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return f"a list, each {_readable(inside[0])}" if inside else "a list"
+    return getattr(hint, "__name__", str(hint))
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:

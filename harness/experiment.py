@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import random
@@ -20,15 +19,17 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from dembench import records
-from dembench.harness import loggers, runs
+from dembench.harness import errors, loggers, runs
 from dembench.harness.compose import GROUPS, ConfigError, check_signatures
 from dembench.harness.search import dem_star, tuned
 from dembench.harness.targets import build, locate
-from dembench.tasks.base import Event, Method, Note, Task
+from dembench.tasks.base import Event, Flag, Method, Note, Task
 from dembench.tasks.common import parts
 from dembench.tasks.common.cache import short_hash
 from dembench.tasks.common.files import write_atomic
 from dembench.tasks.common.hashes import path_hash
+from dembench.tasks.common.losses import checked
+from dembench.tasks.common.weights import note_of
 
 CURVES_EVERY = 10.0  # seconds, at the least, between two writings of the curves of a run that goes on
 Watcher = Callable[[Event, int], None]  # each event as it happens, and how many Points and Scalars the whole run has
@@ -131,15 +132,17 @@ def user_errors() -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except InstantiationException as error:
-        cause = error.__cause__
-        if os.environ.get("DEMBENCH_TRACEBACK") or not isinstance(cause, (ValueError, TypeError, OSError, ImportError)):
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if os.environ.get("DEMBENCH_TRACEBACK") or cause is None:
             raise
-        raise ConfigError(str(cause)) from error
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("DEMBENCH_TRACEBACK"):
+        if isinstance(cause, ConfigError):
+            raise cause from error
+        if (full := errors.no_room(cause)) is not None:
+            raise full from error
+        if not errors.is_input(cause) and (cause is error or not isinstance(cause, TypeError)):
             raise
-        raise ConfigError(str(error)) from error
+        raise ConfigError(errors.one_line(cause)) from error
 
 
 def fingerprints(data: Any = None, model: Any = None, config: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -177,8 +180,10 @@ def prepare(cfg: DictConfig) -> Prepared:
     with user_errors():
         method = build(config["method"], "method", loss=build_loss(config))
     id = runs.run_id(config, found)
-    notes = () if search is None else (dem_star.note(config, search),)
-    return Prepared(id, config, found, task, method, search, notes, tune)
+    notes = [] if search is None else [dem_star.note(config, search)]
+    if text := note_of(getattr(task, "model", None)):
+        notes.append(Note("weights", text))
+    return Prepared(id, config, found, task, method, search, tuple(notes), tune)
 
 
 def build_task(config: dict[str, Any]) -> Task:
@@ -191,24 +196,8 @@ def build_task(config: dict[str, Any]) -> Task:
 
 
 def build_loss(config: Mapping[str, Any]) -> Any:
-    """The loss of a resolved configuration, None for none.
-
-    Raises: ConfigError where its value for some made-up logits is not one number per sample: every task relies on it.
-    """
-    loss = build(config["loss"], "loss")
-    if loss is None:
-        return None
-    classes = config["loss"].get("num_classes") or 5
-    logits = torch.linspace(-1, 1, 3 * classes).view(3, classes)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            value = copy.deepcopy(loss)(logits)  # so that nothing it keeps has changed
-    except Exception:  # a loss may refuse these logits; it then says so where it is used
-        return loss
-    if not isinstance(value, torch.Tensor) or value.shape != (3,) or not value.is_floating_point():
-        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
-        raise ConfigError(f"loss: expected a number per sample, (3,) for logits (3, {classes}), got {got}")
-    return loss
+    """The loss of a resolved configuration, None for none. Raises: as ``checked``."""
+    return checked(build(config["loss"], "loss"), config["loss"].get("num_classes") or 5)
 
 
 def ask_to_save(task: Any, save: str, name: str) -> None:
@@ -224,6 +213,13 @@ def check_data(data: Any) -> None:
     """Calls ``data.check()`` where there is one."""
     if hasattr(data, "check"):
         data.check()
+
+
+def check_method(prepared: Prepared) -> None:
+    """Raises ConfigError where the method refuses its settings, as far as the task can tell before it runs."""
+    if hasattr(prepared.task, "check_method"):
+        with user_errors():
+            prepared.task.check_method(prepared.make_method)
 
 
 def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) -> Outcome:
@@ -243,9 +239,8 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         return Outcome(directory / "result.json", False, found)
     if prepared.tune is not None:
         return _run_tuned(prepared, prepared.tune, directory, command, watch)
+    check_method(prepared)
     with user_errors():
-        if hasattr(prepared.task, "check_method"):
-            prepared.task.check_method(prepared.make_method)
         directory.mkdir(parents=True, exist_ok=True)
     with runs.lock(directory):
         if (found := _finished(directory, config["force"])) is not None:  # another process was faster
@@ -351,6 +346,11 @@ def _measure(
         cost["peak_gpu_bytes"] = int(torch.cuda.max_memory_allocated())
     for name in ("forward_passes", "backward_passes", "updated"):
         cost[name] = sum(int(getattr(method, name, 0)) for method in made)
+    if cost["backward_passes"] and not cost["updated"]:
+        text = (
+            f"nothing was learned: a loss was lowered in {cost['backward_passes']} passes, and no sample ever counted"
+        )
+        recorder.add(Flag("unlearned", "mean", text))
     if any(hasattr(method, "resets") for method in made):  # of methods that start again by themselves
         cost["resets"] = sum(int(method.resets) for method in made)
     return recorder, cost

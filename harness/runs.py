@@ -135,6 +135,17 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     return result
 
 
+def set_aside(directory: Path) -> Path:
+    """Renames a result.json that cannot be read, so that the run can run again; returns its new name."""
+    place = directory / "result.json.odd"
+    number = 1
+    while os.path.lexists(place):
+        number += 1
+        place = directory / f"result.json.odd{number}"
+    os.replace(directory / "result.json", place)
+    return place
+
+
 @contextlib.contextmanager
 def lock(directory: Path) -> Iterator[None]:
     """Holds a run directory for one process; the lock goes with the process, however it ends.
@@ -224,9 +235,9 @@ class Recorder:
 
     @property
     def status(self) -> str:
-        """ "nan" before "collapse" before "ok"."""
+        """ "nan" before "collapse" before "unlearned" before "ok"."""
         kinds = {flag["kind"] for flag in self.flags}
-        return "nan" if "nan" in kinds else "collapse" if "collapse" in kinds else "ok"
+        return next((kind for kind in ("nan", "collapse", "unlearned") if kind in kinds), "ok")
 
     def curve(self) -> str:
         """The points as CSV; an absent loss is an empty cell."""

@@ -56,6 +56,7 @@ class Planned:
     directory: Path
     result: dict[str, Any] | None  # of an earlier run
     config_dir: Path | None = None
+    odd: str = ""  # why the record that is there cannot be read: it is set aside before the run runs
 
     @property
     def done(self) -> bool:
@@ -96,7 +97,7 @@ def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, A
         raise ConfigError(f"sweep {file_or_name}: paper must be a list of mappings")
     if any(not isinstance(key, str) for node in [base, *(grids or []), *paper] for key in node):
         raise ConfigError(f"sweep {file_or_name}: keys must be texts")
-    return {"base": base, "grids": grids or [{}], "paper": paper, "tune": tune}
+    return {"base": base, "grids": grids, "paper": paper, "tune": tune}
 
 
 def _mappings(value: Any) -> bool:
@@ -128,6 +129,9 @@ def expand(sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]] | None =
         for values in itertools.product(*varied.values()):
             words = dict(zip(varied, values, strict=True))
             expanded.setdefault(json.dumps(words, sort_keys=True), words)
+    if not expanded:
+        empty = sorted({key for grid in sweep["grids"] for key, values in axes(grid).items() if not values})
+        raise ConfigError(f"a sweep of no runs: {', '.join(empty) or 'grids'} is empty")
     return list(expanded.values())
 
 
@@ -202,11 +206,14 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
     for words, config, key in order:
         id = runs.run_id(config, found[key] | experiment.files(config))
         directory = Path(config["out"]) / id
-        with _named_errors(words), experiment.user_errors():
-            result = runs.read_result(directory)
-            if result is not None and not config["force"]:
+        try:
+            result, odd = runs.read_result(directory), ""
+        except ValueError as error:
+            result, odd = None, str(error)
+        if result is not None and not config["force"]:
+            with _named_errors(words), experiment.user_errors():
                 runs.clear_leftovers(directory)
-        planned.setdefault(id, Planned(id, words, config, directory, result, config_dir))
+        planned.setdefault(id, Planned(id, words, config, directory, result, config_dir, odd))
     return list(planned.values())
 
 

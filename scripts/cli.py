@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,8 +60,8 @@ class _Allow(argparse.Action):
 
 
 def fail(message: str, status: int = 2) -> int:
-    """Prints ``message`` to stderr and returns the exit status."""
-    print(message, file=sys.stderr)
+    """Prints ``message`` to stderr, in one line, and returns the exit status."""
+    print(" ".join(message.split("\n")), file=sys.stderr)
     return status
 
 
@@ -105,6 +106,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         sys.stderr.close()
         return 1
+    except KeyboardInterrupt:
+        return fail(f"dembench {name}: interrupted", status=130)
+    except Exception as error:
+        if os.environ.get("DEMBENCH_TRACEBACK"):
+            raise
+        from dembench.harness.errors import told
+
+        line, status = told(error)
+        return fail(f"dembench {name}: {line}", status)
 
 
 if __name__ == "__main__":

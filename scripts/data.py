@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench data: {name} is not fetched by this command; {get}")
     archive = ARCHIVES[name]
     to = args.to or Path(os.environ.get("DEMBENCH_DATA", "data")) / "data"
+    if to.exists() and not to.is_dir():
+        return fail(f"dembench data: --to: {to} is no folder")
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

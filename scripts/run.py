@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dembench.scripts.cli import Parser, fail
+
+if TYPE_CHECKING:
+    from dembench.harness.experiment import Prepared
 
 EXAMPLE = """examples:
   dembench run method=tent loss=adadem protocol=continual
@@ -41,10 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dembench.harness import experiment, progress
 
         prepared = experiment.prepare(cfg)
-        with progress.shown(cfg.progress, title(prepared.config)) as watch:
-            outcome = experiment.run(prepared, command=shlex.join(["dembench", "run", *argv]), watch=watch)
+        experiment.check_method(prepared)
+        command = shlex.join(["dembench", "run", *argv])
+        try:
+            with progress.shown(cfg.progress, title(prepared.config)) as watch:
+                outcome = experiment.run(prepared, command=command, watch=watch)
+        except (ConfigError, runs.RunBusy):
+            raise
+        except Exception as error:
+            if os.environ.get("DEMBENCH_TRACEBACK"):
+                raise
+            return fail(f"dembench run: {failure(error, command, prepared)}", status=1)
     except ConfigError as error:
-        return fail(f"dembench run: {error}")
+        return fail(f"dembench run: {error}", status=1 if type(error).__name__ == "DiskFull" else 2)
     except KeyboardInterrupt:
         text = "interrupted; rerun the command to resume (from the last checkpoint, if any)"
         return fail(f"dembench run: {text}", status=130)
@@ -58,6 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(summary(outcome.result), file=sys.stderr)
     print(outcome.path)
     return 0
+
+
+def failure(error: Exception, command: str, prepared: Prepared) -> str:
+    """One line on a run that failed on its way; its traceback is kept beside the runs, as a sweep does."""
+    from dembench.harness.errors import no_room, one_line
+    from dembench.harness.runs import write_atomic
+    from dembench.harness.sweeps import failure_note
+
+    if (full := no_room(error)) is not None:
+        return str(full)
+    note = failure_note(Path(prepared.config["out"]) / prepared.id)
+    text = f"the run {prepared.id} failed: {one_line(error)}"
+    try:
+        write_atomic(note, f"{command}\n\n{''.join(traceback.format_exception(error))}")
+    except OSError:
+        return f"{text}; DEMBENCH_TRACEBACK=1 shows its traceback"
+    return f"{text}; its traceback is in {note}"
 
 
 def summary(result: dict) -> str:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "dembench suite") -> int
     try:
         return run(args)
     except ConfigError as error:
-        return fail(f"{prog}: {error}")
+        return fail(f"{prog}: {error}", status=1 if type(error).__name__ == "DiskFull" else 2)
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise

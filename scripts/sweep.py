@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             until=None if args.until is None else read_until(args.until, args.max_seeds),
         )
     except ConfigError as error:
-        return fail(f"dembench sweep: {error}")
+        return fail(f"dembench sweep: {error}", status=1 if type(error).__name__ == "DiskFull" else 2)
     except KeyboardInterrupt:  # while it is planned
         return fail("dembench sweep: interrupted before the first run", status=130)
 
@@ -137,6 +137,10 @@ def run_planned(planned: Sequence[Planned], settings: Settings, dry_run: bool, r
     from dembench.harness.engines.execute import execute
     from dembench.harness.engines.view import State, shown
 
+    for run in planned:
+        if run.odd:
+            kept = "" if dry_run else "; it is set aside as result.json.odd, and the run runs again"
+            print(f"{run.odd.removesuffix('; remove it to run again')}{kept}", file=sys.stderr)
     missing = [run for run in planned if not run.done]
     times = sweeps.past_times(planned)
     labels = sweeps.labels(planned)
@@ -195,10 +199,19 @@ def dry_line(run: Planned, label: str, times: Times) -> str:
     return f"{run.id} {state:<7} {'?' if seconds is None else duration(seconds):>8}  {label}"
 
 
+def reason(path: Path) -> str:
+    """The last line of a traceback, or of what else is known of a failure."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace").partition("\n\nprinted:\n")[0]
+    except OSError:
+        return "the reason could not be written"
+    return ([line for line in text.split("\n") if line.strip()] or ["no reason given"])[-1][:200]
+
+
 def conclude(summary: Summary) -> int:
     """Says how a sweep ended; the exit status."""
     for id, path in summary.failed.items():
-        print(f"failed: {id}, see {path}", file=sys.stderr)
+        print(f"failed: {id}, see {path}: {reason(path)}", file=sys.stderr)
     again = f", {summary.retried} tried again" if summary.retried else ""
     counts = f"{summary.ran} run, {summary.found} done before, {len(summary.failed)} failed{again}"
     print(counts, file=sys.stderr)

@@ -66,7 +66,7 @@ class Histogram:
 class Flag:
     """Something that forbids averaging this run in silently."""
 
-    kind: Literal["collapse", "nan"]
+    kind: Literal["collapse", "nan", "unlearned"]
     slice: str
     message: str
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dembench.harness import runs
 from dembench.harness.engines.job import Engine, Progress
+from dembench.harness.errors import DiskFull, no_room
 from dembench.harness.sweeps import Planned, failure_note
 from dembench.tasks.common.files import write_atomic
 
@@ -42,14 +43,21 @@ def execute(
         retries: how often a run is tried again whose worker ended; it goes to the end of the queue.
         retry_errors: also retry runs that raised an exception.
         tell: called in this process as things happen.
+    Raises: DiskFull, once the workers are ended, where a run or the note on a failure could not be written.
     Returns: the summary; tracebacks lie in ``<out>/failed/<id>.txt``. On KeyboardInterrupt the workers are ended.
     """
+    for run in planned:
+        if run.odd:
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                runs.set_aside(run.directory)
     summary = Summary(found=sum(run.done for run in planned))
     todo = deque(run for run in planned if not run.done)
     attempts: Counter[str] = Counter()
     with contextlib.closing(engine.run(todo)) as events:  # ends the workers, wherever an interrupt finds us
         for progress in events:
             run = progress.run
+            if progress.kind == "full":
+                raise DiskFull(progress.message)
             if progress.kind in ("done", "found"):
                 progress = _with_result(progress)
             if progress.kind in ("failed", "lost"):
@@ -84,5 +92,8 @@ def _with_result(progress: Progress) -> Progress:
 def _record(progress: Progress, attempts: int) -> Path:
     path = failure_note(progress.run.directory)
     heading = progress.run.command if attempts == 1 else f"{progress.run.command}\n\nattempt {attempts}, the last"
-    write_atomic(path, f"{heading}\n\n{progress.message.rstrip()}\n")
+    try:
+        write_atomic(path, f"{heading}\n\n{progress.message.rstrip()}\n")
+    except OSError as error:
+        raise no_room(error) or error from None
     return path

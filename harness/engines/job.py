@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from dembench.harness import experiment, runs
+from dembench.harness import errors, experiment, runs
 from dembench.harness.compose import Words, compose
 from dembench.harness.sweeps import Planned
 from dembench.tasks.base import Event, Point, Scalars
@@ -18,7 +18,7 @@ from dembench.tasks.base import Event, Point, Scalars
 REPORT_SECONDS = 0.2  # how often a run tells how far it is
 RETRY_SECONDS = 2.0  # how often a run that another process is writing is looked at
 
-Kind = Literal["start", "step", "busy", "done", "found", "failed", "lost", "again"]
+Kind = Literal["start", "step", "busy", "done", "found", "failed", "lost", "again", "full"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Progress:
 
     Kinds: "start"; "step", ``step`` of ``total`` points while it runs; "busy", another process is writing it, it is
     looked at again later; "done", computed now; "found", another process had computed it; "failed", it raised;
-    "lost", its worker ended without a word; "again", it failed or was lost and is tried once more.
+    "lost", its worker ended without a word; "again", it failed or was lost and is tried once more; "full", nothing
+    can be written any more.
     """
 
     kind: Kind
@@ -78,8 +79,9 @@ def attempt(job: Job, watch: experiment.Watcher) -> tuple[Kind, str]:
         return "busy", ""
     except ConnectionError:
         raise
-    except Exception:  # whatever it was, it is recorded and the next run starts
-        return "failed", traceback.format_exc()
+    except Exception as error:  # whatever it was, it is recorded and the next run starts
+        full = errors.no_room(error)
+        return ("failed", traceback.format_exc()) if full is None else ("full", str(full))
 
 
 def perform(job: Job, watch: experiment.Watcher) -> bool:

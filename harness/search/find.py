@@ -183,6 +183,8 @@ def check_task(cfg: Any) -> None:
     task = locate(cfg.task["_target_"], "task")
     if getattr(task, "splits", None) is None:
         raise ConfigError(f"the task {cfg.choices.task} does not support part=search")
+    if not getattr(locate(cfg.method["_target_"], "method"), "uses_loss", True):
+        raise ConfigError(f"method={cfg.choices.method} lowers no loss, so there is no (tau, alpha) to search for")
 
 
 def _optuna() -> dict[str, str]:

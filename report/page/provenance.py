@@ -25,7 +25,8 @@ def facts(found: Collection, blocks: list[Block]) -> list[tuple[str, str]]:
     counts = Counter(run.status for run in runs)
     flagged = [f"{counts['collapse']} collapsed"] if counts["collapse"] else []
     flagged += [f"{counts['nan']} with NaN"] if counts["nan"] else []
-    other = sum(n for status, n in counts.items() if status not in ("ok", "collapse", "nan"))
+    flagged += [f"{counts['unlearned']} that learned nothing"] if counts["unlearned"] else []
+    other = sum(n for status, n in counts.items() if status not in ("ok", "collapse", "nan", "unlearned"))
     flagged += [f"{other} of unknown status"] if other else []
     asides = [f"{len(found.unfinished)} unfinished"] if found.unfinished else []
     asides += [f"{len(found.unreadable)} unreadable"] if found.unreadable else []

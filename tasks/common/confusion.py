@@ -47,8 +47,9 @@ class Confusion:
         return float(self.counts.diagonal().sum().double() / self.counts.sum().clamp(min=1))
 
     def macro(self) -> dict[str, float]:
-        """Means over classes; macro F1 is the mean of the F1s, not the F1 of the means."""
-        return {name: float(values.mean()) for name, values in self.per_class().items()}
+        """Means over the classes with labels; macro F1 is the mean of the F1s, not the F1 of the means."""
+        shown = self.label_counts > 0
+        return {name: float(values[shown].mean()) for name, values in self.per_class().items()}
 
     def geometric_mean(self) -> float:
         """Of the recalls: 0 as soon as one class is never found."""

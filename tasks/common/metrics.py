@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from dembench.tasks.base import Histogram, Row
+from dembench.tasks.base import Flag, Histogram, Note, Row
 from dembench.tasks.common.confusion import Confusion
 
 BINS = 15  # calibration bins, as in Guo et al. 2017
 COLLAPSE_PREDICTED = 0.9
 COLLAPSE_LABEL = 0.5
 COLLAPSE_SAMPLES = 10
+CERTAIN = 1 - 1e-6  # mean confidence, of float32
 
 
 class StreamMetrics:
@@ -96,6 +98,21 @@ class StreamMetrics:
         predicted, label = self._counts.tolist()
         return Histogram(slice, tuple(predicted), tuple(label))
 
+    def collapse(self, slice: str) -> Iterator[Flag]:
+        """One Flag where ``is_collapsed``, or where the model is certain of all and right no more than by chance: as
+        often as 1 / C, and two standard deviations of that."""
+        histogram, place = self.histogram(slice), "" if slice == "mean" else f" in {slice}"
+        chance = 1 / self.num_classes
+        spread = 2 * math.sqrt(chance * (1 - chance) / max(self.n, 1))
+        if is_collapsed(histogram.predicted, histogram.label):
+            share = max(histogram.predicted) / self.n
+            yield Flag("collapse", slice, f"one class takes {share:.0%} of the predictions{place}")
+        elif self.n >= COLLAPSE_SAMPLES:
+            confidence, correct = (self._bins[1:].sum(1) / self.n).tolist()
+            if confidence >= CERTAIN and correct <= chance + spread:
+                text = f"certain of every prediction, and {correct:.0%} right, which is chance{place}"
+                yield Flag("collapse", slice, text)
+
 
 class ClassMetrics(StreamMetrics):
     """Also numbers in which each class counts alike, for streams whose classes are out of balance."""
@@ -116,13 +133,25 @@ class ClassMetrics(StreamMetrics):
         """
         found = super().rows(slice)
         macro, bias = self.confusion.macro(), self.confusion.bias()
+        kl = [Row(slice, "bias_kl", bias["kl"], "nats", self.n)] * math.isfinite(bias["kl"])
         return [
             *found,
             Row(slice, "f1", macro["f1"], "fraction", self.n),
             Row(slice, "recall", macro["recall"], "fraction", self.n),
-            Row(slice, "bias_kl", bias["kl"], "nats", self.n),
+            *kl,  # not where a class that no sample has is predicted
             Row(slice, "bias_tv", bias["tv"], "fraction", self.n),
         ]
+
+
+def undefined(names: Sequence[str], label_counts: Sequence[int]) -> Iterator[Note]:
+    """One Note where no test sample shows some of the classes, whose own numbers are then left out."""
+    if absent := [name for name, count in zip(names, label_counts, strict=True) if not count]:
+        told = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+        rest = len(names) - len(absent)
+        text = (
+            f"no test sample shows {told}: what is undefined there is left out, and means over classes are over those "
+        )
+        yield Note("undefined", f"{text}with a value ({rest} of {len(names)} are shown)")
 
 
 def is_collapsed(predicted_counts: Sequence[int], label_counts: Sequence[int]) -> bool:

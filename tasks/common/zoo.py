@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dembench.lookup import lookup
 from dembench.tasks.common.cache import file_hash
-from dembench.tasks.common.tensors import load_checkpoint
+from dembench.tasks.common.weights import read_state
 
 MULTI_HEAD = ("googlenet", "inception_v3")  # in training mode, where batch statistics live, they return several heads
 UNTRAINED = "untrained"
@@ -139,16 +139,6 @@ def existing(weights: str | Path) -> Path:
     return path
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, ``module.`` removed; ValueError where there is none."""
-    state = load_checkpoint(path)
-    if isinstance(state, dict):
-        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict: expected names with tensors, or those under 'state_dict'")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
 def load(net: nn.Module, state: dict[str, Tensor], origin: object) -> None:
     """Loads every tensor or raises ValueError; only BatchNorm's batch counter may be absent, old files lack it."""
     try:
@@ -161,6 +151,7 @@ def load(net: nn.Module, state: dict[str, Tensor], origin: object) -> None:
     if missing or wrong.unexpected_keys:
         lacks, has = ", ".join(missing[:3]) or "nothing", ", ".join(wrong.unexpected_keys[:3]) or "nothing"
         raise ValueError(f"{origin} does not fit the model: it lacks {lacks} and has {has} that the model has not")
+    net.weights_note = getattr(state, "note", "")
 
 
 def _download(weights: Any) -> dict[str, Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dembench.tasks.base import Histogram, Row
+from dembench.tasks.base import Flag, Histogram, Row
 from dembench.tasks.common.metrics import StreamMetrics
 
 AVERAGED = ("accuracy", "top5", "ece", "entropy", "agreement", "gained", "lost")
@@ -78,6 +78,9 @@ class PromptMetrics:
     def counts(self) -> Counts:
         gained, lost = self._sums[2:].tolist()
         return Counts(gained, lost, self._stream.n)
+
+    def collapse(self, slice: str) -> Iterator[Flag]:
+        return self._stream.collapse(slice)
 
     def histogram(self, slice: str) -> Histogram:
         return self._stream.histogram(slice)

@@ -20,7 +20,6 @@ from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Note, Point
 from dembench.tasks.common.criteria import Criteria
 from dembench.tasks.common.criteria import mean_rows as criteria_rows
-from dembench.tasks.common.metrics import is_collapsed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.prompt.clip import Clip
 from dembench.tasks.prompt.data import ImageSet, SetsPart
@@ -61,6 +60,9 @@ class Protocol:
     def __post_init__(self) -> None:
         if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 1:
             raise ValueError(f"protocol: expected a whole block_size >= 1, got {self.block_size!r}")
+        if self.template is not None and self.template.count("{}") != 1:
+            got = f"got {self.template!r}"
+            raise ValueError(f"protocol: expected a template with one {{}}, such as 'a photo of a {{}}.', {got}")
         if self.encoding not in ENCODINGS:
             raise ValueError(f"protocol: unknown encoding {self.encoding!r}; valid: {', '.join(ENCODINGS)}")
 
@@ -202,9 +204,7 @@ def _judge(metrics: PromptMetrics, rows: list[Any], name: str) -> Iterator[Event
     yield histogram
     if any(row.metric == "entropy" and not math.isfinite(row.value) for row in rows):
         yield Flag("nan", name, f"a logit is not finite in {name}")
-    if is_collapsed(histogram.predicted, histogram.label):
-        share = max(histogram.predicted) / sum(histogram.predicted)
-        yield Flag("collapse", name, f"one class takes {share:.0%} of the predictions in {name}")
+    yield from metrics.collapse(name)
 
 
 def _cost(sets: dict[str, dict[str, float]], device: torch.device) -> bytes:

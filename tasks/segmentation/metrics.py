@@ -119,6 +119,7 @@ class SegMetrics:
 
     def rows(self) -> list[Row]:
         """Slice "mean" over all pixels and classes, and a slice per class with as many pixels as are labelled so.
+        What is undefined, such as the recall of a class that no pixel shows, has no row and is in no mean.
 
         Metrics iou, iou_tail, recall, pixel_accuracy (fractions), entropy (nats a pixel), entropy_share (of log C).
         """
@@ -134,7 +135,7 @@ class SegMetrics:
         for c, (name, pixels) in enumerate(zip(self.classes, self.label_counts, strict=True)):
             found.append(Row(name, "iou", float(scores["IoU"][c]), "fraction", pixels))
             found.append(Row(name, "recall", float(scores["Acc"][c]), "fraction", pixels))
-        return found
+        return [row for row in found if not math.isnan(row.value) or (row.metric.startswith("entropy") and n)]
 
 
 def _mean(values: np.ndarray, of: Sequence[int]) -> float:

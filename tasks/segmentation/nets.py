@@ -160,7 +160,7 @@ class NetMaker:
         elif self.ceil_mode:
             segmentor.backbone.maxpool.ceil_mode = True
         if self.weights is not None:
-            load_weights(self.weights, segmentor)
+            self.weights_note = load_weights(self.weights, segmentor)
         return Network(segmentor, preprocessor)
 
 

@@ -48,6 +48,8 @@ class Street(PooledPair):
         seed: int = 0,
         validation: bool = False,
     ) -> None:
+        if len(size) != 2:
+            raise ValueError(f"street: expected data.size as height and width, got {list(size)}")
         height, width = size
         if min(size) < 32:
             raise ValueError(f"street: expected a size of 32 pixels or more, got {height}x{width}")

@@ -15,7 +15,7 @@ from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.criteria import Criteria, mean_rows
 from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.keep import kept, put
-from dembench.tasks.common.metrics import is_collapsed
+from dembench.tasks.common.metrics import CERTAIN, is_collapsed, undefined
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import check_devices, launch
 from dembench.tasks.segmentation.data import TestPart
@@ -138,6 +138,8 @@ class Segmentation:
         predicted, label = metrics.predicted_counts, metrics.label_counts
         yield Histogram("mean", tuple(predicted), tuple(label))
         yield from collapse_flags(predicted, label)
+        yield from chance_flags({row.metric: row.value for row in metrics.rows() if row.slice == "mean"}, len(label))
+        yield from undefined(self.data.classes, label)
         if not metrics.finite:
             yield Flag("nan", "mean", "a logit is not finite")
         yield from pictures.artifacts()
@@ -173,6 +175,13 @@ def collapse_flags(predicted: list[int], label: list[int]) -> Iterator[Flag]:
         yield Flag("collapse", "mean", f"one class takes {max(predicted) / sum(predicted):.0%} of the pixels")
     elif few < FEW * many:
         text = f"predictions are of {few:.1f} effective classes, labels of {many:.1f}"
+        yield Flag("collapse", "mean", text)
+
+
+def chance_flags(means: dict[str, float], classes: int) -> Iterator[Flag]:
+    """One Flag where the network is certain of every pixel and right no more often than by chance."""
+    if means.get("entropy", 1) <= 1 - CERTAIN and means["pixel_accuracy"] <= 1 / classes:
+        text = f"certain of every pixel, and {means['pixel_accuracy']:.0%} right, which is chance"
         yield Flag("collapse", "mean", text)
 
 

@@ -7,22 +7,23 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dembench.tasks.common.tensors import load_checkpoint
+from dembench.tasks.common.weights import read_state
 
 OURS = ("backbone", "decode_head", "auxiliary_head", "neck")
 RESNET = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "layer5", "layer6", "fc", "stem")
 HEADS = {"layer5": "auxiliary_head", "layer6": "decode_head"}  # of ADVENT's ResNetMulti
 
 
-def load_weights(path: Path, segmentor: nn.Module) -> None:
-    """Puts the weights of a file into an EncoderDecoder.
+def load_weights(path: Path, segmentor: nn.Module) -> str:
+    """Puts the weights of a file into an EncoderDecoder; returns what was taken off around them, see ``State``.
 
     The file holds a state dict, bare or as ``state_dict``, of: a ResNet of torchvision, or ADVENT's ImageNet file (the
     backbone alone; heads stay as they are); a network that ADVENT trained; an EncoderDecoder.
 
     Raises: ValueError where the file is no state dict that torch loads safely, or does not fit, with the first names.
     """
-    state = renamed(read_state(path))
+    found = read_state(path, "model.weights: ")
+    state = renamed(found)
     own = segmentor.state_dict()
     prefixes = {name.split(".")[0] for name in state}
     wanted = {name for name in own if name.split(".")[0] in prefixes and not name.endswith("num_batches_tracked")}
@@ -34,23 +35,7 @@ def load_weights(path: Path, segmentor: nn.Module) -> None:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ValueError(f"model.weights: {path} does not fit the network: it {what} {shown}")
     segmentor.load_state_dict(state, strict=False)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by name.
-
-    Raises: ValueError where torch refuses it under ``weights_only=True``, or it holds no tensors by name.
-    """
-    try:
-        found = load_checkpoint(path)
-    except ValueError as error:
-        raise ValueError(f"model.weights: {error}; save the state dict of tensors alone and give that file") from error
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()) or not found:
-        raise ValueError(f"model.weights: {path} holds no state dict")
-    return dict(found)
+    return found.note
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dembench.lookup import lookup
 from dembench.tasks.common import zoo
 from dembench.tasks.common.cache import file_hash
+from dembench.tasks.common.weights import read_state
 
 
 class NetMaker:
@@ -96,11 +97,12 @@ def vit(arch: str, weights: str | Path | None, head: Literal["timm", "usb"] = "t
             f"weights: no file {path}; get it from release v.0.0.0 of microsoft/Semi-supervised-learning on GitHub "
             "(dembench list names the file), or give model.weights=null for an untrained network"
         )
-    state = zoo.read_state(path)
+    state = read_state(path)
     with torch.device("meta"):
         expected = build(num_classes=1)
-    state = fit_state(state, expected, str(path))
-    return NetMaker(partial(_loaded, build, state), file_hash(path))
+    maker = NetMaker(partial(_loaded, build, fit_state(state, expected, str(path))), file_hash(path))
+    maker.weights_note = state.note
+    return maker
 
 
 def backbone(

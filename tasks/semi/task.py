@@ -16,7 +16,7 @@ from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.criteria import Criteria, mean_rows
 from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.keep import kept, put
-from dembench.tasks.common.metrics import StreamMetrics, is_collapsed
+from dembench.tasks.common.metrics import StreamMetrics, undefined
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import Values, check_devices, launch
 from dembench.tasks.semi.data import SearchPart, describe
@@ -164,15 +164,16 @@ class SemiSupervised:
         counts = confusion.label_counts.tolist()
         per_class = {name: values.tolist() for name, values in confusion.per_class().items()}
         for c, name in enumerate(self.data.class_names):
-            yield Row(name, "accuracy", per_class["recall"][c], "fraction", counts[c])  # the same, among one class
-            for metric, values in per_class.items():
-                yield Row(name, metric, values[c], "fraction", counts[c])
+            if counts[c]:
+                yield Row(name, "accuracy", per_class["recall"][c], "fraction", counts[c])  # the same, among one class
+                for metric, values in per_class.items():
+                    yield Row(name, metric, values[c], "fraction", counts[c])
+        yield from undefined(self.data.class_names, counts)
         predicted, label = confusion.predicted_counts.tolist(), counts
         yield Histogram("mean", tuple(predicted), tuple(label))
         if any(row.metric == "nll" and not math.isfinite(row.value) for row in metrics.rows("mean")):
             yield Flag("nan", "mean", "a logit is not finite")
-        if is_collapsed(predicted, label):
-            yield Flag("collapse", "mean", f"one class takes {max(predicted) / n:.0%} of the predictions")
+        yield from metrics.collapse("mean")
 
 
 def probe(model: NetMaker, num_classes: int, size: tuple[int, int]) -> nn.Module:

@@ -17,6 +17,7 @@ from dembench.tasks.common.cifar_nets import CIFARResNeXt, WideResNet
 from dembench.tasks.common.digits import digits_convnet, digits_transformer
 from dembench.tasks.common.digits_nets import CIFARResNet, Normalized
 from dembench.tasks.common.images import Preprocess, of_timm, of_torchvision
+from dembench.tasks.common.weights import read_state
 
 __all__ = [
     "cifar_resnet",
@@ -36,8 +37,8 @@ def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes
     """A CIFAR-10 residual network of depth 20, 32, 44 or 56, inputs (N, 3, 32, 32).
 
     Args:
-        weights: a checkpoint, a state dict or a dictionary that holds one as ``state_dict``; ``module.`` before names
-            is dropped. None is the random initialisation by torch's global generator.
+        weights: a checkpoint, see ``tasks.common.weights``. None is the random initialisation by torch's global
+            generator.
     Raises: ValueError for another depth and for a file that holds something else; FileNotFoundError.
     Source: He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2.
     """
@@ -48,7 +49,7 @@ def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes
         net = CIFARResNet(depth, num_classes)
         return _finish(net, IMAGENET_MEAN, IMAGENET_STD, num_classes, "untrained")
     path = zoo.existing(weights)
-    state = zoo.read_state(path)
+    state = read_state(path)
     found = 2 + 6 * len({key.split(".")[1] for key in state if key.startswith("layer1.")})
     if "linear.weight" not in state or found == 2:
         raise ValueError(f"{path} holds no CIFAR ResNet: its first names are {', '.join(list(state)[:4])}")
@@ -72,7 +73,7 @@ def wide_resnet(
     """A wide residual network for 32x32 images, such as WRN-28-10 and WRN-40-2, of a checkpoint as RobustBench has.
 
     Args:
-        weights: as for ``cifar_resnet``; ``model.`` before names is dropped, too.
+        weights: as for ``cifar_resnet``.
         mean, std: the normalisation that the weights were trained with; where the file has its own, as ``mu`` and
             ``sigma``, that is taken.
     Raises: as ``cifar_resnet``.
@@ -109,8 +110,9 @@ def _with_checkpoint(
     if weights is None:
         return _finish(net, tuple(mean), tuple(std), num_classes, "untrained")
     path = zoo.existing(weights)
-    state = {key.removeprefix("model."): value for key, value in zoo.read_state(path).items()}
-    state = {key: value for key, value in state.items() if not key.startswith("sub_block1.")}  # never used by anyone
+    state = read_state(path)
+    for key in [key for key in state if key.startswith("sub_block1.")]:  # never used by anyone
+        del state[key]
     if "mu" in state and "sigma" in state:
         mean, std = state.pop("mu").flatten().tolist(), state.pop("sigma").flatten().tolist()
     if f"{head}.weight" not in state:

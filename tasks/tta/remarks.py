@@ -36,8 +36,10 @@ def remarks(method: Any, x: Tensor, *, smallest: int, fresh: bool, window: int |
         return
     if isinstance(method, Norm) and not any(map(_is_batch_norm, model.modules())):
         yield Note("statistics", "the model has no BatchNorm: NORM has nothing to exchange and predicts as Source")
+    if smallest == 1 and isinstance(method, Norm) and method.looks_at_batch and method.layers:
+        _check_one_image(model, x[:1], method.layers)
     if smallest == 1 and any(map(_uses_batch, model.modules())):
-        _check_one_image(model, x[:1])
+        _check_one_image(model, x[:1], [layer for layer in model.modules() if _uses_batch(layer)])
         if window is None:
             yield Note("batch", "batches of a single image: BatchNorm normalises by the statistics of one image")
         else:
@@ -54,15 +56,24 @@ def _uses_batch(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _check_one_image(model: nn.Module, x: Tensor) -> None:
+def _check_one_image(model: nn.Module, x: Tensor, layers: list[nn.Module]) -> None:
+    """Raises ConfigError where one of the layers is shown a single value per channel of one image."""
+    seen: list[bool] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel() == args[0].shape[1]))
+             for layer in layers]  # fmt: skip
     try:
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             deepcopy(model)(x)
     except ValueError as error:
         if ALONE not in str(error):
             raise
+        seen.append(True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if any(seen):
         raise ConfigError(
             f"a batch of one image of {x.shape[2]}x{x.shape[3]} leaves a BatchNorm of the model a single value per "
             "channel, which has no variance; choose protocol.batch_size and data.num_images so that every batch has "
             "two or more images, or a method that keeps the source statistics"
-        ) from error
+        )

@@ -20,7 +20,7 @@ from dembench.tasks.common.criteria import mean_rows as criteria_rows
 from dembench.tasks.common.devices import send
 from dembench.tasks.common.digits_nets import keep_classes
 from dembench.tasks.common.keep import kept, put
-from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics, is_collapsed
+from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.tta.data import DomainsPart, LongTailedDomains, size_of
 from dembench.tasks.tta.remarks import remarks
@@ -186,6 +186,7 @@ class CorruptionTTA:
                 yield from found
                 yield from _judge(metrics, found, domain.name)
         yield from mean_rows(rows)
+        yield from _partly(rows)
         yield from criteria_rows(streams)
 
     def _copy(self, method: Any, x: Tensor) -> Tensor:
@@ -311,13 +312,23 @@ def _joined(images: Sequence[Any]) -> Any:
 
 
 def mean_rows(rows: Sequence[Row]) -> list[Row]:
-    """The plain mean over slices of each metric, in the order of first appearance; a NaN stays a NaN."""
+    """The plain mean of each metric over the slices that have it, in the order of first appearance; a NaN stays one."""
     means = []
     for metric in dict.fromkeys(row.metric for row in rows):
         same = [row for row in rows if row.metric == metric]
         value = sum(row.value for row in same) / len(same)
         means.append(Row("mean", metric, value, same[0].unit, sum(row.n for row in same)))
     return means
+
+
+def _partly(rows: Sequence[Row]) -> Iterator[Note]:
+    """Notes on the metrics that some slices have and others have not."""
+    slices = dict.fromkeys(row.slice for row in rows)
+    for metric in dict.fromkeys(row.metric for row in rows):
+        have = {row.slice for row in rows if row.metric == metric}
+        if lacking := [name for name in slices if name not in have]:
+            text = f"{metric} is undefined in {', '.join(lacking)}: a class that no image there shows was predicted"
+            yield Note("undefined", f"{text}; its mean is over {len(have)} of {len(slices)} slices")
 
 
 @torch.no_grad()
@@ -340,6 +351,4 @@ def _judge(metrics: StreamMetrics, rows: Sequence[Row], name: str) -> Iterator[E
     yield histogram
     if any(row.metric == "nll" and not math.isfinite(row.value) for row in rows):
         yield Flag("nan", name, f"a logit is not finite in {name}")
-    if is_collapsed(histogram.predicted, histogram.label):
-        share = max(histogram.predicted) / sum(histogram.predicted)
-        yield Flag("collapse", name, f"one class takes {share:.0%} of the predictions in {name}")
+    yield from metrics.collapse(name)

@@ -306,12 +306,12 @@ class Ten(Base):  # which takes ten classes only, and says so where it is used
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["loss=em", "+loss.reduction=mean"], r"\(3,\) for logits \(3, 5\), got \(\) of torch.float32"),
-        (["loss=dem", "+loss.reduction=sum"], r"got \(\) of torch.float32"),
-        (["loss=adadem", "+loss.reduction=mean"], r"got \(\) of torch.float32"),
-        (["loss=scalar"], r"got \(\) of torch.float32"),
-        (["loss=perclass"], r"got \(3, 5\) of torch.float32"),
-        (["loss=whole"], r"got \(3,\) of torch.int64"),
+        (["loss=em", "+loss.reduction=mean"], r"\(3,\) for logits \(3, 5\), got \(\) torch.float32"),
+        (["loss=dem", "+loss.reduction=sum"], r"got \(\) torch.float32"),
+        (["loss=adadem", "+loss.reduction=mean"], r"got \(\) torch.float32"),
+        (["loss=scalar"], r"got \(\) torch.float32"),
+        (["loss=perclass"], r"got \(3, 5\) torch.float32"),
+        (["loss=whole"], r"got \(3,\) torch.int64"),
         (["loss=number"], "got float"),
     ],
 )
@@ -323,9 +323,9 @@ def test_a_loss_gives_a_number_per_sample(words: list[str], message: str, tmp_pa
     for name in ("PerClass", "Scalar", "Whole", "Number", "Ten"):
         (folder / "loss" / f"{name.lower()}.yaml").write_text(f"_target_: {module}.{name}\n")
     for task in ([], ["task=semi", "method=ent_min"]):
-        with pytest.raises(ConfigError, match=f"^loss: expected a number per sample.*{message}"):
+        with pytest.raises(ConfigError, match=f"^loss: expected a floating value a sample.*{message}"):
             experiment.prepare(compose([*task, *words, f"out={tmp_path / 'runs'}"], folder))
-    with pytest.raises(ConfigError, match="loss: expected a number per sample"):
+    with pytest.raises(ConfigError, match="loss: expected a floating value a sample"):
         sweeps.plan([{"loss": words[0][5:], **dict(word.split("=") for word in words[1:])}], folder)
     assert experiment.prepare(compose(["loss=ten"], folder)).id
 

@@ -14,6 +14,8 @@ from dembench.tasks.prompt.text import Prompts
 class ZeroShot(PromptMethod):
     """Nothing adapts. Arguments as in ``PromptMethod``."""
 
+    uses_loss = False
+
     def __init__(
         self, prompts: Prompts, loss: Any = None, *, context: Context | None = None, shots: Shots | None = None
     ):

@@ -19,6 +19,7 @@ class SourceOnly(UDAMethod):
     """
 
     name = "source_only"
+    uses_loss = False
 
     def __init__(self, loss: Any = None, *, target_statistics: bool = False, **settings: Any):
         super().__init__(**settings)

@@ -11,6 +11,7 @@ class Supervised(SemiMethod):
     """Cross entropy. ``loss`` is taken, so that a grid needs no exceptions, and is not used."""
 
     name = "supervised"
+    uses_loss = False
     views: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, loss: Any = None, *, num_classes: int = 0) -> None:

@@ -45,12 +45,14 @@ class TTAMethod:
         last_loss: what the latest batch's update lowered, on the device; None where nothing is optimised.
         adapted: what learns, by name. frozen: normalisation layers that a rule keeps as they are.
         in_model: whether all that adapts is in the model's parameters and buffers, so that ``save=last`` keeps it.
+        uses_loss: whether the loss has any part in what is predicted.
         source_images: how many clean images it must be shown by ``see_source`` before the first batch.
     """
 
     presets: tuple[str, ...] = ("official", "mariodoebler")
     source_images = 0
     in_model = True
+    uses_loss = True
 
     def __init__(self, model: nn.Module, loss: Any = None, *, preset: Preset = "official"):
         lookup(preset, self.presets, f"{type(self).__name__.lower()} preset")

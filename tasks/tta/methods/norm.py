@@ -28,6 +28,8 @@ class Norm(TTAMethod):
     Raises: ValueError for other statistics, an alpha outside 0..1, or "mixed" and "ema" without running statistics.
     """
 
+    uses_loss = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -54,6 +56,11 @@ class Norm(TTAMethod):
             for layer in self.layers:
                 source = (layer.running_mean.clone(), layer.running_var.clone())
                 layer.register_forward_pre_hook(lambda layer, args, source=source: self._mix(layer, args[0], *source))
+
+    @property
+    def looks_at_batch(self) -> bool:
+        """Whether ``layers`` take statistics of a batch in, beside their own."""
+        return self.statistics == "ema" or (self.statistics == "mixed" and self.alpha > 0)
 
     def predict(self, x: Tensor) -> Tensor:
         if self.statistics == "ema":

@@ -33,6 +33,8 @@ class T3A(TTAMethod):
     labels: Tensor
     entropies: Tensor
 
+    uses_loss = False
+
     def __init__(self, model: nn.Module, loss: Any = None, *, keep: int = 100, preset: Preset = "official"):
         if keep != -1 and keep < 1:
             raise ValueError(f"t3a: expected keep >= 1, or -1 for all, got {keep}")

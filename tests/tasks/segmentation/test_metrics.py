@@ -49,7 +49,7 @@ def test_scores_are_those_of_one_confusion_matrix_over_all_pixels(scored):
     assert rows["mean", "iou_13"].value == pytest.approx((iou[0] + iou[3]) / 2)
     assert rows["mean", "pixel_accuracy"].value == pytest.approx(accuracy_score(y, z.argmax(1)))
     assert rows["mean", "recall"].value == pytest.approx(recall_score(y, z.argmax(1), average="macro"))
-    assert math.isnan(rows["never", "iou"].value)
+    assert not {("never", "iou"), ("never", "recall")} & rows.keys()
     assert metrics.predicted_counts == np.bincount(z.argmax(1), minlength=5).tolist()
     assert metrics.label_counts == np.bincount(y, minlength=5).tolist()
     assert metrics.finite

@@ -195,7 +195,7 @@ def test_errors_come_before_any_work(tmp_path: Path) -> None:
         "model.weights: no file": ["model.weights=/none.pth"],
         "model.config_file: no file": ["model=mmseg_config", "model.config_file=/none.py"],
         "unknown model.depth '19'": ["model.depth=19"],
-        "expected iterations >= 1": ["protocol.iterations=0"],
+        "protocol.iterations: expected an integer >= 1": ["protocol.iterations=0"],
         "unknown method.unit 'watts'": ["method.unit=watts"],
     }
     for reason, wrong in cases.items():

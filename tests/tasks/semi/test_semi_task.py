@@ -122,7 +122,7 @@ def test_missing_images_are_named_before_any_work(tmp_path: Path) -> None:
     (["protocol=usb"], "layer_decay=0.5: ConvNet has no blocks"),
     (["model=vit_tiny_patch2_32", "model.weights=null"], "model: no network for images of 16 x 16 .*32"),
     (["data.labels_per_class=null", "data.include_labelled=false"], "ent_min needs unlabelled samples"),
-    (["method.loss_weight=-1"], "loss_weight >= 0"),
+    (["method.loss_weight=-1"], "loss_weight: expected a number >= 0"),
 ])  # fmt: skip
 def test_what_cannot_run_is_refused_before_there_is_a_run(words: list[str], message: str, tmp_path: Path) -> None:
     if "vit" in words[0]:  # of timm
