@@ -22,8 +22,24 @@ LARGEST = 64_000_000  # bytes of a file that is read
 DEEPEST = 40  # containers inside each other
 RUN_ID = re.compile("[0-9a-f]{12}")
 PLAIN = object()  # whatever JSON can hold, with finite numbers
-VERSION = 1  # of the two schemas below
+VERSION = 1  # of the schemas of whole files below
 
+TUNING: dict[Any, Any] = {  # what a run at chosen settings tells of the choice
+    "id": str,
+    "keys": [str],
+    "space": [{"key": str, "low": float, "high": float, "log": bool, "whole": bool}],
+    "preset": {str: float},
+    "metric": str,
+    "subset": {"share": float, "seed": int, "samples": int, "text": str},
+    "settings": {"trials": int, "run_seeds": [int], str: PLAIN},
+    "cost": {str: float},
+    "trials": [
+        {"number": int, "values": {str: float}, "status": str, "seeds": {str: {str: (float, None)}}},
+    ],
+    "choices": {str: {"trial": int, "values": {str: float}}},
+    "fingerprints": {str: str},
+    "command": str,
+}
 RESULT: dict[Any, Any] = {  # result.json of a run
     "schema": int,
     "id": str,
@@ -40,6 +56,7 @@ RESULT: dict[Any, Any] = {  # result.json of a run
     "config": {"choices": {str: (str, None)}, str: PLAIN},
     "fingerprints?": {str: str},
     "search?": {str: PLAIN},
+    "tuned?": {"by": str, "values": {str: float}, **TUNING},
     "environment?": {str: PLAIN},
     "started?": str,
     "finished?": str,
@@ -79,6 +96,17 @@ SEARCH: dict[Any, Any] = {  # search.json of a search for DEM*
     "finished": str,
     "command": str,
 }
+TUNE: dict[Any, Any] = {  # tune.json of a tuning
+    "schema": int,
+    **dict.fromkeys(("task", "method", "loss"), str),
+    **dict.fromkeys(("model", "data", "protocol"), (str, None)),
+    **TUNING,
+    "better": str,
+    "absent": {str: str},
+    "identity": {str: PLAIN},
+    "environment": {str: PLAIN},
+    "finished": str,
+}
 
 
 def read_plain(path: Path, most: int = LARGEST) -> bytes:
@@ -115,7 +143,7 @@ def parse(text: str, schema: Any) -> Any:
         raise ValueError(f"not valid JSON ({error})") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if schema in (RESULT, SEARCH) and (not isinstance(value, dict) or value.get("schema") != VERSION):
+    if schema in (RESULT, SEARCH, TUNE) and (not isinstance(value, dict) or value.get("schema") != VERSION):
         raise ValueError(f"expected a record of schema {VERSION}; this is none, or one of another version")
     check(value, schema)
     return value

@@ -47,6 +47,7 @@ from ._kernels import (
     transformed,
     wants_gradient,
     weigh,
+    widen,
 )
 from ._rows import Rows, Table, slots_with, with_room
 
@@ -394,8 +395,9 @@ def _look(
             c = centre(zb, m, skipped)
             p = probabilities(c, skipped)
         else:
-            m = maximum(zb)
-            c = centre(zb, m, skipped, spare)
+            wide = widen(zb, spare)
+            m = maximum(wide)
+            c = centre(wide, m, skipped, spare)
             p = probabilities(c, skipped, room=cut(room, block))
             address = _search(c, ranks, index, spare) if table is not None else m
         if table is not None and momentum is not None and not together:
@@ -435,7 +437,7 @@ def _calibrate(
     """The second look at a block: value and delta, and minus delta times the gradient, which goes to ``target``."""
     spare, other = scratch.like(z)
     m, p = look.m, look.p
-    c = look.c if look.c is not None else centre(z, m, skip, spare)
+    c = look.c if look.c is not None else centre(widen(z, spare), m, skip, spare)
     weighted, u, masked = weigh(torch.mul(c, p, out=other), p)
     slope = None
     if options.norm and options.mec != (options.norm_of == "cadf"):

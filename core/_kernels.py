@@ -27,6 +27,7 @@ from torch.autograd import forward_ad
 
 TRITON = () if os.environ.get("DEMBENCH_TRITON") == "0" else ("cuda",)  # devices whose tensors go to ``_triton``
 BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
+_TOGETHER = 8  # blocks in one where several threads meet after each operation, for which a busy machine lets them wait
 _FEW = 40  # positions
 _SHORT_ROW = 16  # classes: sums over so few elements next to each other are slow on a CPU
 
@@ -109,12 +110,14 @@ def blocks_of(z: Tensor) -> list[Block]:
     """Splits the positions of z, (M, C) or (N, C, S), into slices of the first and of the last axis."""
     if z.numel() <= BLOCK or not eager_cpu(z):
         return [WHOLE]
-    classes = z.shape[1]
+    classes, size = z.shape[1], BLOCK * (_TOGETHER if torch.get_num_threads() > 1 else 1)
+    if z.numel() <= size:
+        return [WHOLE]
     if z.dim() == 2:
-        return [(rows, WHOLE[1]) for rows in _pieces(z.shape[0], max(1, BLOCK // classes))]
-    if classes * z.shape[2] <= BLOCK:
-        return [(images, WHOLE[1]) for images in _pieces(z.shape[0], BLOCK // (classes * z.shape[2]))]
-    columns = list(_pieces(z.shape[2], max(16, BLOCK // classes)))
+        return [(rows, WHOLE[1]) for rows in _pieces(z.shape[0], max(1, size // classes))]
+    if classes * z.shape[2] <= size:
+        return [(images, WHOLE[1]) for images in _pieces(z.shape[0], size // (classes * z.shape[2]))]
+    columns = list(_pieces(z.shape[2], max(16, size // classes)))
     return [(slice(n, n + 1), pixels) for n in range(z.shape[0]) for pixels in columns]
 
 
@@ -159,6 +162,13 @@ class Scratch:
             return None, None
         first, second = self._memory[:, : zb.numel()].unbind()
         return first.view(zb.shape), second.view(zb.shape)
+
+
+def widen(z: Tensor, room: Tensor | None = None) -> Tensor:
+    """z itself, or on a CPU half precision as float32, in ``room`` or fresh memory: there its maximum is slow."""
+    if z.dtype in (torch.float32, torch.float64) or not eager_cpu(z):
+        return z
+    return z.float() if room is None else room.copy_(z)
 
 
 def centre(z: Tensor, m: Tensor, skip: Tensor | None, room: Tensor | None = None) -> Tensor:
@@ -236,9 +246,9 @@ def _gradient(ctx: Any, g: Tensor) -> Tensor:
     z, kept, scale, skip = ctx.saved_tensors
     g = silence(g.unsqueeze(1), skip)
     g = -g if scale is None else g / scale
-    twice = torch.is_grad_enabled()  # the gradient itself is to be differentiated
-    grad = _moving(ctx.graph, z, kept, skip) * g if twice else _multiply(kept, g)
-    return grad if grad.dtype == z.dtype else grad.to(z.dtype)
+    if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+        return (_moving(ctx.graph, z, kept, skip) * g).to(z.dtype)
+    return _multiply(kept, g, z.dtype)
 
 
 def _moving(graph: Graph, z: Tensor, kept: Tensor, skip: Tensor | None) -> Tensor:
@@ -247,13 +257,15 @@ def _moving(graph: Graph, z: Tensor, kept: Tensor, skip: Tensor | None) -> Tenso
     return kept + (moving - moving.detach())
 
 
-def _multiply(kept: Tensor, g: Tensor) -> Tensor:
-    if _last_use():
-        try:
+def _multiply(kept: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
+    try:
+        if kept.dtype != dtype:  # rounded on the way
+            return torch.mul(kept, g, out=torch.empty_like(kept, dtype=dtype))
+        if _last_use():
             return kept.mul_(g)
-        except RuntimeError:  # g stands for many gradients (``is_grads_batched``), which can be seen no other way
-            pass
-    return kept * g
+    except RuntimeError:  # g stands for many gradients (``is_grads_batched``), which can be seen no other way
+        pass
+    return (kept * g).to(dtype)
 
 
 def _last_use() -> bool:
@@ -378,8 +390,9 @@ def _dem(z: Tensor, tau: float, alpha: float, skip: Tensor | None, wanted: bool)
     parts = []
     for block in blocks:
         zb, skipped = cut(z, block), cut(skip, block)
-        m = maximum(zb)
-        c = centre(zb, m, skipped)
+        wide = widen(zb)
+        m = maximum(wide)
+        c = centre(wide, m, skipped, None if wide is zb else wide)
         p = probabilities(c, skipped, tau)
         q = p if tau == 1 or alpha == 0 else probabilities(c, skipped)
         penalty = None if alpha == 0 else _log_sum(c, q)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import random
@@ -174,7 +175,7 @@ def prepare(cfg: DictConfig) -> Prepared:
         tuned.check(tune, config["seed"], found)
     config, search = dem_star.settle(cfg, config, found)
     with user_errors():
-        method = build(config["method"], "method", loss=build(config["loss"], "loss"))
+        method = build(config["method"], "method", loss=build_loss(config))
     id = runs.run_id(config, found)
     notes = () if search is None else (dem_star.note(config, search),)
     return Prepared(id, config, found, task, method, search, notes, tune)
@@ -187,6 +188,27 @@ def build_task(config: dict[str, Any]) -> Task:
         task = build(config["task"], "task", **parts.arguments(config, locate(config["task"]["_target_"], "task")))
         check_data(getattr(task, "data", None))
     return task
+
+
+def build_loss(config: Mapping[str, Any]) -> Any:
+    """The loss of a resolved configuration, None for none.
+
+    Raises: ConfigError where its value for some made-up logits is not one number per sample: every task relies on it.
+    """
+    loss = build(config["loss"], "loss")
+    if loss is None:
+        return None
+    classes = config["loss"].get("num_classes") or 5
+    logits = torch.linspace(-1, 1, 3 * classes).view(3, classes)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            value = copy.deepcopy(loss)(logits)  # so that nothing it keeps has changed
+    except Exception:  # a loss may refuse these logits; it then says so where it is used
+        return loss
+    if not isinstance(value, torch.Tensor) or value.shape != (3,) or not value.is_floating_point():
+        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ConfigError(f"loss: expected a number per sample, (3,) for logits (3, {classes}), got {got}")
+    return loss
 
 
 def ask_to_save(task: Any, save: str, name: str) -> None:

@@ -60,7 +60,7 @@ class Until:
         concerned = [words for words in many if self.concerns(words, config_dir)]
         seeds = sorted({int(words.get("seed", 0)) for words in concerned})
         new = [seed for seed in range(seeds[-1] + 1 + count) if seed not in seeds][: max(0, count - len(seeds))]
-        told = {"sequential": {"rule": self.text, "looks": looks}}
+        told: Words = {"sequential": {"rule": self.text, "looks": looks}}
         more = [{**words, "seed": seed} for words in concerned if words.get("seed", 0) == seeds[0] for seed in new]
         return [*(words for words in many if words not in concerned), *({**w, **told} for w in [*concerned, *more])]
 
@@ -104,8 +104,8 @@ def widths(planned: Iterable[Planned], until: Until, looks: int, config_dir: Pat
     for run in planned:
         if until.concerns(run.words, config_dir) and (result := runs.read_result(run.directory)) is not None:
             rest = {k: v for k, v in run.words.items() if k.split(".")[0] not in ("loss", "seed", "sequential")}
-            own = {k: v for k, v in run.words.items() if k.startswith("loss.")}
-            by_seed = sides[repr(rest)][run.config["choices"]["loss"]].setdefault(repr(own), {})
+            options = {k: v for k, v in run.words.items() if k.startswith("loss.")}
+            by_seed = sides[repr(rest)][run.config["choices"]["loss"]].setdefault(repr(options), {})
             by_seed[run.config["seed"]] = shown_value(result)
     found = {}
     for name, by_loss in sides.items():

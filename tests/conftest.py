@@ -14,7 +14,12 @@ import pytest
 import torch
 
 SUPPORT = Path(__file__).parent / "support"
-sys.path[:0] = [str(SUPPORT), str(SUPPORT / "configs"), str(SUPPORT / "search_configs")]  # modules that tests name
+sys.path[:0] = [
+    str(SUPPORT),
+    str(SUPPORT / "configs"),
+    str(SUPPORT / "search_configs"),
+    str(SUPPORT / "rates_configs"),
+]  # modules that tests name
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("dembench", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("dembench")

@@ -146,16 +146,24 @@ def read(path: Path) -> dict[str, Any] | None:
 
     Raises: ConfigError where the file is no such result, or that of another search.
     """
+    record = read_record(path, records.SEARCH)
+    if record is not None and path.parent.name.rpartition("-")[2] != runs.run_id(
+        record["identity"], record["fingerprints"]
+    ):
+        raise ConfigError(f"{path} is the result of another search; remove it and search again")
+    return record
+
+
+def read_record(path: Path, schema: Any) -> dict[str, Any] | None:
+    """A file that a search or a tuning wrote, or None. Raises: ConfigError where it does not fit the schema."""
     try:
-        record: dict[str, Any] = records.read_json(path, records.SEARCH)
+        record: dict[str, Any] = records.read_json(path, schema)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{error}; remove it and search again") from None
     if not records.RUN_ID.fullmatch(record["id"]):
         raise ConfigError(f"{path}: id: expected 12 hexadecimal digits; remove it and search again")
-    if path.parent.name.rpartition("-")[2] != runs.run_id(record["identity"], record["fingerprints"]):
-        raise ConfigError(f"{path} is the result of another search; remove it and search again")
     return record
 
 

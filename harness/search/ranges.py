@@ -117,7 +117,8 @@ class Budget:
             if key is None:
                 raise ConfigError(f"this run has none of {', '.join(RATES)} to tune; say --space KEY=LOW:HIGH")
             rate = float(_number(cfg, key) or 0)
-            ranges = [Range(key, *(float(f"{rate * 10**d:.3g}") for d in (-DECADES, DECADES)), log=True)]
+            low, high = (float(f"{rate * 10**d:.3g}") for d in (-DECADES, DECADES))
+            ranges = [Range(key, low, high, log=True)]
         preset = tuple(float(_number(cfg, own.key) or 0) for own in ranges)
         return Rules(self, tuple(ranges), preset, short_hash(*depends, digits=12))
 

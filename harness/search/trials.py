@@ -142,10 +142,12 @@ class Done:
 class Rules(Protocol):
     """What a search needs to know of its settings; see ``Settings`` for the first of them."""
 
-    trials: int
-    seed: int
-    startup: int
-
+    @property
+    def trials(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def startup(self) -> int: ...
     @property
     def name(self) -> str: ...
     @property

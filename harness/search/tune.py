@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dembench import records
 from dembench.harness import experiment, runs
 from dembench.harness.compose import GROUPS, Choice, ConfigError, choose, compose, lookup_or_fail
 from dembench.harness.search import dem_star, tuned
@@ -76,7 +77,7 @@ def tune(
     choices, absent = chosen(done, prepared.task, budget)
     first = done[0].details
     record = {
-        "schema": dem_star.SCHEMA,
+        "schema": records.VERSION,
         "id": short_hash(folder.name, rules.name, digits=12),
         **{group: prepared.config["choices"].get(group) for group in GROUPS},
         "data": getattr(getattr(prepared.task, "data", None), "name", prepared.config["choices"].get("data")),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dembench import records
 from dembench.harness import runs
 from dembench.harness.compose import GROUPS, ConfigError, lookup_or_fail
 from dembench.harness.search import dem_star
@@ -67,6 +68,8 @@ def settle(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any] | None]:
     chosen = record["choices"][kind]
     cfg = cfg.copy()
     for key, value in chosen["values"].items():
+        if isinstance(old := OmegaConf.select(cfg, key), bool) or not isinstance(old, int | float):
+            raise ConfigError(f"tuned: {folder(cfg) / FILE} sets {key!r}, which is no number of this run; tune again")
         OmegaConf.update(cfg, key, value, merge=False)
     return cfg, {"by": kind, "values": chosen["values"], **{key: record[key] for key in KEPT}} | {
         "fingerprints": record["fingerprints"]
@@ -101,8 +104,13 @@ def folder(cfg: DictConfig) -> Path:
 
 
 def read(cfg: DictConfig) -> dict[str, Any] | None:
-    """The result of the tuning for a run, or None. Raises: ConfigError where the file is no such result."""
-    return dem_star.read(folder(cfg) / FILE)
+    """The result of the tuning for a run, or None. Raises: ConfigError where the file is no such result, or that of
+    another tuning."""
+    path = folder(cfg) / FILE
+    record = dem_star.read_record(path, records.TUNE)
+    if record is not None and path.parent.name.rpartition("-")[2] != runs.run_id(record["identity"], {}):
+        raise ConfigError(f"{path} is the result of another tuning; remove it and tune again")
+    return record
 
 
 def command(cfg: DictConfig) -> str:

@@ -82,7 +82,8 @@ def offered(many: Iterable[Words], config_dir: Path | None = None) -> tuple[list
     """The runs without those whose rule of choice does not exist for their task, and the reasons, each once."""
     from dembench.harness.search import tuned
 
-    kept, reasons = [], {}
+    kept: list[Words] = []
+    reasons: dict[str, None] = {}
     for words in many:
         cfg = None if words.get("tuned") is None else compose(words, config_dir)
         record = None if cfg is None else tuned.read(cfg)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dembench.report.figures.drawing import COLOURS, GREY, INK, SPARE, STYLE, Figure, canvas
+from dembench.report.judge.group import show
 from dembench.report.judge.stats import estimate
 from dembench.report.judge.tolerance import Curve
 from dembench.report.read.names import pretty, rank
@@ -60,6 +61,9 @@ def choice_figure(curves: Sequence[Curve]) -> Figure:
         if spread > 0:  # intervals of few seeds must not make all lines flat
             ax.set_ylim(np.nanmin(means) - 0.15 * spread, np.nanmax(means) + 0.15 * spread)
         ax.set_xscale("log")
+        rates = sorted({rate for curve in curves for rate in curve.values})
+        ax.set_xticks(rates, [show(rate) for rate in rates], rotation=30 if len(rates) > 6 else 0)
+        ax.set_xticks([], minor=True)
         ax.set_xlabel("learning rate")
         ax.set_ylabel(metric.column)
         ax.grid(color=GREY)

@@ -272,10 +272,10 @@ def tuned_of(record: dict[str, Any], shared: Shared) -> dict[str, Any] | None:
     found = record.get("tuned")
     if found is None:
         return None
-    for trial in found["trials"]:
-        dict(trial["values"]), {int(seed): dict(own) for seed, own in trial["seeds"].items()}
-    for choice in found["choices"].values():
-        {str(key): float(value) for key, value in choice["values"].items()}
+    points = [found, *found["trials"], *found["choices"].values()]
+    if any(set(point["values"]) != set(found["keys"]) for point in points):
+        raise ValueError("tuned: a trial or a choice has other keys than were tuned")
+    [int(seed) for trial in found["trials"] for seed in trial["seeds"]]
     kept = ("id", "by", "keys", "values", "metric", "settings", "cost", "trials", "choices")
     return {key: shared(found[key]) for key in kept}
 

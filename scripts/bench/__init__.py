@@ -4,9 +4,11 @@ Each bench is a module of this package with
 
 - ``HELP``: one line on what it measures,
 - ``add_arguments(parser)``: its own options,
-- ``run(options, console) -> dict``: measures, prints tables, and returns the figures for ``--json``.
+- ``run(options, console) -> dict``: measures, prints tables, and returns the figures for ``--json``,
+- ``MANY_THREADS = True`` if it compares several numbers of threads.
 
-``options`` has its own and those that all share: ``devices`` ("cpu", "cuda"), ``threads``, ``seconds``, ``json``. A
+``options`` has its own and those that all share: ``devices`` ("cpu", "cuda"), ``threads``, a list of numbers of which
+the first is set, ``seconds``, ``json``. A
 ``ValueError`` or an ``ImportError`` from ``run`` ends the command with its message; optional packages are imported in
 ``run``, so that the list of benches needs none.
 """
@@ -52,12 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = importlib.import_module(f"{__name__}.{name}")
     parser = Parser(f"dembench bench {name}", description=f"{bench.HELP}; every figure is a ratio inside one run.")
     parser.add_argument("--device", choices=["cpu", "cuda"], action="append", help="default: cpu, and cuda if there")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default 1)")
+    many = getattr(bench, "MANY_THREADS", False)
+    words = "of torch on the CPU (default 1)" + ("; several, such as 1,2,4, are compared" if many else "")
+    parser.add_argument("--threads", type=numbers, default=[1], help=words)
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring each call (default 1)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     bench.add_arguments(parser)
     options = parser.parse_args(argv[1:])
-    problem = _problem(options)
+    problem = _problem(options, many)
     if problem:
         return fail(f"dembench bench {name}: {problem}")
 
@@ -69,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "cuda" in options.devices and not there:
         return fail(f"dembench bench {name}: --device cuda: PyTorch finds no CUDA device here")
     threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads[0])
     try:
         found = bench.run(options, Console())
     except (ValueError, ImportError) as error:
@@ -77,14 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         torch.set_num_threads(threads)
     if options.json:
-        record = {"torch": torch.__version__, "threads": options.threads, **found}
+        number = options.threads if len(options.threads) > 1 else options.threads[0]
+        record = {"torch": torch.__version__, "threads": number, **found}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 
-def _problem(options: Namespace) -> str | None:
-    if options.threads < 1:
-        return f"--threads: expected at least 1, got {options.threads}"
+def numbers(text: str) -> list[int]:
+    """ "1,2,4" as a list."""
+    return [int(part) for part in text.split(",")]
+
+
+def _problem(options: Namespace, many: bool) -> str | None:
+    if min(options.threads) < 1:
+        return f"--threads: expected at least 1, got {min(options.threads)}"
+    if len(options.threads) > 1 and not many:
+        return "--threads: expected one number"
     if not 0 < options.seconds < 3600:
         return f"--seconds: expected more than 0 and less than 3600, got {options.seconds}"
     if options.json and not options.json.parent.is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,13 +18,21 @@ from dembench.core.functional import uniform_table
 from dembench.scripts.bench.timing import best_times, peak_bytes, size_text, time_text
 
 HELP = "the losses of core, forward and backward"
+MANY_THREADS = True  # takes --threads 1,2,4
 SHAPES = [(64, 10), (64, 1000), (4096, 1000), (8, 19, 128, 256), (2, 19, 512, 1024)]
+THREAD_SHAPES = [(64, 10), (64, 1000), (4096, 1000), (2, 19, 512, 1024)]
 Loss = Callable[[Tensor], Tensor]
 
 
 def textbook_entropy(z: Tensor) -> Tensor:
     """The entropy as everybody writes it, differentiated by autograd."""
     return -(z.softmax(1) * z.log_softmax(1)).sum(1)
+
+
+def textbook_by_exp(z: Tensor) -> Tensor:
+    """The other usual way, with one softmax less."""
+    log_p = z.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
 
 
 class LiteralAdaDEM:
@@ -127,11 +135,64 @@ def show(results: list[Measurement], console: Console) -> None:
         console.print(table)
 
 
+def over_threads(shape: tuple[int, ...], numbers: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+    """Times the losses on the CPU with each number of threads, all by turns.
+
+    Args:
+        shape: of float32 logits, classes on axis 1.
+        numbers: of threads, each at least 1.
+        seconds: of measuring for each loss and number.
+    Returns: a row {"shape", "threads", "loss", "seconds", "ratio"} for each loss and number; the ratio is to the
+        textbook entropy with as many threads, the faster of the two ways of writing it.
+    """
+    z = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    losses: dict[str, Loss] = {
+        "textbook entropy": textbook_entropy,
+        "textbook, by exp": textbook_by_exp,
+        "EM": EM(),
+        "DEM(1.2, 0.8)": DEM(1.2, 0.8),
+        "AdaDEM": AdaDEM(shape[1]),
+    }
+    rows = []
+    for number in numbers:
+        torch.set_num_threads(number)
+        best = best_times({name: _forward_backward(loss, z) for name, loss in losses.items()}, "cpu", seconds)
+        textbook = min(best["textbook entropy"], best.pop("textbook, by exp"))
+        best["textbook entropy"] = textbook
+        rows += [
+            {"shape": shape, "threads": number, "loss": name, "seconds": time, "ratio": time / textbook}
+            for name, time in best.items()
+        ]
+    return rows
+
+
+def show_threads(rows: list[dict[str, Any]], console: Console) -> None:
+    """A table for each number of threads: the textbook's time at each shape, the losses' in times of it."""
+    for number in dict.fromkeys(row["threads"] for row in rows):
+        here = [row for row in rows if row["threads"] == number]
+        title = f"float32 on cpu, forward + backward, {number} thread{'s' * (number > 1)}; losses in x textbook"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        losses = list(dict.fromkeys(row["loss"] for row in here))
+        for column in ("logits", *losses):
+            table.add_column(column, justify="left" if column == "logits" else "right", no_wrap=True)
+        for shape in dict.fromkeys(row["shape"] for row in here):
+            textbook, *others = [row for row in here if row["shape"] == shape]
+            table.add_row(str(shape), time_text(textbook["seconds"]), *(f"{row['ratio']:.2f}" for row in others))
+        console.print(table)
+    console.print(
+        "The textbook entropy is the faster of the two usual ways of writing it, with as many threads, same run."
+    )
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     """None of its own."""
 
 
 def run(options: Namespace, console: Console) -> dict[str, Any]:
+    if len(options.threads) > 1:
+        rows = [row for shape in THREAD_SHAPES for row in over_threads(shape, options.threads, options.seconds)]
+        show_threads(rows, console)
+        return {"results": rows}
     results: list[Measurement] = []
     for device in options.devices:
         for shape in SHAPES:

@@ -11,21 +11,6 @@ from dembench import core
 from dembench.core import _kernels
 from dembench.core import functional as F
 
-ABLATIONS = [
-    {},
-    {"norm": False},
-    {"mec": False},
-    {"norm": False, "mec": False},
-    {"norm_of": "em"},
-    {"norm_type": 2},
-    {"norm_type": math.inf},
-    {"norm_of": "em", "mec": False},
-    {"alpha": 0.5},
-    {"alpha": 0.0},
-    {"momentum": 1.0},
-    {"momentum": 0.01},
-]
-
 
 def stream(shape, batches, seed=0):
     """Batches of float32 logits whose scale runs from near uniform to near one-hot, with ties."""
@@ -77,7 +62,7 @@ def test_adadem_equals_the_published_formula_over_fifty_batches(shape, by_rows, 
         assert square(loss).dtype == dtype
 
 
-@pytest.mark.parametrize("options", ABLATIONS, ids=str)
+@pytest.mark.parametrize("options", published.ABLATIONS, ids=str)
 @pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("shape", [(30, 7), (3, 5, 8, 8), (20, 140), (3, 5, 200, 200)])
 def test_every_ablation_equals_the_published_formula(options, shape, by_rows):
@@ -109,7 +94,7 @@ def test_large_inputs_walked_in_blocks_equal_the_published_formula(shape, by_row
             assert published.worst(ours, theirs) < tolerance
 
 
-@pytest.mark.parametrize("options", ABLATIONS, ids=str)
+@pytest.mark.parametrize("options", published.ABLATIONS, ids=str)
 def test_every_ablation_walked_in_blocks_equals_itself_in_one(options, monkeypatch):
     z = torch.randn(300, 50, requires_grad=True)
     mask = torch.rand(300) > 0.3
@@ -124,6 +109,24 @@ def test_every_ablation_walked_in_blocks_equals_itself_in_one(options, monkeypat
     assert_close(*results)
 
 
+@pytest.mark.parametrize("shape", [(300, 50), (2, 5, 60, 60)])
+def test_with_several_threads_blocks_are_larger_and_results_the_same(shape, monkeypatch):
+    monkeypatch.setattr(_kernels, "BLOCK", 1 << 9)
+    z, before = torch.randn(shape, requires_grad=True), torch.get_num_threads()
+    results, blocks = [], []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            loss = core.AdaDEM(shape[1])
+            value = loss(z)
+            results.append((value, torch.autograd.grad(value.sum(), z)[0], loss.table))
+            blocks.append(len(_kernels.blocks_of(_kernels.canonical(z, False))))
+    finally:
+        torch.set_num_threads(before)
+    assert_close(*results)
+    assert blocks[0] > 5 * blocks[1] > 5
+
+
 @pytest.mark.parametrize("shape", [(40, 7), (600, 50), (600, 700), (2, 5, 60, 60)])
 @pytest.mark.parametrize("scale", [1e-3, 1, 1e4])
 def test_the_pseudo_label_is_the_first_of_the_greatest_logits(shape, scale):
@@ -136,7 +139,7 @@ def test_the_pseudo_label_is_the_first_of_the_greatest_logits(shape, scale):
     assert torch.equal(moved, z.argmax(1).unique())
 
 
-@pytest.mark.parametrize("options", ABLATIONS, ids=str)
+@pytest.mark.parametrize("options", published.ABLATIONS, ids=str)
 def test_every_ablation_with_a_mask(options):
     z = torch.randn(40, 7, dtype=torch.float64, requires_grad=True)
     mask = torch.rand(40) > 0.5

@@ -16,16 +16,6 @@ from dembench.core import functional as F
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 SHAPES = [(70, 10), (2, 19, 20), (40, 70), (20, 140), (150, 130)]
-ABLATIONS = [
-    {"norm": False},
-    {"mec": False},
-    {"norm": False, "mec": False},
-    {"norm_of": "em"},
-    {"norm_type": 2},
-    {"norm_type": math.inf},
-    {"alpha": 0.5},
-    {"momentum": 1.0},
-]
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +85,7 @@ def test_adadem_and_its_table_over_some_batches(shape, masked):
         assert published.worst(loss.table.cpu(), table) < 1e-5
 
 
-@pytest.mark.parametrize("options", ABLATIONS, ids=str)
+@pytest.mark.parametrize("options", published.ABLATIONS, ids=str)
 def test_ablations(options):
     for shape in [(30, 7), (20, 140), (2, 7, 20)]:
         momentum = options.get("momentum", 0.1)

@@ -16,7 +16,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dembench.harness import experiment, runs
+from dembench.core import AdaDEM
+from dembench.harness import experiment, runs, sweeps
 from dembench.harness.compose import ConfigError, compose
 
 
@@ -276,3 +277,64 @@ def test_a_wrong_argument_of_a_real_method_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown .*optimizer 'adm'.*adam, ") as caught:
         experiment.run(experiment.prepare(compose({"method.optimizer": "adm", "out": str(tmp_path)})))
     assert "\n" not in str(caught.value)
+
+
+LOSSES = """
+import torch
+
+class Base(torch.nn.Module):
+    def forward(self, logits):
+        return self.value(logits)
+
+class PerClass(Base):
+    value = staticmethod(lambda logits: logits.softmax(1))
+
+class Scalar(Base):
+    value = staticmethod(lambda logits: logits.mean())
+
+class Whole(Base):
+    value = staticmethod(lambda logits: logits.argmax(1))
+
+class Number(Base):
+    value = staticmethod(lambda logits: 1.0)
+
+class Ten(Base):  # which takes ten classes only, and says so where it is used
+    value = staticmethod(lambda logits: logits.view(-1, 10).sum(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["loss=em", "+loss.reduction=mean"], r"\(3,\) for logits \(3, 5\), got \(\) of torch.float32"),
+        (["loss=dem", "+loss.reduction=sum"], r"got \(\) of torch.float32"),
+        (["loss=adadem", "+loss.reduction=mean"], r"got \(\) of torch.float32"),
+        (["loss=scalar"], r"got \(\) of torch.float32"),
+        (["loss=perclass"], r"got \(3, 5\) of torch.float32"),
+        (["loss=whole"], r"got \(3,\) of torch.int64"),
+        (["loss=number"], "got float"),
+    ],
+)
+def test_a_loss_gives_a_number_per_sample(words: list[str], message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    (folder / "loss").mkdir(parents=True)
+    module = f"losses_{tmp_path.name}"
+    (folder / f"{module}.py").write_text(LOSSES)
+    for name in ("PerClass", "Scalar", "Whole", "Number", "Ten"):
+        (folder / "loss" / f"{name.lower()}.yaml").write_text(f"_target_: {module}.{name}\n")
+    for task in ([], ["task=semi", "method=ent_min"]):
+        with pytest.raises(ConfigError, match=f"^loss: expected a number per sample.*{message}"):
+            experiment.prepare(compose([*task, *words, f"out={tmp_path / 'runs'}"], folder))
+    with pytest.raises(ConfigError, match="loss: expected a number per sample"):
+        sweeps.plan([{"loss": words[0][5:], **dict(word.split("=") for word in words[1:])}], folder)
+    assert experiment.prepare(compose(["loss=ten"], folder)).id
+
+
+def test_looking_at_a_loss_leaves_it_and_the_random_numbers_as_they_were() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    loss = experiment.build_loss({"loss": {"_target_": "dembench.core.AdaDEM"}})
+    assert torch.equal(torch.get_rng_state(), before)
+    found, fresh = loss.state_dict(), AdaDEM().state_dict()
+    assert {name: value.tolist() for name, value in found.items()} == {k: v.tolist() for k, v in fresh.items()}
+    assert experiment.build_loss({"loss": {"_target_": "dembench.tasks.common.noloss.no_loss"}}) is None

@@ -204,6 +204,8 @@ def test_the_command_judges_every_rule_and_the_report_compares_them_paired(words
           for em, own in rates.values()]  # fmt: skip
     shown = [float(row[f"{title}: Holm p"]) for title in rates]
     assert all(a >= b * 0.99 for a, b in zip(shown, ps, strict=True))  # corrected upwards
+    (first,) = csv.DictReader((tmp_path / "report" / "tables" / "across-tasks.csv").open())
+    assert (first["cells: cells"], first["AdaDEM: gain"]) == ("1", "-0.05")  # by the rule with labels, not four times
     widths = list(csv.DictReader((tmp_path / "report" / "tables" / "tolerance.csv").open()))
     # 2 points a decade: half a decade to each side of the best is within a point
     for row in widths:

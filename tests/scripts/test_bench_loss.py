@@ -13,6 +13,7 @@ from dembench.scripts.bench import loss
 def test_the_baselines_compute_what_they_stand_for():
     z = torch.randn(20, 7, requires_grad=True)
     assert_close(loss.textbook_entropy(z), F.em(z))
+    assert_close(loss.textbook_by_exp(z), F.em(z))
     literal, ours = loss.LiteralAdaDEM(7, z.detach()), core.AdaDEM(7)
     for _ in range(3):
         z = torch.randn(20, 7, requires_grad=True)
@@ -35,6 +36,26 @@ def test_bench_prints_and_writes_every_loss(tmp_path, capsys, monkeypatch):
         assert m["peak_bytes"] > 0
         assert (m["ratio"] == 1) == (m["loss"] == "textbook entropy")
     assert "(2, 3, 4, 4) float32 on cpu" in capsys.readouterr().out
+
+
+def test_bench_compares_numbers_of_threads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loss, "THREAD_SHAPES", [(8, 3), (2, 3, 4, 4)])
+    file, before = tmp_path / "bench.json", torch.get_num_threads()
+    assert bench.main(["loss", "--threads", "1,2", "--seconds", "0.01", "--json", str(file)]) == 0
+    assert torch.get_num_threads() == before
+    record = json.loads(file.read_text())
+    assert record["threads"] == [1, 2]
+    found = [(tuple(row["shape"]), row["threads"], row["loss"]) for row in record["results"]]
+    losses = ["textbook entropy", "EM", "DEM(1.2, 0.8)", "AdaDEM"]
+    assert found == [(s, n, name) for s in [(8, 3), (2, 3, 4, 4)] for n in (1, 2) for name in losses]
+    for row in record["results"]:
+        assert row["seconds"] > 0
+        assert (row["ratio"] == 1) == (row["loss"] == "textbook entropy")
+    out = capsys.readouterr().out
+    assert "1 thread;" in out
+    assert "2 threads;" in out
+    assert bench.main(["tta", "--threads", "1,2"]) == 2
+    assert "--threads: expected one number" in capsys.readouterr().err
 
 
 def test_peak_counts_what_is_held():

@@ -7,6 +7,21 @@ import math
 import torch
 from torch import Tensor
 
+ABLATIONS = [
+    {},
+    {"norm": False},
+    {"mec": False},
+    {"norm": False, "mec": False},
+    {"norm_of": "em"},
+    {"norm_type": 2},
+    {"norm_type": math.inf},
+    {"norm_of": "em", "mec": False},
+    {"alpha": 0.5},
+    {"alpha": 0.0},
+    {"momentum": 1.0},
+    {"momentum": 0.01},
+]
+
 
 def samples(z: Tensor) -> Tensor:
     """(N, C, ...) as (M, C)."""
