@@ -17,6 +17,9 @@ class Protocol(training.Protocol):
         lr: of the backbone.
         head_multiplier: factor on it for the heads.
         backbone_multiplier: factor on it for everything else.
+        repeated_backbone: steps along the same gradient for each weight of the backbone: one for each module inside the
+            backbone that holds it, itself included, as in ADVENT's code, whose generator of parameters walks nested
+            modules; so three for a convolution of a residual block. False takes one for all.
         momentum, weight_decay: of SGD; weight decay is on every weight.
         power: of the rate's decay; discriminators follow it as well.
         horizon: iterations in which the rate would reach 0; 0 takes ``iterations``.
@@ -34,6 +37,7 @@ class Protocol(training.Protocol):
     lr: float = 2.5e-4
     head_multiplier: float = 10.0
     backbone_multiplier: float = 1.0
+    repeated_backbone: bool = False
     momentum: float = 0.9
     weight_decay: float = 5e-4
     power: float = 0.9

@@ -144,22 +144,41 @@ class Trainer(training.Trainer):
 
 def make_optimizers(method: UDAMethod, protocol: Protocol) -> Optimizers:
     """SGD for the network, heads at their own rate, as "network"; Adam for each discriminator, under its name."""
-    heads, body = [], []
+    heads: list[nn.Parameter] = []
+    body: dict[int, list[nn.Parameter]] = {} if protocol.repeated_backbone else {1: []}
     for name, parameter in method.network.named_parameters():
         if parameter.requires_grad:
-            (heads if any(f"{head}." in name for head in HEADS) else body).append(parameter)
-    groups = [
-        {"params": body, "lr": protocol.lr * protocol.backbone_multiplier},
-        {"params": heads, "lr": protocol.lr * protocol.head_multiplier},
-    ]
-    found: Optimizers = {
-        "network": torch.optim.SGD(
-            groups, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
-        )
-    }
+            times = depth(name) if protocol.repeated_backbone else 1
+            (heads if any(f"{head}." in name for head in HEADS) else body.setdefault(times, [])).append(parameter)
+    own = protocol.lr * protocol.backbone_multiplier
+    groups: list[dict[str, Any]] = [{"params": body[times], "lr": own, "times": times} for times in sorted(body)]
+    groups.append({"params": heads, "lr": protocol.lr * protocol.head_multiplier, "times": 1})
+    settings = {"lr": protocol.lr, "momentum": protocol.momentum, "weight_decay": protocol.weight_decay}
+    if protocol.repeated_backbone:
+        found: Optimizers = {"network": Repeated(groups, **settings)}
+    else:
+        found = {"network": torch.optim.SGD([{k: g[k] for k in ("params", "lr")} for g in groups], **settings)}
     for name, (module, lr) in method.discriminators().items():
         found[name] = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
     return found
+
+
+class Repeated(torch.optim.SGD):
+    """SGD that takes ``times`` steps of each of its groups along the same gradient."""
+
+    def step(self) -> None:  # type: ignore[override]
+        groups = self.param_groups
+        try:
+            for turn in range(max(group["times"] for group in groups)):
+                self.param_groups = [group for group in groups if group["times"] > turn]
+                super().step()
+        finally:
+            self.param_groups = groups
+
+
+def depth(name: str) -> int:
+    """How many modules inside the backbone hold a parameter: "backbone.layer1.0.conv1.weight" 3, of a shortcut 4."""
+    return max(name.partition("backbone.")[2].count("."), 1)
 
 
 def thin_shortcuts(network: nn.Module) -> bool:

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 CIFAR_RESNET_DEPTHS = (20, 32, 44, 56)
+SMALL = Preprocess(32, 32, "bilinear")  # native size of networks for CIFAR: images of 32 pixels stay as they are
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the CIFAR-10 files were trained so, too
 
 
@@ -47,7 +48,7 @@ def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes
         raise ValueError(f"cifar_resnet: expected a depth of {valid}, got {depth!r}")
     if weights is None:
         net = CIFARResNet(depth, num_classes)
-        return _finish(net, IMAGENET_MEAN, IMAGENET_STD, num_classes, "untrained")
+        return _finish(net, IMAGENET_MEAN, IMAGENET_STD, num_classes, "untrained", SMALL)
     path = zoo.existing(weights)
     state = read_state(path)
     found = 2 + 6 * len({key.split(".")[1] for key in state if key.startswith("layer1.")})
@@ -59,7 +60,7 @@ def cifar_resnet(depth: int = 20, weights: str | Path | None = None, num_classes
         raise ValueError(f"{path} has {len(state['linear.weight'])} classes, but num_classes={num_classes}")
     net = CIFARResNet(depth, num_classes)
     zoo.load(net, state, path)
-    return _finish(net, IMAGENET_MEAN, IMAGENET_STD, num_classes, file_hash(path))
+    return _finish(net, IMAGENET_MEAN, IMAGENET_STD, num_classes, file_hash(path), SMALL)
 
 
 def wide_resnet(
@@ -108,7 +109,7 @@ def _with_checkpoint(
 ) -> Normalized:
     """``net`` with the tensors of a file, whose own normalisation counts where it has one."""
     if weights is None:
-        return _finish(net, tuple(mean), tuple(std), num_classes, "untrained")
+        return _finish(net, tuple(mean), tuple(std), num_classes, "untrained", SMALL)
     path = zoo.existing(weights)
     state = read_state(path)
     for key in [key for key in state if key.startswith("sub_block1.")]:  # never used by anyone
@@ -120,7 +121,7 @@ def _with_checkpoint(
     if len(state[f"{head}.weight"]) != num_classes:
         raise ValueError(f"{path} has {len(state[f'{head}.weight'])} classes, but num_classes={num_classes}")
     zoo.load(net, state, path)
-    return _finish(net, tuple(mean), tuple(std), num_classes, file_hash(path))
+    return _finish(net, tuple(mean), tuple(std), num_classes, file_hash(path), SMALL)
 
 
 def torchvision_model(arch: str, weights: str | Path | None = "DEFAULT", num_classes: int = 1000) -> Normalized:

@@ -32,6 +32,7 @@ class CIFAR10C:
         num_images: the first so many of each severity, as RobustBench does; None takes all.
         source: clean CIFAR-10 images, see ``tasks.common.originals``, for methods that look at some first.
         cache: see ``tasks.common.cache``; for a ``source`` that is an archive.
+        severity: of all images, where the files hold that one alone; None: they hold five, one after the other.
     Raises: ValueError for a wrong number; ``check``, ``domain``, ``num_images`` and ``fingerprint`` also for files
         that are something else, and FileNotFoundError where they are missing.
     Source: Hendrycks and Dietterich, ICLR 2019; zenodo.org/records/2535967.
@@ -42,7 +43,7 @@ class CIFAR10C:
     record = 2535967
     corruptions = CORRUPTIONS
     known = (*CORRUPTIONS, *EXTRA)
-    severities = SEVERITIES
+    severities: tuple[int, ...] = SEVERITIES
     notes: ClassVar[tuple[Note, ...]] = ()
 
     def __init__(
@@ -51,8 +52,12 @@ class CIFAR10C:
         num_images: int | None = None,
         source: str | Path | None = None,
         cache: str | Path | None = None,
+        severity: int | None = None,
     ) -> None:
         check_numbers(type(self).__name__, num_images, 0)
+        if severity is not None:
+            check_severity(severity)
+            self.severities = (severity,)
         root = Path(root).expanduser()
         self.title = f"{self.kind.title}-C"
         self._root = root / self.title if (root / self.title).is_dir() else root
@@ -70,7 +75,10 @@ class CIFAR10C:
         return self.kind.classes
 
     def require(self, domains: Sequence[tuple[str, int | None]]) -> None:
-        """Raises FileNotFoundError where one of these is not there."""
+        """Raises FileNotFoundError where one of these is not there, ValueError for a severity that is not."""
+        other = [severity for _, severity in domains if severity not in self.severities]
+        if other:
+            raise ValueError(f"{self.title}: the files are of severity {self.severities[0]}, not {other[0]}")
         self._extra = sorted({corruption for corruption, _ in domains} & set(EXTRA))
         missing = [name for name in self._extra if not (self._root / f"{name}.npy").is_file()]
         if missing:
@@ -82,7 +90,7 @@ class CIFAR10C:
 
     @property
     def num_images(self) -> int:
-        total = len(self._files["gaussian_noise"]) // len(SEVERITIES)
+        total = len(self._files["gaussian_noise"]) // len(self.severities)
         return total if self._wanted is None else self._wanted
 
     @cached_property
@@ -91,15 +99,18 @@ class CIFAR10C:
         names = ["labels", *self._files, *self._extra]
         hashes = content_hashes([self._root / f"{name}.npy" for name in names], self._cache)
         source = () if self._source is None else (path_hash(self._source, self._cache),)
-        return short_hash(self.name, self._wanted, names_hash(names, hashes), *source)
+        alone = () if len(self.severities) > 1 else (f"severity {self.severities[0]}",)
+        return short_hash(self.name, self._wanted, names_hash(names, hashes), *source, *alone)
 
     def domain(self, corruption: str, severity: int) -> tuple[Tensor, Tensor]:
         """Images and labels of one corruption at one severity; ValueError for an unknown one."""
         lookup(corruption, self.known, "corruption")
         check_severity(severity)
+        self.require([(corruption, severity)])
         images = self._open(corruption) if corruption in EXTRA else self._files[corruption]
-        total = len(images) // len(SEVERITIES)
-        block = slice((severity - 1) * total, (severity - 1) * total + self.num_images)
+        total = len(images) // len(self.severities)
+        start = self.severities.index(severity) * total
+        block = slice(start, start + self.num_images)
         labels = self._labels[block] if len(self._labels) == len(images) else self._labels[: self.num_images]
         return torch.from_numpy(images[block].transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.astype(np.int64))
 
@@ -128,24 +139,30 @@ class CIFAR10C:
         if missing:
             raise FileNotFoundError(f"{self.title}: {self._root} lacks {', '.join(missing)} (.npy); {self._layout}")
         files = {name: self._open(name) for name in self.corruptions}
-        rows = len(files[self.corruptions[0]])
+        rows, blocks = len(files[self.corruptions[0]]), len(self.severities)
+        many = "5" if blocks > 1 else ""
         for name, images in files.items():
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3) or rows % 5 or not rows:
+            if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or rows % blocks or not rows:
                 got = f"{images.dtype} {images.shape}"
                 raise ValueError(
-                    f"{self.title}: expected uint8 (5N, 32, 32, 3) in {name}.npy, got {got}; {self._layout}"
+                    f"{self.title}: expected uint8 ({many}N, 32, 32, 3) in {name}.npy, got {got}; {self._layout}"
                 )
             if len(images) != rows:
                 raise ValueError(f"{self.title}: {name}.npy has {len(images)} images, gaussian_noise.npy has {rows}")
         labels = self._labels
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) not in (rows, rows // 5):
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) not in (rows, rows // blocks):
             got = f"{labels.dtype} {labels.shape}"
-            raise ValueError(f"{self.title}: expected {rows // 5} or {rows} integers in labels.npy, got {got}")
+            raise ValueError(f"{self.title}: expected {rows // blocks} or {rows} integers in labels.npy, got {got}")
+        if len(labels) == rows and (labels.reshape(blocks, -1) != labels[: rows // blocks]).any():
+            raise ValueError(
+                f"{self.title}: the five blocks of labels.npy differ, so these are not five severities of the same "
+                "images; where the files hold one severity, say which: +data.severity=5"
+            )
         if labels.min() < 0 or labels.max() >= self.num_classes:
             got = f"{labels.min()} to {labels.max()}"
             raise ValueError(f"{self.title}: expected labels 0 to {self.num_classes - 1}, got {got}")
-        if self._wanted is not None and self._wanted > rows // 5:
-            raise ValueError(f"{self.title}: expected num_images of at most {rows // 5}, got {self._wanted}")
+        if self._wanted is not None and self._wanted > rows // blocks:
+            raise ValueError(f"{self.title}: expected num_images of at most {rows // blocks}, got {self._wanted}")
         return files
 
     def _open(self, name: str) -> np.ndarray:

@@ -31,6 +31,12 @@ def remarks(method: Any, x: Tensor, *, smallest: int, fresh: bool, window: int |
             "the method starts afresh before every batch: with one step, one that predicts before its update gives "
             "the predictions of an unadapted model with the same statistics",
         )
+    parts = getattr(method, "parts", None)
+    if parts is not None and parts.accumulate is not None and parts.batches_per_update(len(x)) == 1:
+        text = (
+            f"accumulate={parts.accumulate} images at batches of {len(x)} is Q = 1: each batch is an update of its own"
+        )
+        yield Note("accumulation", text)
     model = getattr(method, "model", None)
     if not isinstance(model, nn.Module):
         return

@@ -8,8 +8,8 @@ from torch import nn
 
 from dembench.core.adapt import ALL_NORMS, top_layers
 
-Freeze = Literal["none", "depth", "names"]
-FREEZE = ("none", "depth", "names")
+Freeze = Literal["none", "depth", "names", "full_names"]
+FREEZE = ("none", "depth", "names", "full_names")
 PATTERNS = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.")
 
 
@@ -20,12 +20,14 @@ def frozen_layers(model: nn.Module, rule: Freeze) -> list[str]:
         rule: "depth" is the last stage or the last quarter of the blocks and all that follows, in any network
             (``core.adapt.top_layers``); on torchvision's ResNet and timm's ViT that is what the authors freeze. "names"
             is their rule to the letter: parts of names of those two networks, which match nothing in most others, with
-            wrappers around the model left out of the names. "none" freezes nothing.
+            wrappers around the model left out of the names. "full_names" keeps these, as the collection of
+            mariodoebler does: the last norm of a wrapped ViT is "model.norm" there, which no pattern matches.
+            "none" freezes nothing.
     """
     if rule == "depth":
         return top_layers(model)
-    if rule == "names":
-        start = _wrapping(model)
+    if rule in ("names", "full_names"):
+        start = _wrapping(model) if rule == "names" else ""
         return [
             name
             for name, module in model.named_modules()

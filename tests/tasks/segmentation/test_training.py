@@ -13,6 +13,7 @@ from made_domains import Blocks
 from torch import Tensor
 
 from dembench.core import EM, AdaDEM
+from dembench.tasks.base import Note
 from dembench.tasks.segmentation.batches import Draws, Share, collate
 from dembench.tasks.segmentation.data import NORMALISATIONS
 from dembench.tasks.segmentation.methods.adv_ent import AdvEnt
@@ -21,6 +22,7 @@ from dembench.tasks.segmentation.methods.min_ent import MinEnt
 from dembench.tasks.segmentation.methods.source_only import SourceOnly
 from dembench.tasks.segmentation.nets import deeplab_v2, deeplab_v3
 from dembench.tasks.segmentation.protocol import Protocol
+from dembench.tasks.segmentation.task import Segmentation
 from dembench.tasks.segmentation.trainer import Trainer, thin_shortcuts
 
 THIN = {"depth": 18, "width": 4, "output_stride": 4}
@@ -45,6 +47,45 @@ def trainer(
     torch.manual_seed(0)
     method = kind(network=net(3, data.preprocessor()), num_classes=3)
     return Trainer(data, method, schedule, seed=seed, device="cpu", checkpoint=checkpoint)
+
+
+def test_repeated_steps_are_those_of_advents_generator_of_parameters(data: Blocks) -> None:
+    """The published code, transcribed: a list in which a weight stands once for each module that yields it, and SGD of
+    one weight after the other, with one momentum for all its places."""
+    schedule = Protocol(3, batch_size=2, lr=0.02, eval_every=3, pictures=0, repeated_backbone=True)
+    run = trainer(data, SourceOnly, schedule)
+    network, start = run.method.network, state(run)
+    names = {id(p): name for name, p in network.named_parameters() if p.requires_grad}
+    backbone = next(module for name, module in network.named_modules() if name.split(".")[-1] == "backbone")
+    yielded = [names[id(p)] for child in backbone.children() for m in child.modules() for p in m.parameters()]
+    places = {name: max(yielded.count(name), 1) for name in names.values()}
+    assert set(places.values()) >= {1, 3, 4}
+    value = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+    momentum: dict[str, Tensor] = {}
+    for i in range(3):
+        run.advance()
+        decay = (1 - i / 3) ** 0.9
+        for name, parameter in network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            rate = 0.02 * decay * (10 if "_head." in name else 1)
+            for _ in range(places[name]):
+                gradient = parameter.grad + 5e-4 * value[name]
+                momentum[name] = gradient if name not in momentum else 0.9 * momentum[name] + gradient
+                value[name] = value[name] - rate * momentum[name]
+            torch.testing.assert_close(parameter.detach(), value[name], rtol=1e-4, atol=1e-6)
+    once = trainer(data, SourceOnly, Protocol(3, batch_size=2, lr=0.02, eval_every=3, pictures=0))
+    assert all(torch.equal(a, b) for a, b in zip(state(once).values(), start.values(), strict=True))
+    note = {n.key: n.text for n in notes_of(data, schedule)}["rates"]
+    assert "a step for each module that holds it, as in ADVENT's code" in note
+    assert "protocol=advent_original" in {n.key: n.text for n in notes_of(data, FEW)}["rates"]
+
+
+def notes_of(data: Blocks, schedule: Protocol) -> list[Note]:
+    task = Segmentation.__new__(Segmentation)
+    task.data, task.protocol = data, schedule
+    torch.manual_seed(0)
+    return [*task.notes(MinEnt(EM(), network=NET(3, data.preprocessor()), num_classes=3))]
 
 
 def adadem(**arguments: Any) -> MinEnt:

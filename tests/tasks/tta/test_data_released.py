@@ -24,6 +24,27 @@ def test_released_files_are_read_severity_first(long_labels, tmp_path):
         assert (labels.dtype, images.dtype) == (torch.int64, torch.uint8)
 
 
+def test_files_of_one_severity_are_not_cut_into_five(tmp_path):
+    root = released(tmp_path / "CIFAR-10-C", long_labels=True)
+    labels = np.arange(30) % 10
+    np.save(root / "labels.npy", labels)
+    with pytest.raises(ValueError, match=r"blocks of labels.npy differ, .* say which: \+data.severity=5"):
+        CIFAR10C(root).check()
+    alone = CIFAR10C(root, severity=3)
+    alone.check()
+    assert (alone.num_images, alone.severities) == (30, (3,))
+    images, own = alone.domain("snow", 3)
+    start = 1000 * CORRUPTIONS.index("snow")
+    assert_close(images, expected(range(start, start + 30)), rtol=0, atol=0)
+    assert own.tolist() == labels.tolist()
+    assert CIFAR10C(root, num_images=7, severity=3).domain("fog", 3)[1].tolist() == labels[:7].tolist()
+    with pytest.raises(ValueError, match="the files are of severity 3, not 5"):
+        alone.require([("snow", 5)])
+    assert alone.fingerprint != CIFAR10C(root, severity=4).fingerprint
+    with pytest.raises(ValueError, match="severity"):
+        CIFAR10C(root, severity=6)
+
+
 def test_the_first_images_of_a_severity_are_a_subset(tmp_path):
     root = released(tmp_path / "c")
     images, labels = CIFAR10C(root, num_images=2).domain("fog", 2)

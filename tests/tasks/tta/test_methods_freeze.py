@@ -105,6 +105,20 @@ def test_the_published_names_are_an_option(method):
     assert list(made.adapted) == [name for name in affine(net) if "layer4" not in name]
 
 
+@pytest.mark.parametrize("method", [SAR, DeYO])
+def test_the_collection_adapts_the_last_norm_of_a_wrapped_transformer(method):
+    """Its rule looks for "norm" alone, and its ViTs are called "model", as ours are."""
+    expected = {"names": False, "full_names": True}
+    for rule, adapts in expected.items():
+        with torch.device("meta"):
+            net = timm.create_model("vit_tiny_patch16_224")
+            net = Normalized((0.5,) * 3, (0.5,) * 3, net, num_classes=10, weights_id="none")
+        made = method(net, core.EM(), freeze=rule, preset="mariodoebler")
+        assert ("model.norm.weight" in made.adapted) == adapts
+        blocks = {name.split(".")[2] for name in made.adapted if name.startswith("model.blocks")}
+        assert blocks == {str(i) for i in range(9)}
+
+
 @pytest.mark.parametrize(
     ("method", "options", "layers"),
     [

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -13,6 +15,7 @@ from torch.testing import assert_close
 
 from dembench.tasks.common import zoo
 from dembench.tasks.common.digits_nets import CIFARResNet, Normalized
+from dembench.tasks.tta import models
 from dembench.tasks.tta.models import cifar_resnet, timm_model, torchvision_model
 
 PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}  # the paper: 0.27, 0.46, 0.66 and 0.85 million
@@ -123,6 +126,14 @@ def test_normalisation_is_inside():
         Normalized([0.1], std, torch.nn.Identity(), num_classes=2, weights_id="none")
     with pytest.raises(ValueError, match="stds > 0"):
         Normalized(mean, (1, 1, 0), torch.nn.Identity(), num_classes=2, weights_id="none")
+
+
+def test_networks_for_small_images_show_them_at_their_native_size():
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    for made in (cifar_resnet(20), models.wide_resnet(10, 1), models.cifar_resnext(11, 1, 4)):
+        assert made.preprocess is not None
+        assert np.array_equal(made.preprocess(image), np.asarray(image))
+        assert made.preprocess(image.resize((64, 96))).shape == (32, 32, 3)
 
 
 def test_torchvision_normalisation_is_that_of_the_weights():

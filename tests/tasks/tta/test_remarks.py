@@ -13,6 +13,7 @@ from dembench.tasks.tta.methods.norm import Norm
 from dembench.tasks.tta.methods.source import Source
 from dembench.tasks.tta.methods.tent import Tent
 from dembench.tasks.tta.methods.tipi import TIPI
+from dembench.tasks.tta.methods.ttc import TTC
 from dembench.tasks.tta.streams import Protocol
 from dembench.tasks.tta.task import CorruptionTTA
 
@@ -55,6 +56,16 @@ def test_norm_without_batch_norm_is_called_source():
 def test_updates_that_no_prediction_sees_are_told_of(options, told):
     assert ("updates" in notes(SmallNet(), tent, **options)) is told
     assert "updates" not in notes(SmallNet(), Source, **options)
+
+
+def test_ttc_tells_where_it_accumulates_nothing():
+    def ttc(model, **options):
+        return TTC(model, lambda z: z.logsumexp(1), **options)
+
+    assert "accumulation" not in notes(SmallNet(), tent)
+    assert "accumulation" not in notes(SmallNet(), lambda model: ttc(model, accumulate=12))  # two batches of 6
+    told = notes(SmallNet(), lambda model: ttc(model, accumulate=8))["accumulation"]
+    assert told == "accumulate=8 images at batches of 6 is Q = 1: each batch is an update of its own"
 
 
 def test_that_note_is_true():
