@@ -27,7 +27,7 @@ from torch.autograd import forward_ad
 
 TRITON = () if os.environ.get("DEMBENCH_TRITON") == "0" else ("cuda",)  # devices whose tensors go to ``_triton``
 BLOCK = 1 << 19  # elements of a block on the CPU: a handful of temporaries of this size stay in cache
-_TOGETHER = 8  # blocks in one where several threads meet after each operation, for which a busy machine lets them wait
+_TOGETHER = 16  # blocks in one where several threads meet after each operation, for which a busy machine lets them wait
 _FEW = 40  # positions
 _SHORT_ROW = 16  # classes: sums over so few elements next to each other are slow on a CPU
 

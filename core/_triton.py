@@ -736,7 +736,7 @@ def _in_memory(g: Tensor) -> bool:
 class _Recomputed(torch.autograd.Function):
     """A value, (M,) or (N, S), whose gradient is formed from the logits anew.
 
-    ``form(z, skip, *saved)`` is the value, or the value and the weight of ``_kernels.closed_form``;
+    ``form(z, skip, *saved)`` is the value, or the value and delta;
     ``form(z, skip, *saved, weight, g=g)`` is the gradient times g. ``graph`` is as in ``_kernels.closed_form``.
     """
 

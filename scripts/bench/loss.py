@@ -59,7 +59,7 @@ class Measurement:
     shape: tuple[int, ...]
     loss: str
     seconds: float  # the best of many
-    ratio: float  # to the textbook entropy, same run
+    ratio: float  # to the textbook entropy, the faster of two ways of writing it, same run
     bytes: int  # the least that must be moved: the logits read once, their gradient written once
     copies: float  # the time, in times of a plain copy of that many bytes
     peak_bytes: int  # beyond the logits and their gradient
@@ -87,7 +87,7 @@ def measure(shape: tuple[int, ...], device: str, seconds: float, literal: bool =
     source, target = torch.rand_like(z, requires_grad=False), torch.empty_like(z, requires_grad=False)
     turns = {name: call for name, call in calls.items() if name != "AdaDEM, literal"}
     turns["copy"] = lambda: target.copy_(source)
-    best = best_times(turns, device, seconds)
+    best = _with_faster_textbook(best_times(_with_both_textbooks(turns, z), device, seconds))
     if literal:  # apart from the others, whose caches it would empty
         best |= best_times({"AdaDEM, literal": calls["AdaDEM, literal"]}, device, seconds)
     return [
@@ -111,6 +111,14 @@ def _forward_backward(loss: Loss, z: Tensor) -> Callable[[], object]:
         loss(z).sum().backward()
 
     return call
+
+
+def _with_both_textbooks(calls: dict[str, Callable[[], object]], z: Tensor) -> dict[str, Callable[[], object]]:
+    return calls | {"textbook, by exp": _forward_backward(textbook_by_exp, z)}
+
+
+def _with_faster_textbook(best: dict[str, float]) -> dict[str, float]:
+    return best | {"textbook entropy": min(best["textbook entropy"], best.pop("textbook, by exp"))}
 
 
 def _peak(call: Callable[[], object], z: Tensor, device: str) -> int:
@@ -148,7 +156,6 @@ def over_threads(shape: tuple[int, ...], numbers: Sequence[int], seconds: float)
     z = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
     losses: dict[str, Loss] = {
         "textbook entropy": textbook_entropy,
-        "textbook, by exp": textbook_by_exp,
         "EM": EM(),
         "DEM(1.2, 0.8)": DEM(1.2, 0.8),
         "AdaDEM": AdaDEM(shape[1]),
@@ -156,11 +163,10 @@ def over_threads(shape: tuple[int, ...], numbers: Sequence[int], seconds: float)
     rows = []
     for number in numbers:
         torch.set_num_threads(number)
-        best = best_times({name: _forward_backward(loss, z) for name, loss in losses.items()}, "cpu", seconds)
-        textbook = min(best["textbook entropy"], best.pop("textbook, by exp"))
-        best["textbook entropy"] = textbook
+        calls = {name: _forward_backward(loss, z) for name, loss in losses.items()}
+        best = _with_faster_textbook(best_times(_with_both_textbooks(calls, z), "cpu", seconds))
         rows += [
-            {"shape": shape, "threads": number, "loss": name, "seconds": time, "ratio": time / textbook}
+            {"shape": shape, "threads": number, "loss": name, "seconds": time, "ratio": time / best["textbook entropy"]}
             for name, time in best.items()
         ]
     return rows
@@ -200,7 +206,8 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
             show(found, console)
             results += found
     console.print(
-        "x textbook: time against the textbook entropy, same run. x copy: against a plain copy of the least bytes.\n"
+        "x textbook: time against the textbook entropy, the faster of two ways of writing it, same run.\n"
+        "x copy: against a plain copy of the least bytes.\n"
         "extra peak: memory held at most beside the logits and their gradient."
     )
     return {"results": [asdict(m) for m in results]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -272,11 +273,13 @@ parts:
 
 
 @pytest.fixture
-def own_suite(tmp_path: Path, stub_configs: Path) -> list[str]:
+def own_suite(tmp_path: Path, stub_configs: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A suite of stub runs: two that work, one that fails, one whose data is missing."""
     import shutil
 
-    shutil.copytree(stub_configs, tmp_path / "configs")
+    shutil.copytree(stub_configs, tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.delitem(sys.modules, "dembench_stub", raising=False)  # the copy's module is meant, and no other
+    monkeypatch.syspath_prepend(tmp_path / "configs")
     (tmp_path / "data.txt").write_text("images")
     (tmp_path / "configs" / "suite").mkdir()
     (tmp_path / "configs" / "suite" / "mine.yaml").write_text(OWN.format(root=tmp_path / "data.txt"))
