@@ -154,7 +154,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_beside_it(wheel: 
     assert {member.partition("/")[0] for member in members} == {"dembench", f"dembench-{version()}.dist-info"}
     held = {member.removeprefix("dembench/") for member in members if member.startswith("dembench/")}
     wanted = {f"{folder}/{name}" for folder in FOLDERS for name in files(ROOT / folder)}
-    assert held == wanted | {"__init__.py", "__main__.py", "lookup.py", "py.typed"}
+    assert held == wanted | {"__init__.py", "__main__.py", "lookup.py", "records.py", "py.typed"}
     for kind in ("run.yaml", "page.html.j2", "py.typed"):  # not only what the disk happens to have
         assert any(name.endswith(kind) for name in held), kind
 
