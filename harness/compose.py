@@ -399,7 +399,8 @@ def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> Dict
     overrides = [f"{group}={name}" for group, name in names]
     if config_dir is not None:
         check_config_dir(config_dir)
-        overrides.append(f"hydra.searchpath=['{Path(config_dir).resolve().as_uri()}']")
+        place = as_text(f"file://{Path(config_dir).resolve()}")  # no URI: Hydra decodes no %20
+        overrides.append(f"hydra.searchpath=[{place}]")
     GlobalHydra.instance().clear()
     try:
         with _without_plugins(), initialize_config_module("dembench.configs", version_base="1.3"):
