@@ -278,8 +278,8 @@ def compose(
     for key in ("force", "progress"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key}: expected true or false, got {cfg[key]!r}")
-    plain: Any = OmegaConf.to_container(cfg)
-    ranges.check(plain, GROUPS)
+    values: Any = OmegaConf.to_container(cfg)
+    ranges.check(values, GROUPS)
     if not complete:
         return cfg
     _check_missing(cfg, config_dir)
