@@ -70,8 +70,10 @@ class Cell:
 
     @property
     def clean(self) -> bool:
-        """Whether the cell may be ranked; what learns nothing cannot have collapsed by learning."""
-        return not self.nans and (self.loss is None or not self.collapsed)
+        """Whether the cell may be ranked; what learns nothing cannot have collapsed by learning, and what should have
+        learned and did not is not the method."""
+        unlearned = any(run.status == "unlearned" for run in self.runs)
+        return not self.nans and not unlearned and (self.loss is None or not self.collapsed)
 
     @property
     def lr(self) -> float | None:

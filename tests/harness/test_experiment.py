@@ -338,3 +338,30 @@ def test_looking_at_a_loss_leaves_it_and_the_random_numbers_as_they_were() -> No
     found, fresh = loss.state_dict(), AdaDEM().state_dict()
     assert {name: value.tolist() for name, value in found.items()} == {k: v.tolist() for k, v in fresh.items()}
     assert experiment.build_loss({"loss": {"_target_": "dembench.tasks.common.noloss.no_loss"}}) is None
+
+
+def test_a_run_in_which_nothing_ever_counted_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    (folder / "loss").mkdir(parents=True)
+    module = f"nan_{tmp_path.name}"
+    (folder / f"{module}.py").write_text(
+        "import torch\n\nclass Broken(torch.nn.Module):\n"
+        "    def forward(self, logits):\n        return logits.sum(1) * float('nan')\n"
+    )
+    (folder / "loss" / "broken.yaml").write_text(f"_target_: {module}.Broken\n")
+    words = ["method=sar", "data.num_images=100", "protocol.corruptions=[fog]", "protocol.batch_size=50"]
+    found = {}
+    for loss in ("broken", "em"):
+        cfg = compose([f"loss={loss}", *words, f"out={tmp_path / 'runs'}"], folder)
+        found[loss] = experiment.run(experiment.prepare(cfg)).result
+    assert found["em"]["status"] == "ok"
+    assert found["em"]["cost"]["updated"] > 0
+    assert found["broken"]["status"] == "unlearned"
+    assert "nothing was learned" in found["broken"]["flags"][0]["message"]
+
+
+@pytest.mark.parametrize("rate", ["1e3", "1e30"])
+def test_a_run_whose_rate_throws_the_model_off_is_not_ok(rate: str, tmp_path: Path) -> None:
+    words = ["method=tent", "loss=em", f"method.lr={rate}", "data.num_images=400", "protocol.corruptions=[fog]"]
+    cfg = compose([*words, "protocol.batch_size=20", f"out={tmp_path / 'runs'}"])
+    assert experiment.run(experiment.prepare(cfg)).result["status"] in ("collapse", "nan")

@@ -23,7 +23,9 @@ def test_certain_of_everything_at_chance_is_a_collapse(scale: float, shift: int,
     metrics.update(torch.eye(5)[(LABELS + shift) % 5] * scale, LABELS)
     found = list(metrics.collapse("fog/5"))
     assert [flag.kind for flag in found] == ["collapse"] * flags
-    assert all("certain of every prediction, and 0% right, which is chance in fog/5" in flag.message for flag in found)
+    assert all(
+        "certain of 100% of the predictions, and 0% right, which is chance in fog/5" in flag.message for flag in found
+    )
 
 
 def test_a_class_that_no_sample_shows() -> None:
