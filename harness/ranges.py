@@ -60,8 +60,8 @@ _NAMES = {
         """,
     LEAST: """
         adversarial adversarial_aux alpha aux_weight blur d ent_coef ent_coef_final entropy_weight fairness_weight
-        fisher_alpha loss_weight noise reset_below saturation source_aux texture unlabelled_weight vf_coef weight
-        weight_decay
+        fisher_alpha loss_weight noise reset_below saturation source_aux texture unlabelled_weight vf_coef warmup_from
+        weight weight_decay
         """,
     SHARE: "flip gae_lambda glow haze loss_ramp paint ramp",
     SHARE_ABOVE: "bn_momentum layer_decay scale selected",

@@ -39,10 +39,9 @@ from dembench.tasks.common.archives import members
 from dembench.tasks.common.hashes import _read as read_hashes
 from dembench.tasks.common.image_folders import read_lines
 from dembench.tasks.common.tensors import load_checkpoint, read_tensors
+from dembench.tasks.common.weights import read_state
 from dembench.tasks.prompt.coop import read_context, write_context
-from dembench.tasks.semi.nets import read_state
 from dembench.tasks.semi.published import MedMNIST
-from dembench.tasks.tta.models import _read_state
 
 MARKER = "touch marker"
 SLOWEST = 5.0  # seconds for a file
@@ -165,7 +164,7 @@ def loaders(folder: Path) -> Iterator[Loader]:
         "choices": {"oracle": {"trial": 0, "values": {"method.lr": 1e-3}}}, "absent": {"information": "none"},
     }  # fmt: skip
     yield Loader(f"tta-tent-em-{key}/tune.json", json.dumps(tuning).encode(),
-                 lambda path: dem_star.read(path, records.TUNING), 200, tree="json")  # fmt: skip
+                 lambda path: dem_star.read_record(path, records.TUNE), 200, tree="json")  # fmt: skip
     yield Loader("manifest.json", b'{"files": ["tables/a.csv"]}',
                  lambda path: records.read_json(path, {"files": [str]}), 60, tree="json")  # fmt: skip
     yield Loader("sweep.yaml", yaml.safe_dump(SWEEP).encode(), lambda path: sweeps.expand(sweeps.read_sweep(str(path))),
@@ -192,8 +191,8 @@ def loaders(folder: Path) -> Iterator[Loader]:
 
     checkpoint = saved(lambda file: torch.save({"state_dict": STATE, "epoch": 3}, file))
     save_file(STATE, folder / "x.safetensors")
-    yield Loader("net.safetensors", (folder / "x.safetensors").read_bytes(), _read_state, 100)
-    yield Loader("net.pt", checkpoint, _read_state, 120)
+    yield Loader("net.safetensors", (folder / "x.safetensors").read_bytes(), read_state, 100)
+    yield Loader("net.pt", checkpoint, read_state, 120)
     yield Loader("semi.pt", checkpoint, read_state, 60)
     yield Loader("any.pt", checkpoint, load_checkpoint, 40)
     yield Loader("objects.pt", checkpoint, read_tensors, 80)

@@ -98,17 +98,18 @@ class StreamMetrics:
         predicted, label = self._counts.tolist()
         return Histogram(slice, tuple(predicted), tuple(label))
 
-    def collapse(self, slice: str) -> Iterator[Flag]:
+    def collapse(self, slice: str, histogram: Histogram) -> Iterator[Flag]:
         """One Flag where ``is_collapsed``, or where the model is certain of nearly all (a probability of 1) and right
         no more than by chance: as often as 1 / C, and two standard deviations of that."""
-        histogram, place = self.histogram(slice), "" if slice == "mean" else f" in {slice}"
+        place = "" if slice == "mean" else f" in {slice}"
         chance = 1 / self.num_classes
         spread = 2 * math.sqrt(chance * (1 - chance) / max(self.n, 1))
         if is_collapsed(histogram.predicted, histogram.label):
             share = max(histogram.predicted) / self.n
             yield Flag("collapse", slice, f"one class takes {share:.0%} of the predictions{place}")
         elif self.n >= COLLAPSE_SAMPLES:
-            certain, correct = self._bins[0, BINS].item() / self.n, self._bins[2].sum().item() / self.n
+            told = torch.stack([self._bins[0, BINS], self._bins[2].sum()]) / self.n
+            certain, correct = told.tolist()
             if certain >= COLLAPSE_PREDICTED and correct <= chance + spread:
                 text = f"certain of {certain:.0%} of the predictions, and {correct:.0%} right, which is chance{place}"
                 yield Flag("collapse", slice, text)

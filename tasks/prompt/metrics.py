@@ -79,8 +79,8 @@ class PromptMetrics:
         gained, lost = self._sums[2:].tolist()
         return Counts(gained, lost, self._stream.n)
 
-    def collapse(self, slice: str) -> Iterator[Flag]:
-        return self._stream.collapse(slice)
+    def collapse(self, slice: str, histogram: Histogram) -> Iterator[Flag]:
+        return self._stream.collapse(slice, histogram)
 
     def histogram(self, slice: str) -> Histogram:
         return self._stream.histogram(slice)

@@ -204,7 +204,7 @@ def _judge(metrics: PromptMetrics, rows: list[Any], name: str) -> Iterator[Event
     yield histogram
     if any(row.metric == "entropy" and not math.isfinite(row.value) for row in rows):
         yield Flag("nan", name, f"a logit is not finite in {name}")
-    yield from metrics.collapse(name)
+    yield from metrics.collapse(name, histogram)
 
 
 def _cost(sets: dict[str, dict[str, float]], device: torch.device) -> bytes:

@@ -170,10 +170,11 @@ class SemiSupervised:
                     yield Row(name, metric, values[c], "fraction", counts[c])
         yield from undefined(self.data.class_names, counts)
         predicted, label = confusion.predicted_counts.tolist(), counts
-        yield Histogram("mean", tuple(predicted), tuple(label))
+        histogram = Histogram("mean", tuple(predicted), tuple(label))
+        yield histogram
         if any(row.metric == "nll" and not math.isfinite(row.value) for row in metrics.rows("mean")):
             yield Flag("nan", "mean", "a logit is not finite")
-        yield from metrics.collapse("mean")
+        yield from metrics.collapse("mean", histogram)
 
 
 def probe(model: NetMaker, num_classes: int, size: tuple[int, int]) -> nn.Module:

@@ -351,4 +351,4 @@ def _judge(metrics: StreamMetrics, rows: Sequence[Row], name: str) -> Iterator[E
     yield histogram
     if any(row.metric == "nll" and not math.isfinite(row.value) for row in rows):
         yield Flag("nan", name, f"a logit is not finite in {name}")
-    yield from metrics.collapse(name)
+    yield from metrics.collapse(name, histogram)

@@ -108,7 +108,7 @@ def test_no_cluster_is_said_at_once(
     address: str, reason: str, stub_configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     words = many(tmp_path, "runs")[0]
-    (tmp_path / "grid.yaml").write_text(json.dumps({"base": words, "grids": []}))
+    (tmp_path / "grid.yaml").write_text(json.dumps({"base": words, "grids": [{}]}))
     command = [str(tmp_path / "grid.yaml"), "--config-dir", str(stub_configs), "--engine", "ray", "--address", address]
     assert main(command) == 2
     said = capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_where_the_searched_samples_are_never_judged_there_is_no_papers_protocol
         ({"loss": "dem"}, "loss: a search sets loss, part, seed itself"),
         ({"part": "rest"}, "part: a search sets"),
         ({"seed": 1}, "seed: a search sets"),
-        ({"search_share": 1.5}, "search_share: expected a number between 0 and 1"),
+        ({"search_share": 1.5}, "search_share: expected a number > 0 and < 1"),
         ({"metod.lr": 1.0}, "unknown key 'metod.lr'"),
     ],
 )

@@ -23,7 +23,7 @@ def stub(tmp_path: Path, stub_configs: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["rn"], ["dembench: unknown command 'rn'; nearest: run; valid: run, sweep, "]),
+        (["rn"], ["dembench: unknown command 'rn'; nearest: run; valid: run, evaluate, sweep, "]),
         (["run", "metod=tent"], ["dembench run: unknown key 'metod'; nearest: method"]),
         (["run", "method=tnet"], ["unknown method 'tnet'; nearest: tent"]),
         (["run", "method.learning_rate=1"], ["unknown key 'method.learning_rate'", "method.lr"]),

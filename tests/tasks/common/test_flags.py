@@ -21,7 +21,7 @@ LABELS = torch.arange(100) % 5
 def test_certain_of_everything_at_chance_is_a_collapse(scale: float, shift: int, flags: int) -> None:
     metrics = StreamMetrics(5)
     metrics.update(torch.eye(5)[(LABELS + shift) % 5] * scale, LABELS)
-    found = list(metrics.collapse("fog/5"))
+    found = list(metrics.collapse("fog/5", metrics.histogram("fog/5")))
     assert [flag.kind for flag in found] == ["collapse"] * flags
     assert all(
         "certain of 100% of the predictions, and 0% right, which is chance in fog/5" in flag.message for flag in found

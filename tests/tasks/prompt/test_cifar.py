@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from dembench.harness import experiment
 from dembench.harness.compose import ConfigError, compose, options
 from dembench.harness.sweeps import expand, read_sweep
+from dembench.tasks.common.cache import save_state
 from dembench.tasks.common.corruptions import CORRUPTIONS, corrupt
 from dembench.tasks.prompt import tiny
 from dembench.tasks.prompt.cifar import CAPTIONS, STYLES, TEMPLATE, WORDS, Cifar10, stylise
@@ -199,8 +200,7 @@ def test_a_cpu_does_not_train_for_hours_unasked(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     there = cifar_clip(root, device="cuda", cache=tmp_path)
     path = tiny.CIFAR.path(there.weights_id, 0, tmp_path)
-    path.parent.mkdir(parents=True)
-    torch.save(there.model.state_dict(), path)
+    save_state(path, there.model.state_dict())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     here = cifar_clip(root, device="cuda", cache=tmp_path).load()
     assert all(torch.equal(v, there.model.state_dict()[k]) for k, v in here.model.state_dict().items())

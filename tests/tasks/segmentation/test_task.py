@@ -170,7 +170,7 @@ def test_every_protocol_composes(name: str) -> None:
 
     schedule = instantiate(compose(["task=segmentation", f"protocol={name}"]).protocol)
     if name == "advent":
-        assert schedule == Protocol(120000, 1, 2.5e-4, 10.0, 1.0, 0.9, 5e-4, 0.9, 250000, 2000, 0, 3, 4, 1)
+        assert schedule == Protocol(120000, 1, 2.5e-4, 10.0, 1.0, False, 0.9, 5e-4, 0.9, 250000, 2000, 0, 3, 4, 1)
 
 
 @pytest.mark.slow  # two processes that import mmsegmentation

@@ -70,7 +70,7 @@ def test_the_record_says_what_was_chosen(tmp_path: Path) -> None:
     assert len((folder / "files" / "labelled.csv").read_text().splitlines()) == 1 + 20
     notes = {note["key"]: note["text"] for note in result["notes"]}
     assert "20 labelled, 851 unlabelled, 50 validation, 896 test" in notes["samples"]
-    assert "weight 0.3, weak view, ramp 0" in notes["loss"]
+    assert "weight 0.1, weak view, ramp 0" in notes["loss"]
     assert "choose" in notes["validation"]
     assert not (folder / "checkpoint.pt").exists()
     again = run(["task=semi", "method=fixmatch", "loss=em", "force=true"], tmp_path)
