@@ -97,7 +97,7 @@ def read_sweep(file_or_name: str, config_dir: Path | None = None) -> dict[str, A
         raise ConfigError(f"sweep {file_or_name}: paper must be a list of mappings")
     if any(not isinstance(key, str) for node in [base, *(grids or []), *paper] for key in node):
         raise ConfigError(f"sweep {file_or_name}: keys must be texts")
-    return {"base": base, "grids": grids, "paper": paper, "tune": tune}
+    return {"name": file_or_name, "base": base, "grids": grids, "paper": paper, "tune": tune}
 
 
 def _mappings(value: Any) -> bool:
@@ -131,7 +131,8 @@ def expand(sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]] | None =
             expanded.setdefault(json.dumps(words, sort_keys=True), words)
     if not expanded:
         empty = sorted({key for grid in sweep["grids"] for key, values in axes(grid).items() if not values})
-        raise ConfigError(f"a sweep of no runs: {', '.join(empty) or 'grids'} is empty")
+        name = f"sweep {sweep['name']}: " if "name" in sweep else ""
+        raise ConfigError(f"{name}a sweep of no runs: {', '.join(empty) or 'grids'} is empty")
     return list(expanded.values())
 
 
