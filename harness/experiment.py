@@ -215,11 +215,11 @@ def check_data(data: Any) -> None:
         data.check()
 
 
-def check_method(prepared: Prepared) -> None:
+def check_method(task: Any, make_method: Any) -> None:
     """Raises ConfigError where the method refuses its settings, as far as the task can tell before it runs."""
-    if hasattr(prepared.task, "check_method"):
+    if hasattr(task, "check_method"):
         with user_errors():
-            prepared.task.check_method(prepared.make_method)
+            task.check_method(make_method)
 
 
 def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) -> Outcome:
@@ -239,7 +239,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         return Outcome(directory / "result.json", False, found)
     if prepared.tune is not None:
         return _run_tuned(prepared, prepared.tune, directory, command, watch)
-    check_method(prepared)
+    check_method(prepared.task, prepared.make_method)
     with user_errors():
         directory.mkdir(parents=True, exist_ok=True)
     with runs.lock(directory):
@@ -248,7 +248,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         for left in runs.temporary(directory):
             left.unlink()
         environment = runs.environment(config["device"], config["threads"])
-        kept = {key: value for key, value in config.items() if key not in ("labels", "save")}
+        kept = _recorded(config)
         write_atomic(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
         runs.write_json(directory / "environment.json", environment)
         started = runs.now()
@@ -283,6 +283,11 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
     return Outcome(directory / "result.json", True, result)
 
 
+def _recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record keeps of a configuration: labels stand beside it, and what is saved changes no number."""
+    return {key: value for key, value in config.items() if key not in ("labels", "save")}
+
+
 def _finished(directory: Path, force: bool) -> dict[str, Any] | None:
     if force:
         return None
@@ -295,7 +300,7 @@ def _run_tuned(
 ) -> Outcome:
     """A run at chosen settings: measured once for all rules that chose them, and recorded for each."""
     measured = run(tuned.plain(prepared), command=command, watch=watch)
-    kept = {key: value for key, value in prepared.config.items() if key not in ("labels", "save")}
+    kept = _recorded(prepared.config)
     notes = [asdict(tuned.note(tune)), *measured.result["notes"]]
     own = {"id": prepared.id, "notes": notes, "config": kept, "tuned": tune, "command": command}
     with runs.lock(directory):

@@ -263,8 +263,7 @@ def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: 
             check_signatures({group: config.get(group) for group in ("method", "loss")})
             with experiment.user_errors():
                 make_method = build(config["method"], "method", loss=experiment.build_loss(config))
-                if hasattr(task, "check_method"):
-                    task.check_method(make_method)
+            experiment.check_method(task, make_method)
     return found
 
 

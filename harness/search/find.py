@@ -46,15 +46,9 @@ def search(
     Returns: the record, which is in ``search.json`` of its folder, with "path".
     Raises: ConfigError for whatever the user can put right, before the first trial; RuntimeError where no trial is ok.
     """
-    choice = choose(words)
-    for key in (*choice.groups, *choice.values):
-        if key.split(".")[0] in SET_HERE:
-            raise ConfigError(f"{key}: a search sets {', '.join(SET_HERE)} itself")
+    choice = choose_free(words, SET_HERE, "a search")
     cfg = compose(trial(choice, ONE_ONE, settings.run_seeds[0]), config_dir)
-    metrics = metrics_of(cfg)
-    if settings.metric is not None:
-        lookup_or_fail(settings.metric, metrics, "metric")
-    check_task(cfg)
+    metrics = metrics_to_judge(cfg, settings.metric)
     prepared = experiment.prepare(cfg)
     folder = dem_star.folder(cfg, prepared.fingerprints)
 
@@ -101,6 +95,24 @@ def search(
     }
     runs.write_json(folder / "search.json", record)
     return {**record, "path": str(folder / "search.json")}
+
+
+def choose_free(words: Sequence[str] | Mapping[str, Any], taken: Sequence[str], what: str) -> Choice:
+    """``choose``, of words that leave free the keys that ``what`` sets itself. Raises: ConfigError."""
+    choice = choose(words)
+    for key in (*choice.groups, *choice.values):
+        if key.split(".")[0] in taken:
+            raise ConfigError(f"{key}: {what} sets {', '.join(taken)} itself")
+    return choice
+
+
+def metrics_to_judge(cfg: Any, metric: str | None) -> dict[str, int]:
+    """``metrics_of`` a task that can be searched. Raises: ConfigError for a metric or a task that cannot judge."""
+    metrics = metrics_of(cfg)
+    if metric is not None:
+        lookup_or_fail(metric, metrics, "metric")
+    check_task(cfg)
+    return metrics
 
 
 def trial(choice: Choice, pair: Pair, seed: int, out: Path | None = None) -> Choice:

@@ -13,9 +13,17 @@ from omegaconf import OmegaConf
 
 from dembench import records
 from dembench.harness import experiment, runs
-from dembench.harness.compose import GROUPS, Choice, ConfigError, choose, compose, lookup_or_fail
+from dembench.harness.compose import GROUPS, Choice, ConfigError, compose
 from dembench.harness.search import dem_star, tuned
-from dembench.harness.search.find import check_task, cost_of, judged, metrics_of, outcome_of, result_of, subset_of
+from dembench.harness.search.find import (
+    choose_free,
+    cost_of,
+    judged,
+    metrics_to_judge,
+    outcome_of,
+    result_of,
+    subset_of,
+)
 from dembench.harness.search.ranges import Budget, Point, version
 from dembench.harness.search.trials import Done, Outcome, Search, best
 from dembench.tasks.common.cache import short_hash
@@ -43,19 +51,13 @@ def tune(
     Returns: the record, which is in ``tune.json`` of its folder, with "path".
     Raises: ConfigError for whatever the user can put right, before the first trial; RuntimeError where no trial is ok.
     """
-    choice = choose(words)
-    for key in (*choice.groups, *choice.values):
-        if key.split(".")[0] in SET_HERE:
-            raise ConfigError(f"{key}: a tuning sets {', '.join(SET_HERE)} itself")
+    choice = choose_free(words, SET_HERE, "a tuning")
     cfg = compose(_trial(choice, {}, budget.run_seeds[0]), config_dir)
     if cfg.choices.loss == "dem_star":
         raise ConfigError(
             "loss=dem_star has its own search (dembench search); tune loss=dem, with --space loss.tau=..."
         )
-    metrics = metrics_of(cfg)
-    if budget.metric is not None:
-        lookup_or_fail(budget.metric, metrics, "metric")
-    check_task(cfg)
+    metrics = metrics_to_judge(cfg, budget.metric)
     prepared = experiment.prepare(cfg)
     rules = budget.rules(cfg, sorted(prepared.fingerprints.items()))
     folder = tuned.folder(cfg)

@@ -15,7 +15,6 @@ BINS = 15  # calibration bins, as in Guo et al. 2017
 COLLAPSE_PREDICTED = 0.9
 COLLAPSE_LABEL = 0.5
 COLLAPSE_SAMPLES = 10
-CERTAIN = 1 - 1e-6  # mean confidence, of float32
 
 
 class StreamMetrics:

@@ -15,7 +15,7 @@ from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.criteria import Criteria, mean_rows
 from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.keep import kept, put
-from dembench.tasks.common.metrics import CERTAIN, is_collapsed, undefined
+from dembench.tasks.common.metrics import is_collapsed, undefined
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import check_devices, launch
 from dembench.tasks.segmentation.data import TestPart
@@ -25,6 +25,7 @@ from dembench.tasks.segmentation.nets import NetMaker, count_parameters
 from dembench.tasks.segmentation.protocol import Protocol
 from dembench.tasks.segmentation.trainer import Trainer
 
+CERTAIN = 1 - 1e-6  # probability; a mean entropy below the rest, in nats, is of a network that is certain
 FEW = 0.5  # share of the labels' effective number of classes below which predictions have collapsed
 
 
