@@ -183,7 +183,7 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
     Raises: ConfigError that names the run.
     """
     alike: dict[str, list[tuple[Words, DictConfig, dict[str, Any]]]] = {}  # runs whose task can be the same object
-    order: list[tuple[Words, dict[str, Any], str]] = []
+    order: list[tuple[Words, dict[str, Any], str, dict[str, Any] | None]] = []
     tunings: dict[str, None] = {}
     for words in many:
         try:
@@ -196,7 +196,7 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
         part = {key: config.get(key) for key in parts.KEYS}
         key = json.dumps({**config["task"], "seed": None, **part}, sort_keys=True)
         alike.setdefault(key, []).append((words, cfg, config))
-        order.append((words, config, key))
+        order.append((words, config, key, tune))
     if tunings:
         raise ConfigError(f"tuned runs need {len(tunings)} tunings first: {'; '.join(tunings)}")
     searches: dict[str, None] = {}
@@ -204,8 +204,12 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
     if searches:
         raise ConfigError(f"loss=dem_star needs {len(searches)} searches first: {'; '.join(searches)}")
     planned: dict[str, Planned] = {}
-    for words, config, key in order:
-        id = runs.run_id(config, found[key] | experiment.files(config))
+    for words, config, key, tune in order:
+        fingerprints = found[key] | experiment.files(config)
+        if tune is not None:
+            with _named_errors(words):
+                tuned.check(tune, config["seed"], fingerprints)
+        id = runs.run_id(config, fingerprints)
         directory = Path(config["out"]) / id
         try:
             result, odd = runs.read_result(directory), ""
