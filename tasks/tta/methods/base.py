@@ -46,6 +46,7 @@ class TTAMethod:
         adapted: what learns, by name. frozen: normalisation layers that a rule keeps as they are.
         in_model: whether all that adapts is in the model's parameters and buffers, so that ``save=last`` keeps it.
         uses_loss: whether the loss has any part in what is predicted.
+        needs_images: whether it changes its inputs in ways that only images (N, C, H, W) can be.
         source_images: how many clean images it must be shown by ``see_source`` before the first batch.
     """
 
@@ -53,6 +54,7 @@ class TTAMethod:
     source_images = 0
     in_model = True
     uses_loss = True
+    needs_images = False
 
     def __init__(self, model: nn.Module, loss: Any = None, *, preset: Preset = "official"):
         lookup(preset, self.presets, f"{type(self).__name__.lower()} preset")
@@ -166,6 +168,7 @@ class EntropyMethod(TTAMethod):
             raise ValueError(f"{name}: expected steps >= 1, got {steps}")
         self.steps, self.episodic, self.freeze = steps, episodic, freeze
         self.parts = Clustering.of(clustering)
+        self.needs_images = self.needs_images or self.parts.augments
         self.features = Inputs(classifier(model)) if self.parts.similarity is not None else None
         self.prepare()
         kinds = ALL_NORMS if preset == "mariodoebler" else self.norms

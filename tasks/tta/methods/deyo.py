@@ -41,6 +41,7 @@ class DeYO(EntropyMethod):
     """
 
     norms = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+    needs_images = True
 
     def __init__(
         self,
