@@ -46,6 +46,8 @@ class TTAMethod:
         adapted: what learns, by name. frozen: normalisation layers that a rule keeps as they are.
         in_model: whether all that adapts is in the model's parameters and buffers, so that ``save=last`` keeps it.
         uses_loss: whether the loss has any part in what is predicted.
+        stops_gradient: whether what it lowers has parts that are constants to the gradient, such as weights of samples.
+        needs_images: whether it changes its inputs in ways that only images (N, C, H, W) can be.
         source_images: how many clean images it must be shown by ``see_source`` before the first batch.
     """
 
@@ -53,6 +55,8 @@ class TTAMethod:
     source_images = 0
     in_model = True
     uses_loss = True
+    stops_gradient = False
+    needs_images = False
 
     def __init__(self, model: nn.Module, loss: Any = None, *, preset: Preset = "official"):
         lookup(preset, self.presets, f"{type(self).__name__.lower()} preset")
@@ -166,6 +170,8 @@ class EntropyMethod(TTAMethod):
             raise ValueError(f"{name}: expected steps >= 1, got {steps}")
         self.steps, self.episodic, self.freeze = steps, episodic, freeze
         self.parts = Clustering.of(clustering)
+        self.needs_images = self.needs_images or self.parts.augments
+        self.stops_gradient = self.stops_gradient or self.parts.similarity is not None
         self.features = Inputs(classifier(model)) if self.parts.similarity is not None else None
         self.prepare()
         self.frozen = frozen_layers(model, freeze)
