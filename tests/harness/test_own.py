@@ -151,7 +151,7 @@ def test_an_object_counts_by_its_class_and_its_tensors(folder: Path) -> None:
         ({"data": "./nowhere"}, "data=./nowhere: no such folder, archive or name of data"),
         ({"task": "minigrid"}, "task=minigrid reads no class folders; tta, prompt, semi, longtail do"),
         ({"data": "my.tar"}, "task=tta reads folders and no archives; unpack it"),
-        ({"task": "segmentation", "data": "street", "model": "own_things.Net"}, "task=segmentation needs more than a network"),
+        ({"task": "segmentation", "data": "street", "model": "own_things.Net"}, "task=segmentation needs more"),
         ({"model": "own"}, "model=own needs a value: model.network._target_=..."),
         ({"model": "own_things.Nett"}, "Nett"),
         ({"model": "own_things.Net", "+model.network.widht": 3}, "nearest: width"),
