@@ -114,9 +114,7 @@ def read_option(group: str, name: str, task: str | None = None, config_dir: Path
 def read_file(path: Path) -> str:
     """The text of a file that somebody wrote by hand. Raises: ConfigError where it is none."""
     try:
-        return records.read_plain(path, MOST_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no text in UTF-8") from None
+        return records.read_text(path, MOST_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
 

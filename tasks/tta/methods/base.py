@@ -174,13 +174,8 @@ class EntropyMethod(TTAMethod):
         self.stops_gradient = self.stops_gradient or self.parts.similarity is not None
         self.features = Inputs(classifier(model)) if self.parts.similarity is not None else None
         self.prepare()
-        kinds = ALL_NORMS if preset == "mariodoebler" else self.norms
         self.frozen = frozen_layers(model, freeze)
-        self.adapted = {
-            key: value
-            for key, value in norm_affine(model, kinds).items()
-            if not any(key.startswith(f"{top}.") for top in self.frozen)
-        }
+        self.adapted = self.choose()
         require_grad_only(model, self.adapted.values())
         guard_group_norms(model)
         self.learner = Learner(self.adapted, loss, optimizer=optimizer, lr=lr, buffers=self.touched())
@@ -190,6 +185,11 @@ class EntropyMethod(TTAMethod):
     def prepare(self) -> None:
         """Modes and statistics of the model."""
         use_batch_statistics(self.model).train(self.preset == "official")
+
+    def choose(self) -> dict[str, nn.Parameter]:
+        """What adapts, by name: affine parameters of normalisation layers, but of those that are frozen."""
+        found = norm_affine(self.model, ALL_NORMS if self.preset == "mariodoebler" else self.norms)
+        return {key: p for key, p in found.items() if not any(key.startswith(f"{top}.") for top in self.frozen)}
 
     def touched(self) -> list[Tensor]:
         """Buffers of the model that adapting moves."""
