@@ -74,7 +74,8 @@ def config_files(config_dir: Path | None = None) -> Iterator[Any]:
 def check_config_dir(config_dir: Path) -> None:
     """Raises ConfigError where a file of the user's folder has the name of one of the package's, which Hydra takes."""
     package = resources.files("dembench.configs")
-    for file in sorted(Path(config_dir).rglob("*.yaml")):
+    groups = [entry.name for entry in package.iterdir() if entry.is_dir()]  # other folders, such as runs, hold none
+    for file in sorted(file for group in ("", *groups) for file in _yaml_files(Path(config_dir), group)):
         name = file.relative_to(config_dir)
         if package.joinpath(*name.parts).is_file():
             raise ConfigError(f"--config-dir: {name} is the name of a file of dembench too; give yours another name")
@@ -85,6 +86,10 @@ def check_config_dir(config_dir: Path) -> None:
             raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{file}: expected key: value pairs, as in the files of dembench")
+
+
+def _yaml_files(root: Path, group: str) -> Iterator[Path]:
+    yield from (root / group).rglob("*.yaml") if group else root.glob("*.yaml")
 
 
 def options(group: str, task: str | None = None, config_dir: Path | None = None) -> list[str]:
