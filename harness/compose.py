@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dembench import records
-from dembench.harness import ranges
+from dembench.harness import own, ranges
 from dembench.harness.targets import check_plain, check_targets, locate
 from dembench.lookup import lookup
 from dembench.tasks.base import PARTS, PRECISIONS, SAVE, ConfigError
@@ -109,9 +109,7 @@ def read_option(group: str, name: str, task: str | None = None, config_dir: Path
 def read_file(path: Path) -> str:
     """The text of a file that somebody wrote by hand. Raises: ConfigError where it is none."""
     try:
-        return records.read_plain(path, MOST_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no text in UTF-8") from None
+        return records.read_text(path, MOST_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
 
@@ -266,9 +264,13 @@ def compose(
     Raises: ConfigError, one line, with the valid names and the nearest ones.
     """
     choice = words if isinstance(words, Choice) else choose(words)
-    names = tuple(sorted(_full_names(choice.groups, config_dir).items()))
+    groups, values, dotted = own.settle(
+        choice.groups, choice.values, lambda group, task: options(group, task, config_dir)
+    )
+    names = tuple(sorted(_full_names(groups, config_dir).items()))
     cfg = _groups(names, None if config_dir is None else Path(config_dir).resolve()).copy()
-    for key, value in choice.values.items():
+    own.put(cfg, dotted)
+    for key, value in values.items():
         _set(cfg, key, value, new=key in choice.added)
     for key, valid in VALUES.items():
         if cfg[key] not in valid:
@@ -278,8 +280,8 @@ def compose(
     for key in ("force", "progress"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key}: expected true or false, got {cfg[key]!r}")
-    values: Any = OmegaConf.to_container(cfg)
-    ranges.check(values, GROUPS)
+    whole: Any = OmegaConf.to_container(cfg)
+    ranges.check(whole, GROUPS)
     if not complete:
         return cfg
     _check_missing(cfg, config_dir)

@@ -179,6 +179,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     config, search = dem_star.settle(cfg, config, found)
     with user_errors():
         method = build(config["method"], "method", loss=build_loss(config))
+    check_method(task, method)
     id = runs.run_id(config, found)
     notes = [] if search is None else [dem_star.note(config, search)]
     if text := note_of(getattr(task, "model", None)):
@@ -229,7 +230,7 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         prepared: from ``prepare``; ``out`` and ``force`` are in its config.
         command: what the record gives as the way to repeat this.
         watch: called with each event and the number of Points and Scalars to come in all.
-    Raises: ConfigError where the method refuses its settings; RunBusy where another process is
+    Raises: ConfigError where the method refuses its settings on the way; RunBusy where another process is
         writing the same run; anything else that the task raises, in which case there is no result.json.
     """
     config = prepared.config
@@ -239,7 +240,6 @@ def run(prepared: Prepared, *, command: str = "", watch: Watcher | None = None) 
         return Outcome(directory / "result.json", False, found)
     if prepared.tune is not None:
         return _run_tuned(prepared, prepared.tune, directory, command, watch)
-    check_method(prepared.task, prepared.make_method)
     with user_errors():
         directory.mkdir(parents=True, exist_ok=True)
     with runs.lock(directory):

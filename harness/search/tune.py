@@ -24,7 +24,7 @@ from dembench.harness.search.find import (
     result_of,
     subset_of,
 )
-from dembench.harness.search.ranges import Budget, Point, version
+from dembench.harness.search.ranges import Budget, Point, has_number, read_range, version
 from dembench.harness.search.trials import Done, Outcome, Search, best
 from dembench.tasks.common.cache import short_hash
 from dembench.tasks.common.criteria import NAMES
@@ -114,6 +114,18 @@ def tune(
     }
     runs.write_json(folder / tuned.FILE, record)
     return {**record, "path": str(folder / tuned.FILE)}
+
+
+def check(many: Sequence[Mapping[str, Any]], budget: Budget, config_dir: Path | None = None) -> None:
+    """Before the first of several tunings, given by their words: raises ConfigError where one cannot be judged or has
+    nothing to tune, and for a key to tune that none of them has."""
+    cfgs = [compose(_trial(choose_free(words, SET_HERE, "a tuning"), {}, 0), config_dir) for words in many]
+    for key in (read_range(text).key for text in budget.space):
+        if cfgs and not any(has_number(cfg, key) for cfg in cfgs):
+            raise ConfigError(f"--space {key}: no run of this tuning has such a number")
+    for cfg in cfgs:
+        metrics_to_judge(cfg, budget.metric)
+        budget.rules(cfg)
 
 
 def _trial(choice: Choice, values: Mapping[str, float], seed: int, out: Path | None = None) -> Choice:

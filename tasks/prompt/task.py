@@ -119,6 +119,12 @@ class PromptTuning:
         images = self.data.shots(count, self.seed)
         return self.prompts(images.class_names), self.features.all(images), images.labels
 
+    def check_method(self, make_method: Callable[..., PromptMethod]) -> None:
+        """Reads the files that a method names: a context that is damaged is refused here, before anything is run."""
+        for part in getattr(make_method, "keywords", {}).values():
+            if hasattr(part, "check"):
+                part.check()
+
     def run(self, make_method: Callable[..., PromptMethod]) -> Iterator[Event]:
         """Yields notes, a Point a block, rows, histogram and flags for each set, means, and the file cost.json."""
         self.model.load().to(self.device)

@@ -17,7 +17,7 @@ from dembench.tasks.base import PRECISIONS, ConfigError, Event, Flag, Method, No
 from dembench.tasks.common.corruptions import CORRUPTIONS, SEVERITIES
 from dembench.tasks.common.criteria import Criteria, shifted
 from dembench.tasks.common.criteria import mean_rows as criteria_rows
-from dembench.tasks.common.devices import send
+from dembench.tasks.common.devices import in_order, laid_out, send
 from dembench.tasks.common.digits_nets import keep_classes
 from dembench.tasks.common.keep import kept, put
 from dembench.tasks.common.metrics import ClassMetrics, StreamMetrics
@@ -141,8 +141,7 @@ class CorruptionTTA:
         yield from (note for note in self.data.notes if note.key not in CORRUPTIONS or note.key in self.corruptions)
         if not self.graded:
             yield Note("severity", f"{self.data.name} has no severities: protocol.severity means nothing here")
-        model: nn.Module = deepcopy(self.model)
-        model.to(self.device, memory_format=torch.channels_last)  # a third faster on a CPU
+        model = laid_out(deepcopy(self.model), self.device)
         method: Any = make_method(model=model if self.precision == "fp32" else Bfloat16(model, self.device.type))
         yield from self._show_source(method)
         yield from getattr(method, "notes", ())
@@ -233,7 +232,7 @@ class CorruptionTTA:
         else:
             batches = images[order].batches(size)
         for start, batch in zip(range(0, len(order), size), batches, strict=True):
-            x = send(batch, self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
+            x = in_order(send(batch, self.device).float().div_(255))
             now = slice(start, start + size)
             yield x, shown[now], owners[now]
 

@@ -219,7 +219,7 @@ def test_the_command_speaks_of_its_own_mistakes(capsys, tmp_path):
         (["--trials", "1"], "expected trials >= 2"),
         (["--space", "method.lr=1"], "expected KEY=LOW:HIGH"),
         (["--sampler", "grid"], "unknown sampler 'grid'"),
-        (["--seeds", "a"], "invalid literal"),
+        (["--seeds", "a"], "--seeds: expected whole numbers and commas"),
     ):
         assert command.main([*base, *words]) == 2
         assert message in capsys.readouterr().err
