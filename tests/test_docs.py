@@ -131,6 +131,8 @@ def understood(words: list[str], folder: Path) -> None:
     """Reads a command as far as its names and keys; what it is about need not be here."""
     command, *rest = [word for word in words if not PLACEHOLDER.fullmatch(word)]
     module = importlib.import_module(f"dembench.scripts.{lookup(command, COMMANDS, 'command')}")
+    if command == "check" and rest[0] != "gpu":
+        module = importlib.import_module("dembench.scripts.check_own")
     if not rest or command in ("demo", "bench"):
         assert command != "bench" or rest[0] == "NAME" or lookup(rest[0], module.BENCHES, "bench")
         return
