@@ -225,7 +225,9 @@ def _named_errors(words: Words) -> Iterator[None]:
     except (dem_star.NotSearched, tuned.NotTuned):
         raise
     except ConfigError as error:
-        raise ConfigError(f"{error} (in {' '.join(to_arguments(words))})") from error
+        hint = "; in a grid each value of a list is a run: write [[a, b]] for a value that is a list"
+        asked = hint if "expected a list" in str(error) else ""
+        raise ConfigError(f"{error}{asked} (in {' '.join(to_arguments(words))})") from error
 
 
 def _resolve(cfg: DictConfig, elsewhere: bool) -> dict[str, Any]:
