@@ -109,14 +109,19 @@ TUNE: dict[Any, Any] = {  # tune.json of a tuning
 }
 
 
+def check_regular(path: Path) -> None:
+    """Raises ValueError for a pipe, a device or a folder: to open it could mean to wait. OSError where nothing is."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path} is not a regular file")
+
+
 def read_plain(path: Path, most: int = LARGEST) -> bytes:
     """The bytes of a regular file; a pipe, a device or an endless file is refused at once instead of waited for.
 
     Raises: FileNotFoundError; OSError where it cannot be opened; ValueError for anything but a regular file of at most
         ``most`` bytes.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path} is not a regular file")
+    check_regular(path)
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it was replaced in between
             raise ValueError(f"{path} is not a regular file")
@@ -124,6 +129,14 @@ def read_plain(path: Path, most: int = LARGEST) -> bytes:
     if len(content) > most:
         raise ValueError(f"{path} is larger than {most // 10**6 or most} {'MB' if most >= 10**6 else 'bytes'}")
     return content
+
+
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """The text of a regular UTF-8 file. Raises: as ``read_plain``, and ValueError for other bytes."""
+    try:
+        return read_plain(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8") from None
 
 
 def read_json(path: Path, schema: Any, most: int = LARGEST) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,27 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dembench.harness import experiment, runs
-from dembench.harness.compose import ConfigError, check_signatures, choose, compose
+from dembench.harness.compose import GROUPS, ConfigError, check_signatures, choose, compose
 from dembench.harness.targets import build
 from dembench.tasks.common import keep
 from dembench.tasks.common.cache import file_hash
+from dembench.tasks.common.tensors import load_checkpoint
 
 MAY_CHANGE = ("data", "protocol")  # groups
 MAY_SET = ("device", "threads", "precision")
 FIRST = ("average", "weights")  # of the files in this order: what the run itself judged
 
 
-def judge(directory: Path, words: Sequence[str] = (), weights: str | None = None) -> tuple[Path, dict[str, Any]]:
+def judge(
+    directory: Path, words: Sequence[str] = (), weights: str | None = None, config_dir: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
     """Judges kept weights; nothing is learned.
 
     Args:
         directory: of a finished run that kept weights.
         words: other data or another protocol, as on the command line: "data=NAME", "data.root=DIR".
         weights: name of the file in files/, without suffix; None is what the run itself judged.
+        config_dir: own configurations, which the run named.
     Returns: the file evaluations/<weights>-<id>.json in the directory, and what it holds.
     Raises: ConfigError for whatever the user can put right.
     """
@@ -35,7 +39,7 @@ def judge(directory: Path, words: Sequence[str] = (), weights: str | None = None
     if record is None:
         raise ConfigError(f"{directory} holds no finished run: it has no result.json")
     path = find(directory, weights)
-    config = revised(record["config"], words)
+    config = revised(record["config"], words, config_dir)
     check_signatures({group: config.get(group) for group in ("method", "loss", "model", "data", "protocol", "task")})
     experiment.make_repeatable(config["threads"])
     experiment.seed_all(config["seed"])
@@ -46,7 +50,7 @@ def judge(directory: Path, words: Sequence[str] = (), weights: str | None = None
     with experiment.user_errors():
         method = build(config["method"], "method", loss=build(config["loss"], "loss"))
         found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None), config)
-        for event in task.judge(method, keep.read(path)):
+        for event in task.judge(method, load_checkpoint(path)):
             recorder.add(event)
     id = runs.run_id(config, found)
     result = {
@@ -78,10 +82,11 @@ def find(directory: Path, weights: str | None = None) -> Path:
     raise ConfigError(f"{directory} kept no {weights or 'weights'}; {said}")
 
 
-def revised(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+def revised(config: Mapping[str, Any], words: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
     """The recorded configuration with other data or another protocol.
 
-    Raises: ConfigError for a group or a key that stays as it was, and for unknown names.
+    Raises: ConfigError for a group or a key that stays as it was, for unknown names, and for a record that would build
+        something else than the configurations that it names.
     """
     choice = choose(words)
     new = dict(config) | {"choices": dict(config["choices"])}
@@ -93,7 +98,7 @@ def revised(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
         if group in choice.groups:
             named = {"task": config["choices"]["task"], group: choice.groups[group], "seed": config["seed"], **own}
             try:
-                node = compose(named, complete=False)[group]
+                node = compose(named, config_dir, complete=False)[group]
                 new[group] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
             except OmegaConfBaseException as error:
                 raise ConfigError(f"{group}={choice.groups[group]}: {str(error).splitlines()[0]}") from None
@@ -105,6 +110,25 @@ def revised(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
             new[group] = OmegaConf.to_container(node)
     new |= {key: value for key, value in choice.values.items() if key in MAY_SET}
     new["device"] = experiment.resolve_device(new["device"] if "device" in choice.values else "auto")
-    task = dict(config["task"])
-    new["task"] = task | {key: new[key] for key in (*MAY_CHANGE, *MAY_SET) if key in task}
+    new["task"] = {key: new[key] if key in (*GROUPS[1:], *MAY_SET) else value for key, value in config["task"].items()}
+    check_targets(new, config_dir)
     return new
+
+
+def check_targets(config: Mapping[str, Any], config_dir: Path | None) -> None:
+    """A record is data: raises ConfigError where it names other classes than the configurations that it names do."""
+    names = {group: name for group, name in config["choices"].items() if group in GROUPS and name is not None}
+    own = compose(names, config_dir, complete=False)
+    for group in GROUPS:
+        node = OmegaConf.to_container(own[group]) if own.get(group) else None
+        kept = {key: value for key, value in (config.get(group) or {}).items() if group != "task" or key not in GROUPS}
+        if dict(targets(kept)) != dict(targets(node)):
+            raise ConfigError(f"the record's {group} is not that of {group}={names.get(group)}; run it again")
+
+
+def targets(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Place and value of each ``_target_``."""
+    for key, value in node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ():
+        if key == "_target_":
+            yield place, value
+        yield from targets(value, f"{place}.{key}")

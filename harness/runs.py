@@ -16,12 +16,12 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import Timeout
 
@@ -180,6 +180,14 @@ def temporary(directory: Path) -> Iterator[Path]:
         yield from directory.glob("files/.*.tmp")
 
 
+def write_files(directory: Path, contents: Mapping[str, bytes | Callable[[BinaryIO], object]]) -> None:
+    """Files, by name, in ``files/`` of a run. Raises: OSError where that is a link, or one of them is."""
+    if (directory / "files").is_symlink():
+        raise OSError(f"{directory / 'files'} is a link, and is not written to")
+    for name, content in contents.items():
+        write_atomic(directory / "files" / name, content)
+
+
 class Recorder:
     """Collects the events of one run and turns them into curve.csv and result.json.
 
@@ -269,10 +277,7 @@ class Recorder:
     def write(self, directory: Path) -> None:
         """The curves, and files/ where there is something to hold."""
         self.write_curves(directory)
-        if (directory / "files").is_symlink():
-            raise OSError(f"{directory / 'files'} is a link, and is not written to")
-        for name, content in self.artifacts.items():
-            write_atomic(directory / "files" / name, content)
+        write_files(directory, self.artifacts)
 
     def body(self) -> dict[str, Any]:
         """The measured part of result.json."""

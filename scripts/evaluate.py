@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("run", type=Path, metavar="RUN", help="directory of a run with save=last or save=best_validation")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="other data or another protocol")
     p.add_argument("--weights", metavar="NAME", help="which file of files/, such as weights or average")
+    p.add_own()
     return p
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dembench.scripts.run import means
 
     try:
-        path, result = judge(args.run, args.overrides, args.weights)
+        path, result = judge(args.run, args.overrides, args.weights, args.config_dir)
     except ConfigError as error:
         return fail(f"dembench evaluate: {error}")
     print(means(result), file=sys.stderr)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+from dembench.records import read_text
 from dembench.scripts.cli import Parser, fail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +67,7 @@ def make(args: argparse.Namespace) -> int:
     missing = [path for path in args.data if not path.exists()]
     if missing:
         raise ValueError(f"--data: no {missing[0]}")
-    have = {canonical(name) for name in names(args.have.read_text())} if args.have else set()
+    have = {canonical(name) for name in names(read_text(args.have))} if args.have else set()
     needed = pinned(closure(args.extra or ["all"], args.python, have))
     if args.dry_run:
         print("\n".join(needed))

@@ -50,10 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def rewrite_readme(readme: Path, runs: list[Path], out: Path) -> None:
+    from dembench.records import read_text
     from dembench.report.page.readme import rewrite
     from dembench.report.read.load import load
 
-    text = readme.read_text(encoding="utf-8")
+    text = read_text(readme)
     readme.write_text(rewrite(text, load(runs).runs, out / "tables"), encoding="utf-8", newline="\n")
 
 

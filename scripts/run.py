@@ -48,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dembench.harness import experiment, progress
 
         prepared = experiment.prepare(cfg)
-        experiment.check_method(prepared.task, prepared.make_method)
         command = shlex.join(["dembench", "run", *argv])
         try:
             with progress.shown(cfg.progress, title(prepared.config)) as watch:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dembench.records import read_plain
 from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
@@ -202,8 +203,8 @@ def dry_line(run: Planned, label: str, times: Times) -> str:
 def reason(path: Path) -> str:
     """The last line of a traceback, or of what else is known of a failure."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace").partition("\n\nprinted:\n")[0]
-    except OSError:
+        text = read_plain(path).decode(errors="replace").partition("\n\nprinted:\n")[0]
+    except (OSError, ValueError):
         return "the reason could not be written"
     return ([line for line in text.split("\n") if line.strip()] or ["no reason given"])[-1][:200]
 

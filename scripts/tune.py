@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dembench.scripts.cli import Parser, fail
+
+if TYPE_CHECKING:
+    from dembench.harness.search.ranges import Budget
 
 EXAMPLE = """examples:
   dembench tune method=tent,eata loss=em,adadem protocol=continual out=runs/digits
@@ -58,28 +62,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail("dembench tune: interrupted; rerun the command to resume", status=130)
 
 
-def options(args: argparse.Namespace, file: dict[str, Any]) -> dict[str, Any]:
-    """Of ``Budget``: the file's, and over them those of the command line. Raises: ValueError for one that is wrong."""
+def budget_of(args: argparse.Namespace, file: dict[str, Any]) -> Budget:
+    """By the file's options, and over them those of the command line. Raises: ValueError for one that is wrong."""
     from dembench.harness.search.ranges import Budget
 
     own = {key: getattr(args, key) for key in ("trials", "space", "sampler", "metric")}
-    own["run_seeds"] = None if args.seeds is None else [int(word) for word in args.seeds.split(",")]
+    try:
+        own["run_seeds"] = None if args.seeds is None else [int(word) for word in args.seeds.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds: expected whole numbers and commas, got {args.seeds!r}") from None
     found = file | {key: value for key, value in own.items() if value is not None}
     if unknown := sorted(found.keys() - Budget.__dataclass_fields__.keys()):
         raise ValueError(f"tune: no option {', '.join(unknown)}")
-    Budget(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
-    return found
+    return Budget(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
 
 
 def tune(args: argparse.Namespace) -> int:
     """Plans, tunes what is not tuned, and runs the choices; returns the exit status."""
     from dembench.harness import sweeps
+    from dembench.harness.compose import ConfigError, lookup_or_fail
+    from dembench.harness.engines.choose import Settings
+    from dembench.harness.search.tune import check
     from dembench.harness.search.tuned import KINDS
     from dembench.harness.suite import searches
     from dembench.harness.suite.sweepfile import write_sweep
     from dembench.scripts.suite import default_workers
     from dembench.scripts.sweep import sweep
 
+    settings = Settings(workers=args.workers)
     file, *words = args.words if "=" not in args.words[0] or args.words[0].startswith("study=") else ["", *args.words]
     content = sweeps.read_sweep(file, args.config_dir) if file else {"base": {}, "grids": [{}], "tune": {}}
     content["base"] = {"tuned": list(KINDS), "part": "rest", "seed": [0, 1, 2], **content["base"]}
@@ -87,15 +97,21 @@ def tune(args: argparse.Namespace) -> int:
     many, left = sweeps.fit(sweeps.expand(content, given), given, args.config_dir)
     for key, names in left.items():
         print(f"{key} is left out of the runs of {', '.join(names)}, which have no such option", file=sys.stderr)
-    budget = options(args, content["tune"])
+    for own in many:
+        if own.get("part") != "rest":
+            raise ConfigError(f"part={own.get('part')}: a tuning is judged on part=rest")
+        if own.get("tuned") is not None:
+            lookup_or_fail(str(own["tuned"]), KINDS, "tuned")
+    budget = budget_of(args, content["tune"])
     todo = searches.tunings(many, args.config_dir)
+    check([one.words for one in todo], budget, args.config_dir)
     workers = default_workers() if args.workers is None else args.workers
-    print(f"{len(todo)} tunings, {budget.get('trials', 9)} trials each", file=sys.stderr)
+    print(f"{len(todo)} tunings, {budget.trials} trials each", file=sys.stderr)
 
     def tell(one: searches.Needed, text: str) -> None:
         print(f"tune {one.title}: {text}", file=sys.stderr, flush=True)
 
-    failed = searches.run(todo, {"tune": budget}, workers, args.config_dir, tell)
+    failed = searches.run(todo, {"tune": asdict(budget)}, workers, args.config_dir, tell)
     if failed or args.no_judge:
         return int(bool(failed))
     many, reasons = searches.offered(many, args.config_dir)
@@ -103,7 +119,7 @@ def tune(args: argparse.Namespace) -> int:
         print(reason, file=sys.stderr)
     out = Path(many[0].get("out", "runs"))
     planned = write_sweep(out / "tunes" / "judged.yaml", many, "what dembench tune judges")
-    return sweep(str(planned), (), args.workers, args.config_dir)
+    return sweep(str(planned), (), settings, args.config_dir)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class Budget:
         Raises: ConfigError for a key that the run does not have and for one that is no number.
         """
         asked = [read_range(text) for text in self.space]
-        ranges = [own for own in asked if own.key.partition(".")[2] and _number(cfg, own.key) is not None]
+        ranges = [own for own in asked if has_number(cfg, own.key)]
         if not ranges and (unlike := [own.key for own in asked if own.key.split(".")[0] not in ("loss", "method")]):
             raise ConfigError(f"--space {unlike[0]}: this run has no such number")
         if not ranges:
@@ -121,6 +121,11 @@ class Budget:
             ranges = [Range(key, low, high, log=True)]
         preset = tuple(float(_number(cfg, own.key) or 0) for own in ranges)
         return Rules(self, tuple(ranges), preset, short_hash(*depends, digits=12))
+
+
+def has_number(cfg: DictConfig, key: str) -> bool:
+    """Whether a run has a number under a key of a group, as ``method.lr``."""
+    return bool(key.partition(".")[2]) and _number(cfg, key) is not None
 
 
 def _number(cfg: DictConfig, key: str) -> float | None:

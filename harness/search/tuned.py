@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,6 +22,7 @@ from dembench.harness.compose import GROUPS, ConfigError, lookup_or_fail
 from dembench.harness.search import dem_star
 from dembench.tasks.base import Note
 from dembench.tasks.common.criteria import NAMES
+from dembench.tasks.common.files import write_atomic
 
 if TYPE_CHECKING:
     from dembench.harness.experiment import Prepared
@@ -127,9 +129,16 @@ def plain(prepared: Prepared) -> Prepared:
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """What lies beside a result: configuration apart."""
+    """What lies beside a result: configuration apart, and links, which could lead anywhere."""
     for name in ("environment.json", "curve.csv", "series.csv"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    if (source / "files").is_dir():
-        shutil.copytree(source / "files", target / "files", dirs_exist_ok=True)
+        if (source / name).is_file() and not (source / name).is_symlink():
+            write_atomic(target / name, partial(_copy, source / name))
+    files = source / "files"
+    found = [] if files.is_symlink() else [path for path in files.rglob("*") if path.is_file()]
+    plain = {str(path.relative_to(files)): partial(_copy, path) for path in sorted(found) if not path.is_symlink()}
+    runs.write_files(target, plain)
+
+
+def _copy(path: Path, file: BinaryIO) -> None:
+    with open(path, "rb") as source:
+        shutil.copyfileobj(source, file)

@@ -6,6 +6,7 @@ import base64
 from dataclasses import dataclass
 from pathlib import Path
 
+from dembench import records
 from dembench.report.judge.group import Block, Cell
 from dembench.report.read.names import pretty
 from dembench.report.read.record import clean
@@ -73,8 +74,8 @@ class Gallery:
     def read(self, path: Path) -> bytes | None:
         """The content of a file that fits into what is left; None for another or one that cannot be read."""
         try:
-            return path.read_bytes() if path.stat().st_size <= min(LARGEST, self.left) else None
-        except OSError:
+            return records.read_plain(path, min(LARGEST, self.left))
+        except (OSError, ValueError):
             return None
 
 

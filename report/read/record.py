@@ -101,6 +101,7 @@ def lines(path: Path) -> Iterator[Line]:
 
     Raises: ValueError where it is no such file or is cut off; OSError where it cannot be opened.
     """
+    records.check_regular(path)
     try:
         with gzip.open(path) as file:
             head = json.loads(file.readline(records.LARGEST))

@@ -81,6 +81,7 @@ def rows(path: Path) -> Iterator[Row]:
 
     Raises: ValueError for any other table; OSError where it cannot be read.
     """
+    records.check_regular(path)
     with open(path, encoding="utf-8", newline="") as file:
         try:
             reader = csv.DictReader(file, strict=True)

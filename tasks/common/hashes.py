@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from dembench.records import check_regular
 from dembench.tasks.base import ConfigError
 from dembench.tasks.common.cache import cache_folder, short_hash
 from dembench.tasks.common.decoding import workers
@@ -78,7 +79,8 @@ def _hash(path: str) -> bytes:
 
 def _read(store: Path) -> dict[Key, bytes]:
     """What is remembered; nothing where the file is damaged, whose first 32 bytes are the sha256 of the others."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
+        check_regular(store)
         content = store.read_bytes()
         if hashlib.sha256(content[32:]).digest() == content[:32]:
             return {entry[:4]: entry[4] for entry in ENTRY.iter_unpack(content[32:])}

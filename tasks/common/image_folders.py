@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dembench.records import read_text
 from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.common.archives import member_sizes, members
 from dembench.tasks.common.decoding import SUFFIXES
@@ -213,6 +214,6 @@ def read_lines(path: Path, what: str) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{what}: no file {path}")
     try:
-        return list(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{what}: {path} is no UTF-8 text") from error
+        return list(filter(None, map(str.strip, read_text(path).splitlines())))
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from None

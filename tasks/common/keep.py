@@ -7,10 +7,8 @@ A task that keeps some says under which names in ``saves``, is told what is want
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dembench.tasks.base import Artifact
@@ -26,14 +24,6 @@ def kept(name: str, tensors: Mapping[str, Tensor]) -> Artifact:
 def copied(tensor: Tensor) -> Tensor:
     """Its values in memory of its own, rows after rows."""
     return tensor.detach().clone().contiguous()
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; ValueError where it is no safetensors file."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error})") from error
 
 
 def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dembench.records import check_regular
+
 MOST_PICKLE = 64 * 2**20  # bytes; that of a large model has some hundred thousand
 MOST_DEPTH = 64  # of objects inside each other
 _STORAGES = {
@@ -34,7 +36,9 @@ def load_checkpoint(path: Path) -> Any:
 
     Raises: ValueError, one line, for anything else; FileNotFoundError.
     """
+    kind = "safetensors file" if path.suffix == ".safetensors" else "PyTorch checkpoint that loads as weights only"
     try:
+        check_regular(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -44,8 +48,7 @@ def load_checkpoint(path: Path) -> Any:
         raise
     except Exception as error:  # bytes that somebody else wrote: whatever is wrong with them is one error
         reason = " ".join(str(error).split()) or type(error).__name__
-        text = f"{path} is no PyTorch checkpoint that loads as weights only"
-        raise ValueError(f"{text} ({reason.partition('. ')[0][:160]})") from error
+        raise ValueError(f"{path} is no {kind} ({reason.partition('. ')[0][:160]})") from error
 
 
 class Shell:
@@ -72,6 +75,7 @@ def read_tensors(path: Path) -> Any:
     Raises: ValueError for a file that is not of this kind, or is damaged; FileNotFoundError.
     """
     try:
+        check_regular(path)
         with zipfile.ZipFile(path) as archive:
             (name,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
             return _Reader(archive, name).load()
@@ -85,6 +89,7 @@ def read_tensors(path: Path) -> Any:
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive."""
     try:
+        check_regular(path)
         with zipfile.ZipFile(path) as archive:
             return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):

@@ -69,6 +69,11 @@ class CoOp:
             self.artifacts = [Artifact("coop.pt", write_context(context, prompts.clip.name, prompts.names))]
         return self._learned[key]
 
+    def check(self) -> None:
+        """Reads the file, if there is one; raises as ``read_context``."""
+        if self.file is not None:
+            read_context(self.file)
+
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch."""
         if epoch == 0:

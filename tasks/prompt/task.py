@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -119,6 +119,12 @@ class PromptTuning:
         images = self.data.shots(count, self.seed)
         return self.prompts(images.class_names), self.features.all(images), images.labels
 
+    def check_method(self, make_method: Callable[..., PromptMethod]) -> None:
+        """Reads the files that a method names: a context that is damaged is refused here, before anything is run."""
+        for part in getattr(make_method, "keywords", {}).values():
+            if hasattr(part, "check"):
+                part.check()
+
     def run(self, make_method: Callable[..., PromptMethod]) -> Iterator[Event]:
         """Yields notes, a Point a block, rows, histogram and flags for each set, means, and the file cost.json."""
         self.model.load().to(self.device)
@@ -208,10 +214,13 @@ def _judge(metrics: PromptMetrics, rows: list[Any], name: str) -> Iterator[Event
 
 
 def _cost(sets: dict[str, dict[str, float]], device: torch.device) -> bytes:
-    """CPU seconds by set, features apart (near 0 where they were on disk), and the process's peak memory."""
-    unit = 1 if sys.platform == "darwin" else 1024
+    """CPU seconds by set, features apart (near 0 if they were on disk), and the peak memory, except on Windows."""
     record: dict[str, Any] = {"sets": sets, "stretch": STRETCH}
-    record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with contextlib.suppress(ModuleNotFoundError):  # Windows
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device.type == "cuda":
         record["peak_device_bytes"] = torch.cuda.max_memory_allocated()
     return (json.dumps(record, indent=1) + "\n").encode()

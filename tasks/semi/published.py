@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from dembench.tasks.base import Note
 from dembench.tasks.common.decoding import decode
+from dembench.tasks.common.image_folders import read_lines
 from dembench.tasks.semi.augment import Recipe
 from dembench.tasks.semi.folders import Folders, read_folders, square
 from dembench.tasks.semi.sources import ImageFolders, Images, Pool
@@ -227,8 +229,10 @@ class SemiAves(Images):
                 f"semi_aves: no file {file}; get images and split files (github.com/cvl-umass/ssl-evaluation) and put "
                 "l_train_val.txt, u_train_in.txt and test.txt beside trainval_images/, u_train_in/ and test/"
             )
-        rows = [line.rsplit(maxsplit=1) for line in file.read_text().splitlines() if line.strip()]
-        return [(self._root / path, int(label)) for path, label in rows]
+        rows = [re.fullmatch(r"(\S.*?)\s+(-?\d{1,9})", line) or line for line in read_lines(file, self.name)]
+        if odd := [row for row in rows if isinstance(row, str)]:
+            raise ValueError(f"{file}: expected lines of a path and the number of a class, got {odd[0][:80]!r}")
+        return [(self._root / row[1], int(row[2])) for row in rows]
 
     def _pool(self, *names: str) -> Pool:
         rows = [(path, -1 if name.startswith("u_") else c) for name in names for path, c in self._list(name)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dembench.lookup import lookup
+from dembench.records import check_regular
 from dembench.tasks.base import Note
 from dembench.tasks.common.cache import cache_folder, short_hash
 from dembench.tasks.common.choice import check_numbers, check_severity, draw
@@ -168,6 +169,7 @@ class CIFAR10C:
     def _open(self, name: str) -> np.ndarray:
         path = self._root / f"{name}.npy"
         try:
+            check_regular(path)
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise

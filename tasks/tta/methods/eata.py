@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dembench.core.adapt import Loss
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
+from dembench.tasks.common.devices import in_order
 from dembench.tasks.tta.methods.base import Common, Optimizer
 from dembench.tasks.tta.methods.eta import ETA
 
@@ -68,7 +69,7 @@ class EATA(ETA):
         per_sample = self.fisher == "sample"
         for batch in batches:
             x = (batch.float() / 255 if batch.dtype == torch.uint8 else batch).to(values[0].device)
-            logits = self.forward(x.contiguous(memory_format=torch.channels_last))
+            logits = self.forward(in_order(x))
             losses = F.cross_entropy(logits, logits.argmax(1), reduction="none")
             for objective in losses if per_sample else [losses.mean()]:
                 gradients = torch.autograd.grad(objective, values, retain_graph=per_sample, materialize_grads=True)

@@ -1,5 +1,7 @@
 """What a run says about its own settings, and what it refuses once the method is there."""
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -109,7 +111,7 @@ class Pooled(SmallNet):
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(12, 1), (13, 4)])
-@pytest.mark.parametrize("method", [Norm, tent])
+@pytest.mark.parametrize("method", [Norm, partial(Norm, statistics="mixed"), partial(Norm, statistics="ema"), tent])
 def test_a_batch_norm_that_would_see_one_value_is_refused_in_one_line(method, images, batch_size):
     with pytest.raises(ConfigError, match="a batch of one image of 12x12 leaves a BatchNorm .* choose"):
         notes(Pooled(), method, images, batch_size=batch_size)
