@@ -91,8 +91,8 @@ def check_loss(make: Callable[[], Any]) -> Checks:
             _same_in_single(loss, logits)
             raise Skipped("the loss says that parts of it are constants (stops_gradient); as in float32")
         found = _gradient(lambda z: deepcopy(loss)(z).sum(), logits)
-        _compare(found, lambda z: float(deepcopy(loss)(z).sum()), logits, "; a loss that holds parts of itself constant "
-                 "says so: stops_gradient = True")  # fmt: skip
+        hint = "; a loss that holds parts of itself constant says so: stops_gradient = True"
+        _compare(found, lambda z: float(deepcopy(loss)(z).sum()), logits, hint)
 
     def finite() -> None:
         for scale in (1e4, 1e-4):
@@ -106,13 +106,13 @@ def check_loss(make: Callable[[], Any]) -> Checks:
 
     def repeatable() -> None:
         seen = []
-        for _ in range(2):
+        for seed in range(2):
             loss = fresh()
-            seen.append([loss(_logits(6, seed=k)) for k in range(3)])
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)  # what it draws is another number each time
+                seen.append([loss(_logits(6, seed=k)) for k in range(3)])
         if not all(map(torch.equal, *seen)):
-            raise Wrong(
-                "two objects give different values for the same batches: it draws random numbers, or shares state"
-            )
+            raise Wrong("two objects give different values for the same batches: random numbers, or shared state")
 
     def reset() -> None:
         loss, batches = fresh(), [_logits(6, seed=k) for k in range(3)]
@@ -217,9 +217,7 @@ def check_method(make: Callable[..., Any]) -> Checks:
         first = [method(x) for x in batches]
         method.reset()
         if not all(map(torch.equal, first, [method(x) for x in batches])):
-            raise Wrong(
-                "after reset() the same batches are predicted otherwise: something that it keeps is not put back"
-            )
+            raise Wrong("after reset() the same batches are predicted otherwise: something is not put back")
 
     def peek() -> None:
         one, two = fresh(), fresh()
@@ -260,7 +258,7 @@ def check_model(make: Callable[[], nn.Module], side: int | None = None) -> Check
         return nets[0]
 
     def images(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        size = side or getattr(getattr(net(), "preprocess", None), "crop", 32)
+        size: int = side or getattr(getattr(net(), "preprocess", None), "crop", None) or 32
         return _images(n, size=size).to(dtype)
 
     def shape() -> None:
@@ -315,9 +313,7 @@ def check_model(make: Callable[[], nn.Module], side: int | None = None) -> Check
 
     def transform() -> None:
         if getattr(net(), "preprocess", None) is None:
-            raise Skipped(
-                "none: for digits and CIFAR; image folders need the attribute preprocess (docs/own_network.md)"
-            )
+            raise Skipped("none; image folders need the attribute preprocess (docs/own_network.md)")
 
     def device() -> None:
         _no_loose_tensors(net())
@@ -366,7 +362,8 @@ def check_data(make: Callable[[], Any]) -> Checks:
                 )
             if int(labels.min()) < 0 or int(labels.max()) >= data().num_classes:
                 raise Wrong(
-                    f"{domain[0]}: labels from {int(labels.min())} to {int(labels.max())}, num_classes={data().num_classes}"
+                    f"{domain[0]}: labels from {int(labels.min())} to {int(labels.max())}, "
+                    f"num_classes={data().num_classes}"
                 )
             size = data().size(*domain) if hasattr(data(), "size") else data().num_images
             if size != len(images):
@@ -501,9 +498,7 @@ def _no_loose_tensors(module: nn.Module) -> None:
         for key, value in vars(part).items():
             if isinstance(value, Tensor):
                 place = f"{name}.{key}" if name else key
-                raise Wrong(
-                    f"{place} is a plain tensor, which .to(device) leaves behind: register_buffer({key!r}, ...)"
-                )
+                raise Wrong(f"{place} is a plain tensor, which .to(device) leaves behind; register it as a buffer")
 
 
 def _on_gpu(use: Callable[[torch.device], Any]) -> None:

@@ -47,10 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     for found in checks.findings(getattr(checks, f"check_{args.kind}")(make, **more)):
         failed += bool(found.problem)
-        word, text = (
-            ("FAILED", found.problem) if found.problem else ("-", found.skipped) if found.skipped else ("ok", "")
-        )
-        print(f"{word:<7}{found.what}{': ' * bool(text)}{text}")
+        word = "FAILED" if found.problem else "-" if found.skipped else "ok"
+        print(f"{word:<7}{': '.join(filter(None, [found.what, found.problem or found.skipped]))}")
     print(f"{args.kind} {args.name}: {f'{failed} failed' if failed else 'all is well'}")
     return 1 if failed else 0
 

@@ -91,8 +91,8 @@ from torch import Tensor, nn
 class {cls}(EntropyMethod):
     """Lowers the loss of the samples whose entropy is below the batch's mean, as an example.
 
-    ``EntropyMethod`` chooses what adapts (``self.adapted``), counts, and puts everything back in ``reset``; what you add
-    and keep between batches, put back in ``_restart``. A method without an entropy derives from ``TTAMethod``.
+    ``EntropyMethod`` chooses what adapts (``self.adapted``), counts, and puts everything back in ``reset``; put back in
+    ``_restart`` what you keep between batches. A method without an entropy derives from ``TTAMethod``.
     """
 
     def __init__(
@@ -286,12 +286,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
-    if problem := wrong_name(args.kind, args.name):
-        return fail(f"dembench new: {problem}")
     files = skeleton(args.kind, args.name)
     there = [str(args.dir / name) for name in files if (args.dir / name).exists()]
     if there:
         return fail(f"dembench new: {', '.join(there)} is there already; nothing was written")
+    if problem := wrong_name(args.kind, args.name):
+        return fail(f"dembench new: {problem}")
     for name, text in files.items():
         (args.dir / name).parent.mkdir(parents=True, exist_ok=True)
         (args.dir / name).write_text(text, encoding="utf-8")

@@ -120,7 +120,7 @@ def transform_of(net: nn.Module) -> tuple[Preprocess | None, tuple[float, ...], 
 
     Raises: ValueError for a ``preprocess`` of another kind.
     """
-    told = getattr(net, "preprocess", None)
+    told = net._modules.get("preprocess", getattr(net, "preprocess", None))  # torchvision's is a module
     plain = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if told is None and isinstance(getattr(net, "pretrained_cfg", None), Mapping):
         config = zoo.timm().data.resolve_data_config(model=net)
