@@ -8,7 +8,7 @@ PYTEST_ARGS ?= -n 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo report test test-all test-usb test-oldest test-newest gpu lint format type clean
+.PHONY: help setup demo report test test-all test-usb test-oldest test-newest gpu docs lint format type clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,8 +73,12 @@ test-newest:  ## the newest versions, without constraints, in an environment of 
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[test]"
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
+docs: $(BIN)/python  ## the site in site/, no warning allowed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 gpu: $(VENV)/.installed-test  ## on a machine with a CUDA device: its tests, the losses, a step of each task
 	$(BIN)/dembench check gpu --out $(GPU)
 
 clean:  ## remove what building and testing leave (not .venv, not runs/)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

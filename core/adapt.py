@@ -46,21 +46,26 @@ def norm_affine(model: nn.Module, kinds: Kinds | None = None) -> dict[str, nn.Pa
     """Weights and biases, by name, of the layers of the given kinds.
 
     Args:
-        kinds: classes of layers; None is BatchNorm2d, or in a model that has none LayerNorm and GroupNorm.
+        kinds: classes of layers; None is BatchNorm2d, or in a model that has none LayerNorm and GroupNorm. A model with
+            none of these, as for vectors or volumes, gives its BatchNorm1d and BatchNorm3d.
     Raises: ValueError where the model has none of these, or none with weights.
     """
     chosen: Kinds = kinds or (nn.BatchNorm2d,)
     if kinds is None and not any(isinstance(module, chosen) for module in model.modules()):
         chosen = (nn.LayerNorm, nn.GroupNorm)
-    found = {
+    found = _parameters_of(model, chosen) or _parameters_of(model, (nn.BatchNorm1d, nn.BatchNorm3d))
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no BatchNorm, LayerNorm or GroupNorm parameters to adapt")
+    return found
+
+
+def _parameters_of(model: nn.Module, kinds: Kinds) -> dict[str, nn.Parameter]:
+    return {
         f"{name}.{part}" if name else part: parameter
         for name, module in model.named_modules()
-        if isinstance(module, chosen)
+        if isinstance(module, kinds)
         for part, parameter in module.named_parameters(recurse=False)
     }
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no BatchNorm2d, LayerNorm or GroupNorm parameters to adapt")
-    return found
 
 
 def require_grad_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:

@@ -94,6 +94,7 @@ class AdaDEM(nn.Module):
     Source: arXiv 2511.03256, eq. 12.
     """
 
+    stops_gradient = True  # the norm and the table are constants to it, as in the paper
     table: Tensor | None
     rows: Tensor | None
     slots: Tensor | None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dembench.harness import notebook
 from dembench.harness.experiment import Watcher
 from dembench.tasks.base import Event, Flag, Note, Point, Scalars
 
@@ -33,6 +34,9 @@ def shown(enabled: bool, title: str) -> Iterator[Watcher | None]:
     """A watcher for ``harness.experiment.run``, or None where ``enabled`` is false."""
     if not enabled:
         yield None
+    elif notebook.inside():
+        with _in_notebook(title) as watch:
+            yield watch
     elif sys.stderr.isatty():
         with _bar(title) as watch:
             yield watch
@@ -94,6 +98,26 @@ def _bar(title: str) -> Iterator[Watcher]:
                 progress.console.print(escape(text))
 
         yield watch
+
+
+@contextmanager
+def _in_notebook(title: str) -> Iterator[Watcher]:
+    bar, error, step = notebook.Bar(title), SliceError(), 0
+
+    def watch(event: Event, total: int) -> None:
+        nonlocal step
+        if isinstance(event, Point):
+            error.add(event)
+        if isinstance(event, Point | Scalars):
+            step += 1
+            bar.show(step, total, f"{event.slice} {error}" if isinstance(event, Point) else _numbers(event))
+        elif text := _message(event):
+            bar.say(text)
+
+    try:
+        yield watch
+    finally:
+        bar.close()
 
 
 def _numbers(event: Scalars) -> str:

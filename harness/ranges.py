@@ -44,26 +44,27 @@ SHARE, SHARE_ABOVE, SHARE_BELOW, INSIDE = (Range(0, 1, open=open) for open in ("
 COUNT, COUNT_0 = Range(1, whole=True), Range(0, whole=True)
 _NAMES = {
     COUNT: """
-        accumulate base_width batch_size block_size channels classes count depth devices dilations discriminator_width
-        episodes epochs eval_batch_size eval_every eval_seed fisher_batch groups iterations labelled_head
-        labels_per_class lr_batch lstm_hidden_size n_envs n_epochs n_steps num_classes num_images output_stride patches
-        points power_iterations seed_spacing shots size source_images source_size stages stem steps stride target_images
-        target_size test_images unlabelled_head unlabelled_ratio width window
+        accumulate base_width batch_size block_size capacity channels classes count depth devices dilations
+        discriminator_width episodes epochs eval_batch_size eval_every eval_seed every fisher_batch groups
+        iterations labelled_head labels_per_class lr_batch lstm_hidden_size neighbours n_envs n_epochs n_steps
+        num_classes num_images output_stride patches points power_iterations seed_spacing shots size
+        source_images source_size stages stem steps stride target_images target_size test_images unlabelled_head
+        unlabelled_ratio views visits width window
         """,
     COUNT_0: """
-        checkpoint_every cosine_from horizon order_seed pictures search_seed split_seed validation_per_class warmup
-        workers
+        checkpoint_every cosine_from horizon order_seed pictures search_seed split_seed validation_per_class
+        warmup workers
         """,
     ABOVE: """
-        backbone_multiplier cast clip_range delta discriminator_lr eps gamma head_multiplier learning_rate light lr
-        margin max_grad_norm mix power similarity std tau temperature weight_margin xi
+        backbone_multiplier cast clip_range delta discriminator_lr eps gamma head_multiplier learning_rate light
+        lr margin max_grad_norm mix power similarity std tau temperature weight_margin xi
         """,
     LEAST: """
-        adversarial adversarial_aux alpha aux_weight blur d ent_coef ent_coef_final entropy_weight fairness_weight
-        fisher_alpha loss_weight noise reset_below saturation source_aux texture unlabelled_weight vf_coef warmup_from
-        weight weight_decay
+        adversarial adversarial_aux age_weight alpha aux_weight blur d diversity ent_coef ent_coef_final
+        entropy_weight fairness_weight fisher_alpha loss_weight noise prior reset_below saturation source_aux
+        texture unlabelled_weight vf_coef warmup_from weight weight_decay
         """,
-    SHARE: "flip gae_lambda glow haze loss_ramp paint ramp",
+    SHARE: "confidence flip gae_lambda glow haze loss_ramp paint probs_momentum ramp restore source_momentum",
     SHARE_ABOVE: "bn_momentum layer_decay scale selected",
     SHARE_BELOW: "dropout ema momentum",
     INSIDE: "search_share train_share",
@@ -83,6 +84,7 @@ RANGES: dict[str, Range] = {
     "method.keep": Range(-1, whole=True),  # -1 keeps all
     "method.momentum": SHARE,
     "method.plpd": Range(-1, 1),
+    "method.q": SHARE_ABOVE,
     "method.rho": ABOVE,
     "method.threshold": SHARE,
     "protocol.rho": Range(1),

@@ -1,4 +1,7 @@
-"""dembench check gpu: whether all works on a CUDA device, and how fast, in one command of a few minutes."""
+"""dembench check gpu: whether all works on a CUDA device, and how fast, in one command of a few minutes.
+
+``dembench check loss``, ``method``, ``model`` and ``data`` are in ``check_own``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dembench.scripts.check_own import KINDS
+from dembench.scripts.check_own import main as check_own
 from dembench.scripts.cli import Parser, fail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +35,7 @@ had."""
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("dembench check", description="Check the CUDA device of this machine.", epilog=EPILOG)
-    p.add_argument("what", choices=["gpu"], help="the device to check")
+    p.add_argument("what", choices=["gpu", *KINDS], help="the device; KIND NAME checks a loss, method, model or data")
     p.add_argument("--out", type=Path, default=Path("reports/gpu"), metavar="DIR", help="of the results (reports/gpu)")
     p.add_argument("--seconds", type=float, default=480, help="for everything (default 480)")
     p.add_argument("--part", action="append", choices=list(LIMITS), help="only this one; may be given again")
@@ -43,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 all parts done, 1 a part failed or was cut off, 2 no device or wrong usage."""
-    options = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] and argv[0] in KINDS:
+        return check_own(argv)
+    options = parser().parse_args(argv)
     if options.seconds <= 0 or options.workers < 0:
         return fail("dembench check: expected --seconds above 0 and --workers of at least 0")
     import torch

@@ -25,7 +25,8 @@ COMMANDS = {
     "demo": "the suite quick: all tasks and losses on embedded data, and the report of it",
     "figure": "figures not produced by a sweep",
     "bench": "time the losses and the methods",
-    "check": "whether all works on the GPU of this machine, and how fast",
+    "new": "write a skeleton of a loss, method, model or data, with its test",
+    "check": "a loss, method, model or data of your own; or whether all works on this machine's GPU",
     "kit": "a folder with wheels, this tree and chosen data, for a machine without network",
 }
 

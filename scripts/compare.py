@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from dembench.report.judge.compare import Compared, Pairs
     from dembench.report.judge.stats import Estimate, Pooled
 
@@ -72,7 +74,7 @@ def what(row: Pairs) -> str:
     return described(row.labels) or pretty(row.task)
 
 
-def write_tables(found: Compared, a: str, b: str) -> None:
+def write_tables(found: Compared, a: str, b: str, console: Console | None = None) -> None:
     """Prints what differs, a table for each task, and what has no pair."""
     from rich.console import Console
     from rich.table import Table
@@ -83,7 +85,7 @@ def write_tables(found: Compared, a: str, b: str) -> None:
     from dembench.report.judge.wording import number
     from dembench.report.read.names import pretty
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(Text(f"A  {a}: {count(len(found.a), 'run')}\nB  {b}: {count(len(found.b), 'run')}"))
     for task, gains in found.totals.items():
         rows = [row for row in found.pairs if row.task == task]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dembench.harness import notebook
 from dembench.harness.engines.job import Engine, Progress
 from dembench.harness.sweeps import Planned
 from dembench.harness.times import Times
@@ -138,12 +139,22 @@ class State:
 
 
 @contextmanager
-def shown(state: State) -> Iterator[Callable[[Progress], None]]:
+def shown(state: State, enabled: bool = True) -> Iterator[Callable[[Progress], None]]:
     """What to tell of each event."""
-    if not sys.stderr.isatty():
+    if enabled and notebook.inside():
+        bar = notebook.Bar(f"{len(state.missing)} runs")
+
+        def tell_notebook(progress: Progress) -> None:
+            if text := state.add(progress):
+                bar.say(text)
+            bar.show(state.done + state.failed, len(state.missing))
+
+        yield tell_notebook
+        return
+    if not enabled or not sys.stderr.isatty():
 
         def tell(progress: Progress) -> None:
-            if text := state.add(progress):
+            if (text := state.add(progress)) and enabled:
                 print(text, file=sys.stderr, flush=True)
 
         yield tell

@@ -51,7 +51,7 @@ class _Summed:
 
 
 def _name(path: Path) -> bytes:
-    """Of a file and its folder, so that one cannot stand for another."""
+    """Of a file and its folder, so that one cannot be taken for another."""
     return "/".join(path.absolute().parts[-2:]).encode("utf-8", "surrogateescape")
 
 

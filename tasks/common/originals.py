@@ -1,6 +1,6 @@
 """CIFAR-10 or CIFAR-100 images as somebody has them: torchvision's folder, class folders, or a tar archive of those.
 
-Nothing is extracted or written beside the source. Archives are decoded once; the result lies in the cache folder.
+Nothing is extracted or written beside the source. Archives are decoded once; the result is kept in the cache folder.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _chosen(listing: Listing, split: Split) -> tuple[dict[str, str], tuple[Note,
 
 def _from_archive(path: Path, cache: Path, kind: Kind, split: Split) -> Originals:
     digest = file_hash(path, 32)
-    folder = cache / "originals" / f"{digest}-2{'' if split == 'test' else split}"  # 2: the version of what lies there
+    folder = cache / "originals" / f"{digest}-2{'' if split == 'test' else split}"  # 2: the version of its files
     images, labels = (load_array(folder / f"{name}.npy") for name in ("images", "labels"))
     about = _read_about(folder / "done.json")
     if images is None or labels is None or about is None or len(images) != len(labels):

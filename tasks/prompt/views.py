@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
-from dembench.tasks.prompt.augmix import augmix
+from dembench.tasks.common.augmix import augmix
 
 VERSION = 1
 

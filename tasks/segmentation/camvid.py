@@ -28,7 +28,7 @@ from dembench.tasks.segmentation.data import Pool, PooledPair
 from dembench.tasks.segmentation.labels import CAMVID, CAMVID_PALETTE, CAMVID_VOID, map_ids, table
 
 VERSION = 1  # of the identity
-CACHED = 2  # version of what lies in the cache
+CACHED = 2  # version of the cached files
 SPLITS = ("train", "test")
 DAY, DUSK, REFERENCE = ("0006R0", "0016E5"), ("0001TP",), ("Seq05VD",)
 LAYOUT = (

@@ -15,13 +15,13 @@ from dembench.tasks.common.decoding import is_deep, load, to_rgb
 from dembench.tasks.common.image_folders import contents, list_images, remark
 
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>, or <class>/<image>, in a folder or a .tar(.gz)"
-VERSION = 2  # of what lies in the cache
+VERSION = 2  # of the cached files
 
 
 @dataclass(frozen=True)
 class Folders:
     """Images (N, 3, H, W) uint8 and labels (N,) by part ("train", "test", "validation", or "all" where the class
-    folders stand alone), sorted by class, then by folder and file name; what the numbers depend on; and notes."""
+    folders are alone), sorted by class, then by folder and file name; what the numbers depend on; and notes."""
 
     parts: dict[str, tuple[np.ndarray, np.ndarray]]
     class_names: tuple[str, ...]

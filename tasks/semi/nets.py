@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from dembench.lookup import lookup
 from dembench.tasks.common import zoo
 from dembench.tasks.common.cache import file_hash
+from dembench.tasks.common.own import Maker, object_of
 from dembench.tasks.common.weights import read_state
 
 
@@ -25,6 +27,23 @@ class NetMaker:
 
     def __call__(self, num_classes: int) -> nn.Module:
         return self._build(num_classes=num_classes)
+
+
+def own(network: Callable[..., nn.Module] | str, weights: str | Path | None = None) -> NetMaker:
+    """A network of one's own, which is trained: ``network(num_classes=C)`` makes it.
+
+    Args: as for ``tasks.common.own.network``. An object that was given in Python is where each training begins.
+    """
+    if isinstance(network, str):
+        maker = NetMaker(partial(_copy, object_of(network, weights)), str(weights))
+        maker.weights_note = f"{network}, given as an object in Python: it starts from {weights}"
+        return maker
+    made = Maker(network, weights, num_classes=2)
+    return NetMaker(made, made.weights_id)
+
+
+def _copy(net: nn.Module, num_classes: int) -> nn.Module:
+    return deepcopy(net).to(torch.empty(0).device)  # meta, where only shapes are asked for
 
 
 def convnet(width: int = 16, stem: int = 2) -> NetMaker:

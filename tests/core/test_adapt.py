@@ -68,13 +68,20 @@ def test_a_norm_layer_alone_and_subclasses_of_one_count():
     [
         nn.Sequential(nn.Flatten(), nn.Linear(12, 3)),
         nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Flatten(), nn.LayerNorm(12)),
-        nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12)),
     ],
-    ids=["none", "without weights", "BatchNorm1d alone"],
+    ids=["none", "without weights"],
 )
 def test_a_model_without_such_parameters_is_refused(model):
-    with pytest.raises(ValueError, match=r"^Sequential has no BatchNorm2d, LayerNorm or GroupNorm parameters"):
+    with pytest.raises(ValueError, match=r"^Sequential has no BatchNorm, LayerNorm or GroupNorm parameters"):
         norm_affine(model)
+
+
+def test_a_model_for_vectors_or_volumes_gives_its_batch_norms():
+    assert list(norm_affine(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))) == ["1.weight", "1.bias"]
+    assert list(norm_affine(nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2)), (nn.LayerNorm,))) == [
+        "1.weight",
+        "1.bias",
+    ]
 
 
 def test_gradients_are_required_of_the_given_parameters_alone():

@@ -46,6 +46,8 @@ class TTAMethod:
         adapted: what learns, by name. frozen: normalisation layers that a rule keeps as they are.
         in_model: whether all that adapts is in the model's parameters and buffers, so that ``save=last`` keeps it.
         uses_loss: whether the loss has any part in what is predicted.
+        stops_gradient: whether what it lowers has parts that are constants to the gradient, such as weights of samples.
+        needs_images: whether it changes its inputs in ways that only images (N, C, H, W) can be.
         source_images: how many clean images it must be shown by ``see_source`` before the first batch.
     """
 
@@ -53,6 +55,8 @@ class TTAMethod:
     source_images = 0
     in_model = True
     uses_loss = True
+    stops_gradient = False
+    needs_images = False
 
     def __init__(self, model: nn.Module, loss: Any = None, *, preset: Preset = "official"):
         lookup(preset, self.presets, f"{type(self).__name__.lower()} preset")
@@ -166,15 +170,12 @@ class EntropyMethod(TTAMethod):
             raise ValueError(f"{name}: expected steps >= 1, got {steps}")
         self.steps, self.episodic, self.freeze = steps, episodic, freeze
         self.parts = Clustering.of(clustering)
+        self.needs_images = self.needs_images or self.parts.augments
+        self.stops_gradient = self.stops_gradient or self.parts.similarity is not None
         self.features = Inputs(classifier(model)) if self.parts.similarity is not None else None
         self.prepare()
-        kinds = ALL_NORMS if preset == "mariodoebler" else self.norms
         self.frozen = frozen_layers(model, freeze)
-        self.adapted = {
-            key: value
-            for key, value in norm_affine(model, kinds).items()
-            if not any(key.startswith(f"{top}.") for top in self.frozen)
-        }
+        self.adapted = self.choose()
         require_grad_only(model, self.adapted.values())
         guard_group_norms(model)
         self.learner = Learner(self.adapted, loss, optimizer=optimizer, lr=lr, buffers=self.touched())
@@ -184,6 +185,11 @@ class EntropyMethod(TTAMethod):
     def prepare(self) -> None:
         """Modes and statistics of the model."""
         use_batch_statistics(self.model).train(self.preset == "official")
+
+    def choose(self) -> dict[str, nn.Parameter]:
+        """What adapts, by name: affine parameters of normalisation layers, but of those that are frozen."""
+        found = norm_affine(self.model, ALL_NORMS if self.preset == "mariodoebler" else self.norms)
+        return {key: p for key, p in found.items() if not any(key.startswith(f"{top}.") for top in self.frozen)}
 
     def touched(self) -> list[Tensor]:
         """Buffers of the model that adapting moves."""

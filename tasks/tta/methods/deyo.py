@@ -41,6 +41,8 @@ class DeYO(EntropyMethod):
     """
 
     norms = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+    needs_images = True
+    stops_gradient = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 As the authors' code (EATA f739b36): the Fisher information is the squared gradient of each batch's mean loss, so that
 it and the fitting fisher_alpha depend on fisher_batch; ``fisher="sample"`` squares the gradient of each sample's loss.
-The gradient of the penalty is added to that of the objective as it stands, without autograd.
+The gradient of the penalty is added to that of the objective directly, without autograd.
 """
 
 from typing import Literal, Unpack
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dembench.core.adapt import Loss
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
+from dembench.tasks.common.devices import in_order
 from dembench.tasks.tta.methods.base import Common, Optimizer
 from dembench.tasks.tta.methods.eta import ETA
 
@@ -68,7 +69,7 @@ class EATA(ETA):
         per_sample = self.fisher == "sample"
         for batch in batches:
             x = (batch.float() / 255 if batch.dtype == torch.uint8 else batch).to(values[0].device)
-            logits = self.forward(x.contiguous(memory_format=torch.channels_last))
+            logits = self.forward(in_order(x))
             losses = F.cross_entropy(logits, logits.argmax(1), reduction="none")
             for objective in losses if per_sample else [losses.mean()]:
                 gradients = torch.autograd.grad(objective, values, retain_graph=per_sample, materialize_grads=True)

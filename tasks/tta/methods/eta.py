@@ -28,6 +28,7 @@ class ETA(EntropyMethod):
     """
 
     moving_average: Tensor | None
+    stops_gradient = True
 
     def __init__(
         self,

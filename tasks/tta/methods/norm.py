@@ -5,6 +5,8 @@ which for models trained with PyTorch's default is the same. The mixed and the m
 mariodoebler/test-time-adaptation 8b2ed63.
 """
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -53,9 +55,7 @@ class Norm(TTAMethod):
         self._buffers = [buffer for layer in self.layers for buffer in layer.buffers()]
         self._start = [buffer.clone() for buffer in self._buffers]
         if statistics == "mixed":
-            for layer in self.layers:
-                source = (layer.running_mean.clone(), layer.running_var.clone())
-                layer.register_forward_pre_hook(lambda layer, args, source=source: self._mix(layer, args[0], *source))
+            mix_statistics(self.layers, alpha)
 
     @property
     def looks_at_batch(self) -> bool:
@@ -71,12 +71,25 @@ class Norm(TTAMethod):
                 layer.eval()
         return super().predict(x)
 
-    def _mix(self, layer: nn.BatchNorm2d, x: Tensor, mean: Tensor, var: Tensor) -> None:
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        batch_var, batch_mean = torch.var_mean(x.to(mean.dtype), axes)
-        layer.running_mean.copy_((1 - self.alpha) * mean + self.alpha * batch_mean)
-        layer.running_var.copy_((1 - self.alpha) * var + self.alpha * batch_var)
-
     def reset(self) -> None:
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._start)
+
+
+def mix_statistics(layers: Iterable[nn.BatchNorm2d], alpha: float) -> None:
+    """Has BatchNorms in ``eval()`` use (1 - alpha) times their statistics of now plus alpha times each batch's.
+
+    The variance is that over N - 1; statistics are constants in the backward pass.
+    """
+    for layer in layers:
+        mean, var = layer.running_mean.clone(), layer.running_var.clone()
+        layer.register_forward_pre_hook(partial(_mix, mean=mean, var=var, alpha=alpha))
+
+
+@torch.no_grad()
+def _mix(layer: nn.BatchNorm2d, args: tuple[Tensor], mean: Tensor, var: Tensor, alpha: float) -> None:
+    x = args[0]
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    batch_var, batch_mean = torch.var_mean(x.to(mean.dtype), axes)
+    layer.running_mean.copy_((1 - alpha) * mean + alpha * batch_mean)
+    layer.running_var.copy_((1 - alpha) * var + alpha * batch_var)

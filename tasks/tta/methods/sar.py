@@ -31,6 +31,7 @@ class SAR(EntropyMethod):
     """
 
     ema: Tensor | None
+    stops_gradient = True
     norms = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
     def __init__(

@@ -43,6 +43,7 @@ class TIPI(EntropyMethod):
     """
 
     presets = ("official", "random_start")
+    stops_gradient = True
     norms = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)
 
     def __init__(

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torchvision.transforms import functional as F
 from torchvision.transforms import v2
 
-from dembench.tasks.prompt import augmix as augmix_module
+from dembench.tasks.common import augmix as augmix_module
 from dembench.tasks.prompt import imagenet as module
 from dembench.tasks.prompt.captions import WordTokenizer
 from dembench.tasks.prompt.data import Digits, ImageSet
@@ -349,7 +349,7 @@ def test_operations_of_augmix_are_their_definitions(number, drawn, monkeypatch):
     for sign, second in ((1, 0.2), (-1, 0.8)):
         numbers = iter([drawn, second])
         monkeypatch.setattr(augmix_module, "_drawn", lambda numbers=numbers: next(numbers))
-        found = np.asarray(augmix_module.OPERATIONS[number](Image.fromarray(x))).astype(float)
+        found = np.asarray(augmix_module.OPERATIONS[number](Image.fromarray(x), None)).astype(float)
         expected = reference_operation(OPERATIONS[number], x, 0.1 + 0.9 * drawn, sign)
         off = np.abs(found - np.floor(expected))
         assert (off <= 1).mean() > 0.98, off.max()  # edges and rounding
@@ -360,7 +360,7 @@ def test_augmix_mixes_chains_with_weights_that_add_up(monkeypatch):
     """On operations that add grey levels, a view says how much of which chain it holds."""
     draws = []
 
-    def darker(image):
+    def darker(image, fill):
         draws[-1] += 1
         return Image.fromarray(np.asarray(image) // 2)
 

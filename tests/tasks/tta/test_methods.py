@@ -206,7 +206,7 @@ def test_only_the_norm_layers_weights_and_biases_move(name, loss):
 
 def test_a_model_without_norm_layers_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
-    with pytest.raises(ValueError, match="has no BatchNorm2d, LayerNorm or GroupNorm parameters to adapt"):
+    with pytest.raises(ValueError, match="has no BatchNorm, LayerNorm or GroupNorm parameters to adapt"):
         Tent(model, core.EM())
 
 
