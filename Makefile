@@ -8,7 +8,7 @@ PYTEST_ARGS ?= -n 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo report test test-all test-oldest test-newest gpu lint format type clean
+.PHONY: help setup demo report test test-all test-usb test-oldest test-newest gpu docs lint format type clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,8 +49,18 @@ type: $(VENV)/.installed-test  ## mypy: core, harness, report, tasks/base.py
 test: lint type  ## lint, types, and all tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
-test-all: lint type  ## the slow tests too
+test-all: lint type  ## the slow tests too, and those against USB itself where its environment can be made
+	-$(MAKE) $(VENV)-usb/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# USB pins versions that do not fit ours. Without a network or 8 GB of disk its tests are skipped.
+$(VENV)-usb/.installed: examples/usb/requirements.txt
+	python3.11 -m venv $(VENV)-usb
+	$(VENV)-usb/bin/python -m pip install --quiet --disable-pip-version-check -r $< -e . pytest
+	@touch $@
+
+test-usb: $(VENV)-usb/.installed $(VENV)/.installed-test  ## against USB's package, in an environment of its own (Python 3.11)
+	$(BIN)/python -m pytest tests/tasks/semi/test_usb_environment.py
 
 test-oldest:  ## the lowest versions that pyproject.toml admits, in an environment of their own (Python 3.11)
 	test -e $(VENV)-oldest/bin/python || python3.11 -m venv $(VENV)-oldest
@@ -63,8 +73,12 @@ test-newest:  ## the newest versions, without constraints, in an environment of 
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[test]"
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
+docs: $(BIN)/python  ## the site in site/, no warning allowed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 gpu: $(VENV)/.installed-test  ## on a machine with a CUDA device: its tests, the losses, a step of each task
 	$(BIN)/dembench check gpu --out $(GPU)
 
 clean:  ## remove what building and testing leave (not .venv, not runs/)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -258,7 +258,7 @@ def check_model(make: Callable[[], nn.Module], side: int | None = None) -> Check
         return nets[0]
 
     def images(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        size = side or getattr(getattr(net(), "preprocess", None), "crop", 32)
+        size: int = side or getattr(getattr(net(), "preprocess", None), "crop", None) or 32
         return _images(n, size=size).to(dtype)
 
     def shape() -> None:

@@ -10,38 +10,32 @@ import dataclasses
 import inspect
 import math
 import re
-import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dembench import records
-from dembench.harness import own, ranges
+from dembench.harness import groups, own, ranges
+from dembench.harness.groups import GROUPS
 from dembench.harness.targets import check_plain, check_targets, locate
 from dembench.lookup import lookup
 from dembench.tasks.base import PARTS, PRECISIONS, SAVE, ConfigError
 from dembench.tasks.common import trust
 
-GROUPS = ("task", "method", "loss", "model", "data", "protocol")
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
 SHARED = ("task", "loss")  # groups whose files serve every task; the others lie in a folder per task
-LABEL = "_label_"  # key of a group's file: how results call it and judge it; it is no argument and in no id
 NOT_SET = ("choices", "labels", "task")  # nodes whose values no one sets
 VALUES = {"device": ("auto", "cpu", "cuda"), "precision": PRECISIONS, "part": PARTS, "save": SAVE}
 MOST_BYTES = 4_000_000  # of a file of configuration
@@ -94,12 +88,19 @@ def _yaml_files(root: Path, group: str) -> Iterator[Path]:
 
 def options(group: str, task: str | None = None, config_dir: Path | None = None) -> list[str]:
     """Names that a group offers to a task, sorted; ``sweep`` counts as a group."""
-    found = set()
-    for root in config_files(config_dir):
-        folder = root.joinpath(group) if task is None or group in (*SHARED, "sweep") else root.joinpath(group, task)
-        if folder.is_dir():
+    parts = (group,) if task is None or group in (*SHARED, "sweep") else (group, task)
+    _, *more = config_files(config_dir)
+    found = set(_shipped(parts))
+    for root in more:
+        if (folder := root.joinpath(*parts)).is_dir():
             found |= {entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")}
     return sorted(found)
+
+
+@lru_cache(maxsize=256)
+def _shipped(parts: tuple[str, ...]) -> tuple[str, ...]:
+    folder = resources.files("dembench.configs").joinpath(*parts)
+    return tuple(e.name[:-5] for e in folder.iterdir() if e.name.endswith(".yaml")) if folder.is_dir() else ()
 
 
 def read_option(group: str, name: str, task: str | None = None, config_dir: Path | None = None) -> str:
@@ -178,10 +179,13 @@ def parse(words: Sequence[str]) -> list[Override]:
 
     Raises: ConfigError for words that are no ``key=value``.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
     for word in words:
         if "=" not in word:
             raise ConfigError(f"expected key=value, got {word!r}")
-    parsed = []
+    parsed: list[Override] = []
     for word in words:
         try:
             parsed += OverridesParser.create().parse_overrides([word])
@@ -216,6 +220,7 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
+@lru_cache(maxsize=4096)
 def _plain(text: str) -> bool:
     """Whether Hydra's grammar reads a text as this text, without quotes."""
     if not re.fullmatch(r"[\w/.:+@-]+", text, flags=re.ASCII):
@@ -240,62 +245,71 @@ def choose(words: Sequence[str] | Mapping[str, Any]) -> Choice:
                     f"{override.input_line!r} gives several values; one run takes one (dembench sweep takes more)"
                 )
             items.append((override.key_or_group, override.value(), override.is_add()))
-    groups = {}
+    names = {}
     values = {}
     added = set()
     for key, value, new in items:
         if key in GROUPS:
             if not isinstance(value, str):
                 raise ConfigError(f"{key}: expected a name, got {value!r}")
-            groups[key] = value
+            names[key] = value
         else:
             values[key] = value
             if new:
                 added.add(key)
-    return Choice(groups, values, frozenset(added))
+    return Choice(names, values, frozenset(added))
 
 
 def compose(
     words: Sequence[str] | Mapping[str, Any] | Choice = (), config_dir: Path | None = None, *, complete: bool = True
 ) -> DictConfig:
+    """``composed`` as OmegaConf's node, which resolves what is asked of it."""
+    return OmegaConf.create(composed(words, config_dir, complete=complete))
+
+
+def composed(
+    words: Sequence[str] | Mapping[str, Any] | Choice = (), config_dir: Path | None = None, *, complete: bool = True
+) -> dict[str, Any]:
     """Composes one run and checks every name, key and kind of value in it.
 
     Args:
         words: overrides as a user writes them, or a mapping from keys to plain values.
         config_dir: own configurations, beside the package's.
         complete: refuse values that the user has to give and has not given.
-    Returns: the configuration, unresolved, with nodes ``choices``, the names chosen per group, and
-        ``labels``, how results call them.
+    Returns: the configuration in plain containers, unresolved, with nodes ``choices``, the names chosen per group,
+        and ``labels``, how results call them.
     Raises: ConfigError, one line, with the valid names and the nearest ones.
     """
     choice = words if isinstance(words, Choice) else choose(words)
-    groups, values, dotted = own.settle(
-        choice.groups, choice.values, lambda group, task: options(group, task, config_dir)
-    )
-    names = tuple(sorted(_full_names(groups, config_dir).items()))
-    cfg = _groups(names, None if config_dir is None else Path(config_dir).resolve()).copy()
+    offered = partial(options, config_dir=config_dir)
+    chosen, values, dotted = own.settle(choice.groups, choice.values, offered)
+    names = _full_names(chosen, config_dir)
+    if config_dir is not None:
+        config_dir = Path(config_dir).resolve()
+        _check_config_dir_once(config_dir)
+    cfg = groups.compose_groups(names, config_dir)
     own.put(cfg, dotted)
     for key, value in values.items():
         _set(cfg, key, value, new=key in choice.added)
     for key, valid in VALUES.items():
         if cfg[key] not in valid:
             lookup_or_fail(str(cfg[key]), valid, key)
-    if not isinstance(cfg.out, str) or not cfg.out.strip():
-        raise ConfigError(f"out: expected a folder, such as out=runs, got {cfg.out!r}")
+    if not isinstance(cfg["out"], str) or not cfg["out"].strip():
+        raise ConfigError(f"out: expected a folder, such as out=runs, got {cfg['out']!r}")
     for key in ("force", "progress"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key}: expected true or false, got {cfg[key]!r}")
-    whole: Any = OmegaConf.to_container(cfg)
-    ranges.check(whole, GROUPS)
+    ranges.check(cfg, GROUPS)
     if not complete:
         return cfg
     _check_missing(cfg, config_dir)
-    try:
-        plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
-    check_targets(plain)
+    check_targets(groups.resolve(cfg))
     return cfg
+
+
+@lru_cache(maxsize=64)
+def _check_config_dir_once(config_dir: Path) -> None:
+    check_config_dir(config_dir)
 
 
 def check_signatures(node: Any, path: str = "") -> None:
@@ -369,90 +383,59 @@ def arguments(target: Any) -> tuple[list[str] | None, dict[str, Any]]:
     return None, hints
 
 
-def _unknown_key(cfg: DictConfig, key: str) -> None:
+def _unknown_key(cfg: Mapping[str, Any], key: str) -> None:
     """Names the keys at the same level: all of the same group, or all that stand alone."""
     valid = flat_keys(cfg)
     group = key.split(".")[0]
     near = [k for k in valid if k.startswith(f"{group}.")]
     if group in GROUPS and "." in key and not near:
-        raise ConfigError(f"unknown key {key!r}; {group}={cfg.choices.get(group)} takes no values")
+        raise ConfigError(f"unknown key {key!r}; {group}={cfg['choices'].get(group)} takes no values")
     near = near or [k for k in valid if ("." in k) == ("." in key)]
     lookup_or_fail(key, near, "key")
 
 
-def flat_keys(cfg: DictConfig) -> list[str]:
+def flat_keys(cfg: Mapping[str, Any]) -> list[str]:
     """Every dotted key that a user may set: groups, then top-level values, then the arguments inside the groups."""
     inside = []
-    for name, node in cfg.items_ex(resolve=False):
-        if name not in NOT_SET and isinstance(node, DictConfig):
-            inside += [f"{str(name)}.{key}" for key in _leaves(node)]
-    top = [str(key) for key, node in cfg.items_ex(resolve=False) if key not in (*GROUPS, *NOT_SET)]
+    for name, node in cfg.items():
+        if name not in NOT_SET and isinstance(node, dict):
+            inside += [f"{name}.{key}" for key in _leaves(node)]
+    top = [key for key in cfg if key not in (*GROUPS, *NOT_SET)]
     return [*GROUPS, *top, *inside]
 
 
-def _full_names(groups: Mapping[str, str], config_dir: Path | None) -> dict[str, str]:
+def _full_names(chosen: Mapping[str, str], config_dir: Path | None) -> dict[str, str]:
     """Group names as Hydra wants them: ``tent`` -> ``tta/tent``; checks that each exists."""
-    task = groups.get("task", "tta")
+    task = chosen.get("task", "tta")
     lookup_or_fail(task, options("task", config_dir=config_dir), "task")
     full = {"task": task}
-    for group, name in groups.items():
+    for group, name in chosen.items():
         name = name.removeprefix(f"{task}/")
         lookup_or_fail(name, options(group, task, config_dir), group)
         full[group] = name if group in SHARED else f"{task}/{name}"
     return full
 
 
-@lru_cache(maxsize=256)
-def _groups(names: tuple[tuple[str, str], ...], config_dir: Path | None) -> DictConfig:
-    overrides = [f"{group}={name}" for group, name in names]
-    if config_dir is not None:
-        check_config_dir(config_dir)
-        place = as_text(f"file://{Path(config_dir).resolve()}")  # no URI: Hydra decodes no %20
-        overrides.append(f"hydra.searchpath=[{place}]")
-    GlobalHydra.instance().clear()
-    try:
-        with _without_plugins(), initialize_config_module("dembench.configs", version_base="1.3"):
-            cfg = hydra_compose("run", overrides=overrides, return_hydra_config=True)
-    except (ConfigCompositionException, OmegaConfBaseException) as error:
-        raise ConfigError(_first_line(error)) from error
-    except RecursionError:
-        raise ConfigError("a configuration is nested too deeply") from None
-    except (YAMLError, AssertionError) as error:
-        raise ConfigError(f"a configuration is not valid YAML: {' '.join(str(error).split())}") from error
-    chosen = {g: cfg.hydra.runtime.choices.get(g) for g in GROUPS}
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]
-    cfg.choices = {g: name.split("/")[-1] if name else None for g, name in chosen.items()}
-    cfg.labels = {g: cfg[g].pop(LABEL) for g in GROUPS if LABEL in (cfg.get(g) or {})}
-    return cfg
-
-
-@contextmanager
-def _without_plugins() -> Iterator[None]:
-    """Hydra imports whatever is called ``hydra_plugins``, also from the current folder; here it finds none."""
-    before = sys.modules.get("hydra_plugins", ...)
-    sys.modules["hydra_plugins"] = None  # type: ignore[assignment]  # an import of it fails
-    try:
-        yield
-    finally:
-        if before is ...:
-            del sys.modules["hydra_plugins"]
-        else:
-            sys.modules["hydra_plugins"] = before
-
-
-def _set(cfg: DictConfig, key: str, value: Any, new: bool) -> None:
+def _set(cfg: dict[str, Any], key: str, value: Any, new: bool) -> None:
     """Sets a known key to a value of its kind, or a new argument of a known node (``+key=value``)."""
-    parent_key, _, leaf = key.rpartition(".")
-    parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
-    if key.split(".")[0] in NOT_SET or not isinstance(parent, DictConfig):
+    *parents, leaf = key.split(".")
+    node: Any = cfg
+    for part in parents:
+        node = node.get(part) if isinstance(node, dict) else None
+    if key.split(".")[0] in NOT_SET or not isinstance(node, dict):
         _unknown_key(cfg, key)
-    if leaf not in parent:
-        if not new or not parent_key:
+    if leaf not in node:
+        if not new or not parents:
             _unknown_key(cfg, key)
-    elif not OmegaConf.is_interpolation(parent, leaf) and not OmegaConf.is_missing(parent, leaf):
-        value = _same_kind(key, parent[leaf], value)
-    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    elif (old := node[leaf]) != groups.MISSING and not (isinstance(old, str) and "${" in old):
+        value = _same_kind(key, old, value)
+    node[leaf] = _plain_containers(value)
+
+
+def _plain_containers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain_containers(item) for key, item in value.items()}
+    return [_plain_containers(item) for item in value] if isinstance(value, (list, tuple, ListConfig)) else value
 
 
 def _same_kind(key: str, default: Any, value: Any) -> Any:
@@ -460,15 +443,9 @@ def _same_kind(key: str, default: Any, value: Any) -> Any:
     if default is None or value is None:
         return value
     number = int | float
-    for kind, name in (
-        (bool, "true or false"),
-        (number, "a number"),
-        (str, "a text"),
-        (DictConfig, "key: value pairs"),
-    ):
+    for kind, name in ((bool, "true or false"), (number, "a number"), (str, "a text"), (dict, "key: value pairs")):
         if isinstance(default, kind):
-            expected = dict if kind is DictConfig else kind
-            if not isinstance(value, expected) or (kind is number and isinstance(value, bool)):
+            if not isinstance(value, kind) or (kind is number and isinstance(value, bool)):
                 raise ConfigError(f"{key}: expected {name}, got {value!r}")
             break
     if isinstance(value, float) and not math.isfinite(value):
@@ -480,22 +457,33 @@ def _same_kind(key: str, default: Any, value: Any) -> Any:
     return value
 
 
-def _check_missing(cfg: DictConfig, config_dir: Path | None) -> None:
-    missing = sorted(k for k in OmegaConf.missing_keys(cfg) if not k.startswith("task."))
+def _check_missing(cfg: Mapping[str, Any], config_dir: Path | None) -> None:
+    missing = sorted(key for name, node in cfg.items() if name != "task" for key in missing_keys(node, str(name)))
     if missing:
         group = missing[0].split(".")[0]
-        name = cfg.choices.get(group)
+        name = cfg["choices"].get(group)
         get = ""
         if name:
-            get = header(read_option(group, name, cfg.choices.task, config_dir), "Get")
+            get = header(read_option(group, name, cfg["choices"]["task"], config_dir), "Get")
         hint = f"; {get}" if get else ""
         raise ConfigError(f"{group}={name} needs a value: {' '.join(f'{key}=...' for key in missing)}{hint}")
 
 
-def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in map(str, node):
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and child._is_interpolation() is False and not child._is_none():
+def missing_keys(node: Any, place: str) -> Iterator[str]:
+    """Dotted keys below a node, in plain containers, whose values the user has to give."""
+    if node == groups.MISSING:
+        yield place
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from missing_keys(value, f"{place}.{key}")
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from missing_keys(value, f"{place}[{i}]")
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, child in node.items():
+        if isinstance(child, dict):
             yield from _leaves(child, f"{prefix}{key}.")
         elif not key.startswith("_"):
             yield f"{prefix}{key}"
@@ -567,7 +555,3 @@ def _literals(hint: Any) -> tuple[Any, ...]:
                 return ()  # something else is allowed too
         return tuple(found)
     return ()
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from dembench import records
-from dembench.harness import errors, loggers, runs
+from dembench.harness import errors, groups, loggers, runs
 from dembench.harness.compose import GROUPS, ConfigError, check_signatures
 from dembench.harness.search import dem_star, tuned
 from dembench.harness.targets import build, locate
@@ -58,16 +59,16 @@ class Outcome:
     result: dict[str, Any]
 
 
-def resolve(cfg: DictConfig) -> dict[str, Any]:
+def resolve(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The configuration in plain containers, interpolations resolved, ``device`` as the kind that is used.
 
     Raises: ConfigError where the device or a logger asked for is not there.
     """
-    cfg = cfg.copy()
-    cfg.device = resolve_device(cfg.device, str(OmegaConf.select(cfg, "task._target_") or ""))
-    if cfg.precision == "bf16" and cfg.device == "cuda" and not torch.cuda.is_bf16_supported():
+    plain: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg
+    device = resolve_device(plain["device"], str(plain["task"].get("_target_") or ""))
+    if plain["precision"] == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError(f"precision=bf16: {torch.cuda.get_device_name()} cannot; use precision=fp32")
-    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = groups.resolve({**plain, "device": device})
     loggers.chosen(config["logger"])
     return parts.without_default(config)
 
@@ -95,12 +96,39 @@ def seed_all(seed: int) -> None:
 def make_repeatable(threads: int) -> None:
     """Sets torch's threads, and deterministic algorithms if present."""
     torch.set_num_threads(threads)
+    compiler_on_demand()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if "torch._inductor" in sys.modules:  # which it tells, too
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:
+        torch.set_deterministic_debug_mode("warn")  # the same, and imports no compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; matrix products are so by torch's default
     torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in no fixed order
+
+
+def compiler_on_demand() -> None:
+    """Keeps torch's optimizers from importing its compiler, which takes a second and a half, before anything compiles.
+
+    Some of their methods are not to be traced; torch imports the compiler to mark them when they are first called.
+    Until something else imports it there is nothing to trace.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None and method.__module__ == torch.optim.Optimizer.__module__:
+            vars(plain).setdefault("__dynamo_disable", _unmarked(plain))
+
+
+def _unmarked(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        marked = sys.modules["torch._dynamo"].disable(function, True, wrapping=False)
+        setattr(function, "__dynamo_disable", marked)
+        return marked(*args, **kwargs)
+
+    return call
 
 
 @contextmanager

@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from dembench.tasks.base import ConfigError
 from dembench.tasks.common.trust import NAME
 
@@ -71,16 +69,16 @@ def _folder(name: str, task: str) -> tuple[str, str]:
     return FOLDERS[task]
 
 
-def put(cfg: DictConfig, dotted: Mapping[str, str]) -> None:
+def put(cfg: dict[str, Any], dotted: Mapping[str, str]) -> None:
     """Sets the groups of dotted names in a composed configuration, and what results call them."""
     for group, name in dotted.items():
         if name.startswith(PYTHON):
             called, _, weights = name.removeprefix(PYTHON).partition(" ")
-            cfg.model.network, cfg.model.weights = called, weights
+            cfg["model"] |= {"network": called, "weights": weights}
             name = called
         elif group == "model":
-            cfg.model.network._target_ = name
+            cfg["model"]["network"]["_target_"] = name
         else:
-            cfg[group] = OmegaConf.create({"_target_": name} | ({"_partial_": True} if group == "method" else {}))
-        cfg.choices[group] = name
-        cfg.labels.pop(group, None)
+            cfg[group] = {"_target_": name} | ({"_partial_": True} if group == "method" else {})
+        cfg["choices"][group] = name
+        cfg["labels"].pop(group, None)

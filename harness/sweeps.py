@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from dembench.harness import experiment, runs
+from dembench.harness import experiment, groups, runs
 from dembench.harness.compose import (
     GROUPS,
     ConfigError,
     Words,
     as_text,
     check_signatures,
-    compose,
+    composed,
     lookup_or_fail,
     options,
     parse,
@@ -154,7 +154,7 @@ def fit(
         if without and len(without) < len(fitted):
             for words in without:
                 del words[key]
-            left[key] = list(dict.fromkeys(_named(words, config_dir).choices[group] for words in without))
+            left[key] = list(dict.fromkeys(_named(words, config_dir)["choices"][group] for words in without))
     return list({json.dumps(words, sort_keys=True): words for words in fitted}.values()), left
 
 
@@ -162,15 +162,15 @@ def _has(words: Words, key: str, config_dir: Path | None) -> bool:
     """Whether the configurations that a run names have a dotted key."""
     node: Any = _named(words, config_dir)
     for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
+        if not isinstance(node, dict) or part not in node:
             return False
-        node = node._get_node(part)
+        node = node[part]
     return True
 
 
-def _named(words: Words, config_dir: Path | None) -> DictConfig:
-    """The configurations that a run names, as they stand in their files."""
-    return compose({group: words[group] for group in GROUPS if group in words}, config_dir, complete=False)
+def _named(words: Words, config_dir: Path | None) -> dict[str, Any]:
+    """The configurations that a run names, as they are in their files."""
+    return composed({group: words[group] for group in GROUPS if group in words}, config_dir, complete=False)
 
 
 def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bool = False) -> list[Planned]:
@@ -182,30 +182,32 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
         elsewhere: the runs will not run on this machine, which need not have a GPU for device=cuda.
     Raises: ConfigError that names the run.
     """
-    alike: dict[str, list[tuple[Words, DictConfig, dict[str, Any]]]] = {}  # runs whose task can be the same object
-    order: list[tuple[Words, dict[str, Any], str]] = []
+    alike: dict[
+        str, list[tuple[Words, dict[str, Any], dict[str, Any]]]
+    ] = {}  # runs that differ in seed, method and loss
+    order: list[tuple[Words, dict[str, Any]]] = []
     tunings: dict[str, None] = {}
     for words in many:
         try:
             with _named_errors(words):
-                cfg, tune = tuned.settle(compose(words, config_dir))
+                cfg, tune = _settled(composed(words, config_dir))
                 config = _resolve(cfg, elsewhere) | ({} if tune is None else {"tune": tune["id"]})
         except tuned.NotTuned as error:
             tunings.setdefault(error.command)
             continue
-        part = {key: config.get(key) for key in parts.KEYS}
-        key = json.dumps({**config["task"], "seed": None, **part}, sort_keys=True)
-        alike.setdefault(key, []).append((words, cfg, config))
-        order.append((words, config, key))
+        alike.setdefault(_kind(cfg, config), []).append((words, cfg, config))
+        order.append((words, config))
     if tunings:
         raise ConfigError(f"tuned runs need {len(tunings)} tunings first: {'; '.join(tunings)}")
     searches: dict[str, None] = {}
-    found = {key: _check(group, searches) for key, group in alike.items()}
+    found: dict[str, dict[str, str]] = {}
+    for group in alike.values():
+        _check(group, found, searches)
     if searches:
         raise ConfigError(f"loss=dem_star needs {len(searches)} searches first: {'; '.join(searches)}")
     planned: dict[str, Planned] = {}
-    for words, config, key in order:
-        id = runs.run_id(config, found[key] | experiment.files(config))
+    for words, config in order:
+        id = runs.run_id(config, found[_sources(config)] | experiment.files(config))
         directory = Path(config["out"]) / id
         try:
             result, odd = runs.read_result(directory), ""
@@ -225,36 +227,71 @@ def _named_errors(words: Words) -> Iterator[None]:
     except (dem_star.NotSearched, tuned.NotTuned):
         raise
     except ConfigError as error:
-        raise ConfigError(f"{error} (in {' '.join(to_arguments(words))})") from error
+        hint = "; in a grid each value of a list is a run: write [[a, b]] for a value that is a list"
+        asked = hint if "expected a list" in str(error) else ""
+        raise ConfigError(f"{error}{asked} (in {' '.join(to_arguments(words))})") from error
 
 
-def _resolve(cfg: DictConfig, elsewhere: bool) -> dict[str, Any]:
-    if elsewhere and cfg.device == "cuda":
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        return parts.without_default(config)
+def _settled(cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """``tuned.settle`` of plain containers."""
+    if cfg["tuned"] is None:
+        return cfg, None
+    settled, tune = tuned.settle(OmegaConf.create(cfg))
+    plain: Any = OmegaConf.to_container(settled)
+    return plain, tune
+
+
+def _resolve(cfg: dict[str, Any], elsewhere: bool) -> dict[str, Any]:
+    if elsewhere and cfg["device"] == "cuda":
+        return parts.without_default(groups.resolve(cfg))
     return experiment.resolve(cfg)
 
 
-def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: dict[str, None]) -> dict[str, str]:
-    """Builds the task of runs that differ in seed, method and loss only, and each method once; puts the pair that was
-    searched for DEM* into the configurations, and the command of a search that is missing into ``searches``.
+def _kind(cfg: dict[str, Any], config: Mapping[str, Any]) -> str:
+    """What all runs share whose task is right where one of them is: they differ in seed, method and loss."""
+    at_zero = groups.resolve({**cfg, "seed": 0})["task"]  # so that what follows the seed is the same
+    part = {key: config.get(key) for key in parts.KEYS}
+    return json.dumps({**at_zero, "device": config["device"], **part}, sort_keys=True)
 
-    Returns: what stands for the task's paths in the id.
+
+def _sources(config: Mapping[str, Any]) -> str:
+    """What the fingerprints of data and weights depend on."""
+    part = {key: config.get(key) for key in parts.KEYS}
+    task = {key: value for key, value in config["task"].items() if key not in ("seed", "protocol")}
+    return json.dumps([task, part], sort_keys=True)
+
+
+def _check(
+    alike: Sequence[tuple[Words, dict[str, Any], dict[str, Any]]],
+    found: dict[str, dict[str, str]],
+    searches: dict[str, None],
+) -> None:
+    """Builds the task of runs that differ in seed, method and loss only, for each of their data and weights, and each
+    method once; puts the pair that was searched for DEM* into the configurations.
+
+    Args:
+        found: is given what stands for the task's paths in the ids, by ``_sources``.
+        searches: is given the command of each search that is missing.
     """
-    words, _, config = alike[0]
-    with _named_errors(words), experiment.user_errors():
-        check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
-        experiment.seed_all(config["seed"])
-        task = experiment.build_task(config)
-        found = experiment.fingerprints(getattr(task, "data", None), getattr(task, "model", None))
+    task: Any = None
     seen = set()
     for words, cfg, config in alike:
-        try:
-            with _named_errors(words):
-                config.update(dem_star.settle(cfg, config, found | experiment.files(config))[0])
-        except dem_star.NotSearched as error:
-            searches.setdefault(error.command)
-            continue
+        if (key := _sources(config)) not in found or task is None:
+            with _named_errors(words), experiment.user_errors():
+                if task is None:
+                    check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
+                experiment.seed_all(config["seed"])
+                built = experiment.build_task(config)
+                found[key] = experiment.fingerprints(getattr(built, "data", None), getattr(built, "model", None))
+                task = built if task is None else task
+        if dem_star.asked(config):
+            try:
+                with _named_errors(words):
+                    whole = OmegaConf.create(cfg)
+                    config.update(dem_star.settle(whole, config, found[key] | experiment.files(config))[0])
+            except dem_star.NotSearched as error:
+                searches.setdefault(error.command)
+                continue
         key = json.dumps([config["method"], config["loss"]], sort_keys=True)
         if key in seen:
             continue
@@ -264,7 +301,6 @@ def _check(alike: Sequence[tuple[Words, DictConfig, dict[str, Any]]], searches: 
             with experiment.user_errors():
                 make_method = build(config["method"], "method", loss=experiment.build_loss(config))
             experiment.check_method(task, make_method)
-    return found
 
 
 def failure_note(directory: Path) -> Path:

@@ -16,8 +16,6 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from hydra.utils import instantiate
-
 from dembench.tasks.base import ConfigError
 from dembench.tasks.common import trust
 
@@ -142,5 +140,7 @@ def build(node: Any, place: str = "", **arguments: Any) -> Any:
     Raises: ConfigError for targets that may not be named, and what the constructors raise (Hydra's
         InstantiationException).
     """
+    from hydra.utils import instantiate
+
     check_targets(node, place, find=True)
     return instantiate(node, **arguments)

@@ -24,22 +24,34 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def known() -> dict[str, dict[str, str]]:
+    """Every dataset, and what its file in each task says on how to get it."""
+    from dembench.harness.compose import header, options, read_option
+    from dembench.tasks.tta.download import ARCHIVES
+
+    found: dict[str, dict[str, str]] = {name: {} for name in ARCHIVES}
+    for task in options("task"):
+        for name in options("data", task):
+            found.setdefault(name, {})[task] = header(read_option("data", name, task), "Get")
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
-    from dembench.harness.compose import header, options, read_option
     from dembench.lookup import lookup
     from dembench.tasks.tta.download import ARCHIVES, fetch
 
-    listed = options("data", "tta")
+    found = known()
     try:
-        name = lookup(args.name, dict.fromkeys([*ARCHIVES, *listed]), "dataset")
+        name = lookup(args.name, found, "dataset")
     except ValueError as error:
         return fail(f"dembench data: {error}")
     if name not in ARCHIVES:
-        get = header(read_option("data", name, "tta"), "Get")
-        if not get:
+        if not any(found[name].values()):
             return fail(f"dembench data: {name} needs no download")
-        return fail(f"dembench data: {name} is not fetched by this command; {get}")
+        ways = {get: [task for task in found[name] if found[name][task] == get] for get in found[name].values() if get}
+        told = next(iter(ways)) if len(ways) == 1 else "; ".join(f"{', '.join(ways[get])}: {get}" for get in ways)
+        return fail(f"dembench data: {name} is not fetched by this command; {told}")
     archive = ARCHIVES[name]
     to = args.to or Path(os.environ.get("DEMBENCH_DATA", "data")) / "data"
     if to.exists() and not to.is_dir():

@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         help=f"one of {', '.join(ORDER)}; all without it; or a folder of runs, a file of `dembench export`, a runs.csv",
     )
+    p.add_argument("--check", action="store_true", help="look into the files of all data, too, as a run does (slower)")
     p.add_argument("--task", help="whose methods, models, data and protocols; those of every task without it")
     p.add_own()
     return p
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for group in groups:
         for task in tasks[:1] if group in FOR_ALL else tasks:
             title = group if group in FOR_ALL or args.task else f"{group} of task={task}"
-            found[title] = rows(group, task, args.config_dir)
+            found[title] = rows(group, task, args.config_dir, args.check)
     show(found)
     return 0
 
@@ -84,7 +85,7 @@ def list_runs(path: Path) -> int:
     return 0
 
 
-def rows(group: str, task: str, config_dir: Path | None) -> list[tuple[str, str, str, str]]:
+def rows(group: str, task: str, config_dir: Path | None, look_inside: bool = False) -> list[tuple[str, str, str, str]]:
     """One line per name of a group: name, state (see ``state_of``), what it is, how to get what is missing."""
     from dembench.harness.compose import header, options, read_option
 
@@ -97,7 +98,7 @@ def rows(group: str, task: str, config_dir: Path | None) -> list[tuple[str, str,
     owner = None if group in FOR_ALL else task
     for name in options(folder, owner, config_dir):
         text = read_option(folder, name, owner, config_dir)
-        state, reason = state_of(group, name, task, config_dir)
+        state, reason = state_of(group, name, task, config_dir, look_inside)
         get = header(text, "Get")
         if state != "missing":
             get = ""
@@ -107,21 +108,25 @@ def rows(group: str, task: str, config_dir: Path | None) -> list[tuple[str, str,
     return found
 
 
-def state_of(group: str, name: str, task: str, config_dir: Path | None) -> tuple[str, str]:
+def state_of(group: str, name: str, task: str, config_dir: Path | None, look_inside: bool) -> tuple[str, str]:
     """Whether a dataset or a model can be used as it stands.
 
     Returns: "here", "library" (its weights are downloaded on first use), "missing" or, for other groups, ""; and why.
     """
     if group not in ("data", "model"):
         return "", ""
-    from dembench.harness.compose import ConfigError, compose
-    from dembench.harness.suite.available import data_state, model_state
+    from dembench.harness import groups
+    from dembench.harness.compose import ConfigError, composed
+    from dembench.harness.suite.available import at_a_glance, data_state
 
     try:
-        node = compose({"task": task, group: name}, config_dir, complete=group == "data")[group]
+        cfg = composed({"task": task, group: name}, config_dir, complete=group == "data")
+        state, reason = at_a_glance(group, cfg)
+        if look_inside and group == "data" and state == "here":
+            return data_state(groups.resolve(cfg, (group,))[group])
     except ConfigError as error:
         return "missing", str(error)
-    return (data_state if group == "data" else model_state)(node)
+    return state, reason
 
 
 def show(groups: dict[str, list[tuple[str, str, str, str]]]) -> None:

@@ -80,6 +80,7 @@ def budget_of(args: argparse.Namespace, file: dict[str, Any]) -> Budget:
 def tune(args: argparse.Namespace) -> int:
     """Plans, tunes what is not tuned, and runs the choices; returns the exit status."""
     from dembench.harness import sweeps
+    from dembench.harness.compose import ConfigError, lookup_or_fail
     from dembench.harness.engines.choose import Settings
     from dembench.harness.search.tune import check
     from dembench.harness.search.tuned import KINDS
@@ -96,6 +97,11 @@ def tune(args: argparse.Namespace) -> int:
     many, left = sweeps.fit(sweeps.expand(content, given), given, args.config_dir)
     for key, names in left.items():
         print(f"{key} is left out of the runs of {', '.join(names)}, which have no such option", file=sys.stderr)
+    for own in many:
+        if own.get("part") != "rest":
+            raise ConfigError(f"part={own.get('part')}: a tuning is judged on part=rest")
+        if own.get("tuned") is not None:
+            lookup_or_fail(str(own["tuned"]), KINDS, "tuned")
     budget = budget_of(args, content["tune"])
     todo = searches.tunings(many, args.config_dir)
     check([one.words for one in todo], budget, args.config_dir)

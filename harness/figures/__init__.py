@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dembench.report.figures.drawing import Figure
+if TYPE_CHECKING:
+    from dembench.report.figures.drawing import Figure  # with Matplotlib, which names and titles do not need
 
-Draw = Callable[[Sequence[str], Sequence[Path]], Figure]
+    Draw = Callable[[Sequence[str], Sequence[Path]], Figure]
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,12 @@ class DEMStar(DEM):
         super().__init__(tau, alpha)
 
 
+def asked(config: Mapping[str, Any]) -> bool:
+    """Whether a resolved configuration's loss takes its pair from a search."""
+    loss = config.get("loss")
+    return isinstance(loss, dict) and loss.get("_target_") == TARGET
+
+
 def settle(
     cfg: DictConfig, config: dict[str, Any], fingerprints: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -71,9 +77,9 @@ def settle(
     Raises: NotSearched where there is no result; ConfigError where the run would be judged on samples of the search
         without having been asked to.
     """
-    loss = config.get("loss")
-    if not isinstance(loss, dict) or loss.get("_target_") != TARGET:
+    if not asked(config):
         return config, None
+    loss = config["loss"]
     if given := sorted({"tau", "alpha", "search"} & loss.keys()):
         raise ConfigError(f"loss=dem_star takes its pair from a search, not loss.{given[0]}; loss=dem takes a pair")
     _check_part(config)

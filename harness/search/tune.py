@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dembench import records
 from dembench.harness import experiment, runs
@@ -53,11 +53,7 @@ def tune(
     """
     choice = choose_free(words, SET_HERE, "a tuning")
     cfg = compose(_trial(choice, {}, budget.run_seeds[0]), config_dir)
-    if cfg.choices.loss == "dem_star":
-        raise ConfigError(
-            "loss=dem_star has its own search (dembench search); tune loss=dem, with --space loss.tau=..."
-        )
-    metrics = metrics_to_judge(cfg, budget.metric)
+    metrics = metrics_to_tune(cfg, budget)
     prepared = experiment.prepare(cfg)
     rules = budget.rules(cfg, sorted(prepared.fingerprints.items()))
     folder = tuned.folder(cfg)
@@ -116,15 +112,26 @@ def tune(
     return {**record, "path": str(folder / tuned.FILE)}
 
 
+def metrics_to_tune(cfg: DictConfig, budget: Budget) -> dict[str, int]:
+    """As ``metrics_to_judge``; raises ConfigError for DEM*, too."""
+    if cfg.choices.loss == "dem_star":
+        raise ConfigError(
+            "loss=dem_star has its own search (dembench search); tune loss=dem, with --space loss.tau=..."
+        )
+    return metrics_to_judge(cfg, budget.metric)
+
+
 def check(many: Sequence[Mapping[str, Any]], budget: Budget, config_dir: Path | None = None) -> None:
     """Before the first of several tunings, given by their words: raises ConfigError where one cannot be judged or has
     nothing to tune, and for a key to tune that none of them has."""
+    if not many:
+        raise ConfigError("nothing to tune: no run asks for tuned=RULE")
     cfgs = [compose(_trial(choose_free(words, SET_HERE, "a tuning"), {}, 0), config_dir) for words in many]
     for key in (read_range(text).key for text in budget.space):
-        if cfgs and not any(has_number(cfg, key) for cfg in cfgs):
+        if not any(has_number(cfg, key) for cfg in cfgs):
             raise ConfigError(f"--space {key}: no run of this tuning has such a number")
     for cfg in cfgs:
-        metrics_to_judge(cfg, budget.metric)
+        metrics_to_tune(cfg, budget)
         budget.rules(cfg)
 
 

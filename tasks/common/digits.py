@@ -6,10 +6,13 @@ corruptions that are made for photographs, drawn with much less contrast they wo
 
 from __future__ import annotations
 
+import gzip
 from functools import cache as remember
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,16 +28,29 @@ RECIPES: dict[str, dict[str, float]] = {
 }
 
 
+def source_digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits as ``sklearn.datasets.load_digits`` gives them: images (1797, 8, 8), float64 from 0 to 16,
+    and labels (1797,), int64. Read from its file, because importing scikit-learn takes a second.
+
+    Raises: ModuleNotFoundError where scikit-learn is not installed.
+    """
+    spec = find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("the digits come with scikit-learn: pip install scikit-learn", name="sklearn")
+    path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    with gzip.open(path, "rt") as file:
+        rows = np.loadtxt(file, delimiter=",")
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+
+
 @remember
 def _all_digits() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).float().div_(16)[:, None]
+    source, labels = source_digits()
+    images = torch.from_numpy(source).float().div_(16)[:, None]
     size = [int(RENDERING["size"])] * 2
     images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
     images = RENDERING["ground"] + RENDERING["contrast"] * images
-    return images.mul_(255).round_().to(torch.uint8).expand(-1, 3, -1, -1), torch.from_numpy(digits.target).long()
+    return images.mul_(255).round_().to(torch.uint8).expand(-1, 3, -1, -1), torch.from_numpy(labels)
 
 
 def digits(split: str) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dembench.tasks.common.digits import source_digits
 from dembench.tasks.prompt import captions
 
 SIZE = 32
@@ -41,12 +42,10 @@ def digits(split: str) -> tuple[Tensor, Tensor]:
     """
     if split not in ("train", "test"):
         raise ValueError(f"digits: expected the split train or test, got {split!r}")
-    from sklearn.datasets import load_digits
-
-    source = load_digits()
-    images = torch.from_numpy(source.images).float().div_(16)[:, None]
+    source, target = source_digits()
+    images = torch.from_numpy(source).float().div_(16)[:, None]
     images = F.interpolate(images, size=[SIZE, SIZE], mode="bilinear", align_corners=False)
-    labels = torch.from_numpy(source.target).long()
+    labels = torch.from_numpy(target)
     rank = F.one_hot(labels, 10).cumsum(0).gather(1, labels[:, None])[:, 0] - 1  # how many of its class came before
     chosen = (rank % 9 < 5) == (split == "train")
     return images[chosen].contiguous(), labels[chosen]

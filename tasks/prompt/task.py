@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -214,10 +214,13 @@ def _judge(metrics: PromptMetrics, rows: list[Any], name: str) -> Iterator[Event
 
 
 def _cost(sets: dict[str, dict[str, float]], device: torch.device) -> bytes:
-    """CPU seconds by set, features apart (near 0 where they were on disk), and the process's peak memory."""
-    unit = 1 if sys.platform == "darwin" else 1024
+    """CPU seconds by set, features apart (near 0 if they were on disk), and the peak memory, except on Windows."""
     record: dict[str, Any] = {"sets": sets, "stretch": STRETCH}
-    record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with contextlib.suppress(ModuleNotFoundError):  # Windows
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device.type == "cuda":
         record["peak_device_bytes"] = torch.cuda.max_memory_allocated()
     return (json.dumps(record, indent=1) + "\n").encode()

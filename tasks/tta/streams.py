@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -48,6 +48,8 @@ class Protocol:
             ``tasks.common.long_tail`` says; the head has as many images as the smallest class of the domain. Which
             images of a class stay follows from ``order_seed``. None keeps all images.
         reverse: of ``rho``: the last class is the head, not the first.
+        visits: how often the whole stream of domains comes, each time in another order of the images; with more than
+            one the numbers are those of each visit (recurring test-time adaptation, Hoang et al. 2024, has 20).
     Raises: ValueError for values outside these, and for settings that contradict each other.
     """
 
@@ -64,6 +66,7 @@ class Protocol:
     window: int | None = None
     rho: float | None = None
     reverse: bool = False
+    visits: int = 1
 
     def __post_init__(self) -> None:
         self._check_severities()
@@ -81,6 +84,10 @@ class Protocol:
             raise ValueError(f"protocol: a {'gradual' if self.gradual else 'mixed'} stream is one; use reset=false")
         if self.mixed and self.order_seed is None:
             raise ValueError("protocol: a mixed stream is a shuffled one; give an order_seed")
+        if not _is_whole(self.visits) or self.visits < 1:
+            raise ValueError(f"protocol: expected a whole number of visits >= 1, got {self.visits!r}")
+        if self.visits > 1 and (self.reset or self.mixed):
+            raise ValueError("protocol: domains recur in a continual or gradual stream; use reset=false, mixed=false")
         self._check_labels()
         self._check_tail()
         if self.window is not None:
@@ -141,11 +148,15 @@ class Domain:
     corruption: str
     severity: int | None
     name: str
+    visit: int = 1
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of the stream whose images are shuffled together; ``name`` is the slice of its points."""
+    """A stretch of the stream whose images are shuffled together; ``name`` is the slice of its points.
+
+    Parts of one name that follow each other are measured as one.
+    """
 
     name: str
     domains: tuple[Domain, ...]
@@ -171,6 +182,8 @@ def parts(protocol: Protocol, corruptions: Sequence[str], *, graded: bool = True
         domains = [Domain(name, s, f"{name}/{s}") for s in protocol.severities for name in corruptions]
     if protocol.mixed:
         return [Part("mixed", tuple(domains))]
+    if protocol.visits > 1:
+        domains = [replace(own, name=f"visit {k}", visit=k) for k in range(1, protocol.visits + 1) for own in domains]
     return [Part(domain.name, (domain,)) for domain in domains]
 
 
@@ -196,7 +209,8 @@ def image_order(protocol: Protocol, domains: Sequence[Domain], labels: Sequence[
 
 def _keys(seed: int, domain: Domain, labels: Tensor) -> Tensor:
     """A random number for each image, by hash: it is the same whatever else is in the stream."""
-    return Draws(seed, domain.corruption, domain.severity or 0, torch.arange(len(labels))).bits("order")
+    purpose = "order" if domain.visit == 1 else f"order of visit {domain.visit}"
+    return Draws(seed, domain.corruption, domain.severity or 0, torch.arange(len(labels))).bits(purpose)
 
 
 def dirichlet_chunks(labels: np.ndarray, delta: float, seed: int) -> list[np.ndarray]:

@@ -147,13 +147,14 @@ class CorruptionTTA:
         yield from getattr(method, "notes", ())
         size = self.protocol.window
         window = None if size is None else Window(size)
-        step, rows = 0, []
+        step, rows, scores = 0, [], None
         streams: list[Criteria] = []
-        for part in self.parts:
+        for part, coming in zip(self.parts, [*self.parts[1:], None], strict=True):
             if self.protocol.reset:
                 method.reset()
                 window = None if size is None else Window(size)
-            scores = Scores(part.domains, self.data.num_classes, self.device, self.protocol.rho is not None)
+            if scores is None:
+                scores = Scores(part.domains, self.data.num_classes, self.device, self.protocol.rho is not None)
             waiting: list[tuple[int, bool, Tensor]] = []
             left = self.batches(part)
             streams += [Criteria(self.data.num_classes, self.device)] if self.criteria else []
@@ -179,11 +180,14 @@ class CorruptionTTA:
                         )
                         step += 1
                     waiting = []
+            if coming is not None and coming.name == part.name:
+                continue
             for domain, metrics in scores.finished():
                 found = metrics.rows(domain.name)
                 rows += found
                 yield from found
                 yield from _judge(metrics, found, domain.name)
+            scores = None
         yield from mean_rows(rows)
         yield from _partly(rows)
         yield from criteria_rows(streams)

@@ -43,6 +43,12 @@ def test_grids_multiply_inside_and_add_up(tmp_path: Path) -> None:
     assert all(isinstance(w["method.lr"], float) for w in words)
 
 
+def test_a_value_that_is_a_list_wants_double_brackets() -> None:
+    sweep = {"base": {"task": "tta"}, "grids": [{"protocol.corruptions": ["fog", "snow"]}]}
+    with pytest.raises(ConfigError, match=r"expected a list.*got fog; .*write \[\[a, b\]\] .*corruptions=fog"):
+        plan(expand(sweep))
+
+
 def test_overrides_replace_a_key_in_all_grids() -> None:
     sweep = {"base": {"seed": [0, 1, 2]}, "grids": [{"loss": ["em", "dem"]}, {"loss": "adadem", "seed": 7}]}
     words = expand(sweep, read_overrides(["seed=4,5", "protocol.corruptions=[fog,snow]", "data.frost=null"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import runpy
 import sys
 import types
@@ -53,10 +54,10 @@ def test_lightning_keeps_the_table_in_its_state(capsys: pytest.CaptureFixture[st
 
 
 class FixMatchStandIn:
-    """What the example relies on of USB's FixMatch (semilearn 0.3.2)."""
+    """What the example relies on of USB's algorithms; ``tests/usb`` has the real ones."""
 
-    def __init__(self, args: Any) -> None:
-        self.args, self.num_classes = args, 3
+    def __init__(self, num_classes: int = 3) -> None:
+        self.num_classes = num_classes
         self.model = Model()
         self.calls: list[str] = []
         self.bn_controller = types.SimpleNamespace(
@@ -67,8 +68,9 @@ class FixMatchStandIn:
     def amp_cm() -> Any:
         return torch.autocast("cpu", enabled=False)
 
-    def train_step(self, x_lb: Any, y_lb: Any, x_ulb_w: Any, x_ulb_s: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"loss": self.model(x_lb)["logits"].mean(), "feat": {}}, {"train/sup_loss": 0.0}
+    def train_step(self, x_lb: Any, x_ulb_w: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        loss = self.model(x_lb)["logits"].mean()
+        return {"loss": loss, "feat": {}}, {"train/sup_loss": 0.0, "train/total_loss": loss.item()}
 
     def get_save_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict()}
@@ -86,33 +88,24 @@ class Model(nn.Module):
         return {"logits": self.linear(x)}
 
 
-class Registry(dict):
-    def register(self, name: str) -> Any:
-        return lambda kind: self.setdefault(name, kind)
-
-
-def test_usb_subclass_adds_the_term_and_saves_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("semilearn", "semilearn.algorithms", "semilearn.algorithms.fixmatch",
-             "semilearn.algorithms.fixmatch.fixmatch", "semilearn.core", "semilearn.core.utils")  # fmt: skip
-    for name in names:
+def test_usb_takes_the_term_and_keeps_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("semilearn", "semilearn.core", "semilearn.core.utils"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules[names[3]].FixMatch = FixMatchStandIn  # type: ignore[attr-defined]
-    sys.modules[names[5]].ALGORITHMS = Registry()  # type: ignore[attr-defined]
-    kind = load("usb_subclass").FixMatchAdaDEM
+    sys.modules["semilearn.core.utils"].ALGORITHMS = {"fixmatch": FixMatchStandIn}  # type: ignore[attr-defined]
+    example = load("usb/added_loss")
+    kind = example.plug_in("fixmatch")
+    assert example.ALGORITHMS["fixmatch"] is kind
+    assert list(inspect.signature(kind().train_step).parameters) == ["x_lb", "x_ulb_w"]  # what USB then gives it
 
-    mine = kind(types.SimpleNamespace(gpu="cpu"))
+    mine = kind()
     x, weak = torch.randn(2, 4), torch.randn(5, 4)
-    out, log = mine.train_step(x, torch.tensor([0, 1]), weak, weak)
+    out, log = mine.train_step(x_lb=x, x_ulb_w=weak)
     term = AdaDEM(3, reduction="mean")(mine.model.linear(weak))
     torch.testing.assert_close(out["loss"], mine.model.linear(x).mean() + 0.1 * term)
-    assert log["train/adadem"] == pytest.approx(term.item())
+    assert log["train/added_loss"] == pytest.approx(0.1 * term.item())
+    assert log["train/total_loss"] == pytest.approx(out["loss"].item())
     assert mine.calls == ["freeze", "unfreeze"]
     torch.save(mine.get_save_dict(), tmp_path / "c.pt")
-    other = kind(types.SimpleNamespace(gpu="cpu"))
+    other = kind()
     other.load_model(str(tmp_path / "c.pt"))
-    assert torch.equal(other.adadem.table, mine.adadem.table)
-
-
-def test_usb_subclass_registers_where_usb_is_installed() -> None:
-    pytest.importorskip("semilearn")
-    assert load("usb_subclass").ALGORITHMS["fixmatch_adadem"].__name__ == "FixMatchAdaDEM"
+    assert torch.equal(other.added_loss.table, mine.added_loss.table)

@@ -62,7 +62,7 @@ def follows(ours, theirs, *, count=20, show=lambda z: z, moves=True):
     finally:
         torch.set_default_dtype(torch.float32)
     moved = max((p - q).abs().max() for p, q in zip(ours.model.parameters(), start, strict=True))
-    assert (moved > 1e-4) == moves
+    assert (moved > 1e-3) == moves
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "nesterov"])
@@ -73,7 +73,11 @@ def test_rpl(optimizer):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_shot(loss):
-    follows(SHOT(net(), LOSSES[loss](), lr=1e-3), plain.SHOT(net(), published_loss(loss), lr=1e-3))
+    pair = [net(), net()]
+    with torch.no_grad():
+        for own in pair:  # with the source's statistics the network is too sure to have a gradient
+            own.linear.weight *= 0.05
+    follows(SHOT(pair[0], LOSSES[loss](), lr=1e-3), plain.SHOT(pair[1], published_loss(loss), lr=1e-3))
 
 
 @pytest.mark.parametrize(

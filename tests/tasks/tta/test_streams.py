@@ -134,6 +134,21 @@ def test_several_severities_come_one_after_the_other_with_all_corruptions_each()
     assert len(task) == sum(isinstance(event, Point) for event in events) == 8
 
 
+def test_visits_repeat_the_stream_in_other_orders_and_are_what_is_measured():
+    data, once = Told(cycle(40), CORRUPTIONS), Protocol(False, corruptions=["snow", "fog"], batch_size=16)
+    found = shown(data, replace(once, visits=3))
+    assert found[:80] == shown(data, once)
+    visits = [found[start : start + 80] for start in (0, 80, 160)]
+    assert [[name for name, _, _ in visit] for visit in visits] == [["snow"] * 40 + ["fog"] * 40] * 3
+    assert all(sorted(visit) == sorted(visits[0]) for visit in visits)
+    assert len({tuple(visit) for visit in visits}) == 3
+    spy, events = spied(CorruptionTTA(data, Reader(), replace(once, visits=3)))
+    assert spy.log.count("reset") == 0
+    assert [row.n for row in events if isinstance(row, Row) and row.metric == "error"] == [80, 80, 80, 240]
+    assert list(errors(events)) == ["visit 1", "visit 2", "visit 3", "mean"]
+    assert [point.n for point in events if isinstance(point, Point)] == [16, 16, 8] * 6  # a batch has one domain
+
+
 def test_gradual_climbs_up_and_down_again_and_is_never_reset():
     data = Told(cycle(3), ("fog", "snow"))
     protocol = Protocol(False, severity=[1, 2, 3, 4, 5], gradual=True)
@@ -346,6 +361,8 @@ def test_peek_predicts_as_the_call_and_leaves_the_method_as_it_was():
         ({"gradual": True, "severity": [1, 2]}, "a gradual stream is one; use reset=false"),
         ({"mixed": True}, "a mixed stream is one; use reset=false"),
         ({"reset": False, "gradual": True, "mixed": True, "severity": [1, 2]}, "choose one"),
+        ({"visits": 2}, "domains recur in a continual or gradual stream"),
+        ({"reset": False, "visits": 0}, "a whole number of visits >= 1"),
         ({"reset": False, "gradual": True}, "a gradual stream needs severities that ascend, got 5"),
         ({"reset": False, "gradual": True, "severity": [2, 1]}, r"severities that ascend, got \[2, 1\]"),
         ({"reset": False, "mixed": True, "order_seed": None}, "a mixed stream is a shuffled one; give an order_seed"),

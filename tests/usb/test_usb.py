@@ -1,0 +1,298 @@
+"""Against USB itself (semilearn 0.3.2), in an environment of its own: ``make test-usb``.
+
+USB trains on GPUs alone; here ``.cuda()`` leaves tensors on the CPU, and nothing else of USB is replaced. Its
+algorithms are built without a data set (``dataset="none"``), and given batches of noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("semilearn", reason="make test-usb makes an environment with USB's package")
+import semilearn
+from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS
+
+from dembench import EM, AdaDEM
+from dembench.tasks.semi.methods.base import Batch, SemiMethod
+from dembench.tasks.semi.methods.fixmatch import FixMatch
+from dembench.tasks.semi.methods.freematch import FreeMatch
+from dembench.tasks.semi.methods.mixmatch import MixMatch
+from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
+from dembench.tasks.semi.methods.vat import VAT
+from dembench.tasks.semi.nets import WideResNet
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "usb" / "added_loss.py"
+C, LABELLED, UNLABELLED, STEPS, STEP = 10, 4, 8, 100, 10
+NO_UNLABELLED = {"fullysupervised", "supervised"}
+NEEDS_DATA = {"comatch", "crmatch", "dash", "remixmatch", "simmatch"}  # memories of a data set's size, rotations
+
+
+class Net(nn.Module):
+    """As USB's networks answer: a dictionary of logits (N, C) and features."""
+
+    def __init__(self, num_classes: int, **_: Any) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        )
+        self.head = nn.Linear(24, num_classes)
+        self.num_features = 24
+
+    def forward(self, x: Tensor, **_: Any) -> dict[str, Tensor]:
+        feat = self.body(x)
+        return {"logits": 3 * self.head(feat), "feat": feat}
+
+    def group_matcher(self, **_: Any) -> dict[str, Any]:
+        return {"stem": "^body", "blocks": []}
+
+    def no_weight_decay(self) -> list[str]:
+        return []
+
+
+class Logits(nn.Module):
+    """The same network as ours answer."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)["logits"]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self, *_, **__: self)
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The example, and USB's algorithms put back afterwards."""
+    monkeypatch.setattr(ALGORITHMS, "_dict", dict(ALGORITHMS._dict))
+    spec = importlib.util.spec_from_file_location("added_loss", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def built(name: str, kind: type | None = None, **settings: Any) -> Any:
+    """One of USB's algorithms, with the options that its own parser gives it."""
+    given = {
+        "algorithm": name, "dataset": "none", "num_classes": C, "num_train_iter": STEPS, "num_eval_iter": STEPS,
+        "num_log_iter": 1, "epoch": 1, "optim": "SGD", "lr": 0.03, "batch_size": LABELLED, "uratio": 2,
+        "distributed": False, "rank": 0, "world_size": 1, "lb_dest_len": 20, "ulb_dest_len": 40, **settings,
+    }  # fmt: skip
+    args = semilearn.get_config(given)
+    algorithm = (kind or ALGORITHMS[name])(args=args, net_builder=Net, logger=logging.getLogger("usb"))
+    algorithm.model.train()
+    algorithm.it, algorithm.epoch = STEP, 0
+    return algorithm
+
+
+def batches(count: int = 1) -> list[dict[str, Tensor]]:
+    found = []
+    for number in range(count):
+        unlabelled = {key: torch.randn(UNLABELLED, 3, 8, 8) for key in ("x_ulb_w", "x_ulb_s")}
+        labelled = {"x_lb": torch.randn(LABELLED, 3, 8, 8), "x_lb_s": torch.randn(LABELLED, 3, 8, 8)}
+        idx = {"idx_lb": torch.arange(LABELLED), "idx_ulb": torch.arange(UNLABELLED) + number}
+        found.append({**labelled, "y_lb": torch.arange(LABELLED) % C, **unlabelled, **idx})
+    return found
+
+
+def step(algorithm: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, float]]:
+    """What USB's own loop does with a batch, hooks for time and evaluation apart."""
+    algorithm.out_dict, algorithm.log_dict = algorithm.train_step(**algorithm.process_batch(**batch))
+    return algorithm.out_dict, algorithm.log_dict
+
+
+# The example -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS.keys()) - NO_UNLABELLED - NEEDS_DATA))
+def test_the_term_is_in_the_loss_and_in_the_logged_total_of_any_algorithm(name: str, example: ModuleType) -> None:
+    plain, batch = built(name), batches()[0]
+    start = copy.deepcopy(plain.model.state_dict())
+    kind = example.plug_in(name)
+    assert ALGORITHMS[name] is kind
+    added = built(name)
+    added.model.load_state_dict(start)
+    if added.ema_model is not None:
+        added.ema_model.load_state_dict(plain.ema_model.state_dict())
+
+    losses = []
+    for algorithm in (plain, added):
+        algorithm.ema = semilearn.core.utils.EMA(algorithm.model, 0.999)
+        algorithm.ema.register()
+        torch.manual_seed(1)
+        np.random.seed(1)
+        losses.append(step(algorithm, batch))
+    (own, own_log), (out, log) = losses
+    after = {key: value for key, value in added.model.state_dict().items() if "running" in key}
+    assert all(torch.equal(value, plain.model.state_dict()[key]) for key, value in after.items())
+
+    with torch.no_grad():
+        term = 0.1 * AdaDEM(num_classes=C, reduction="mean")(copy.deepcopy(plain.model)(batch["x_ulb_w"])["logits"])
+    assert float(out["loss"]) == pytest.approx(float(own["loss"]) + float(term), abs=1e-6)
+    assert log["train/total_loss"] == pytest.approx(own_log["train/total_loss"] + float(term), abs=1e-6)
+    assert log["train/added_loss"] == pytest.approx(float(term), abs=1e-6)
+    assert {key: log[key] for key in own_log if key != "train/total_loss"} == pytest.approx(
+        {key: value for key, value in own_log.items() if key != "train/total_loss"}, abs=1e-6
+    )
+
+
+def test_every_algorithm_of_usb_takes_the_loss_or_says_why_not(example: ModuleType) -> None:
+    for name in sorted(ALGORITHMS.keys()):
+        if name in NO_UNLABELLED:
+            with pytest.raises(ValueError, match="is shown no unlabelled samples"):
+                example.with_loss(ALGORITHMS[name])
+        else:
+            assert issubclass(example.with_loss(ALGORITHMS[name]), ALGORITHMS[name])
+
+
+def test_some_steps_of_a_training_and_its_checkpoint(
+    example: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    example.plug_in("fixmatch")
+    algorithm = built("fixmatch", ema_m=0.9, p_cutoff=0.2)
+    caplog.set_level("INFO", logger="usb")
+    algorithm.call_hook("before_run", "EMAHook")
+    before = copy.deepcopy(algorithm.model.state_dict())
+    for batch in batches(3):
+        _, log = step(algorithm, batch)
+        for hook in ("ParamUpdateHook", "EMAHook", "LoggingHook"):
+            algorithm.call_hook("after_train_step", hook)
+        algorithm.it += 1
+    assert not torch.equal(before["head.weight"], algorithm.model.state_dict()["head.weight"])
+    assert f"train/total_loss: {log['train/total_loss']:.4f}" in caplog.text  # what USB writes
+    assert f"train/added_loss: {log['train/added_loss']:.4f}" in caplog.text
+    assert not torch.allclose(algorithm.added_loss.table, torch.full((C, C), 1 / C))
+
+    algorithm.save_model("latest_model.pth", str(tmp_path))
+    other = built("fixmatch")
+    other.load_model(str(tmp_path / "latest_model.pth"))
+    assert torch.equal(other.added_loss.table, algorithm.added_loss.table)
+
+
+def test_under_one_of_usbs_imbalanced_algorithms(example: ModuleType) -> None:
+    example.plug_in("fixmatch", lambda _: EM(reduction="mean"), weight=0.5)
+
+    class Both(IMB_ALGORITHMS["debiaspl"], ALGORITHMS["fixmatch"]):  # as USB's get_imb_algorithm does
+        pass
+
+    algorithm = built("fixmatch", Both, imb_algorithm="debiaspl")
+    algorithm.call_hook("before_train_step", "NORMAL")  # the name that USB gives its hook
+    _, log = step(algorithm, batches()[0])
+    parts = log["train/sup_loss"] + log["train/unsup_loss"] + log["train/added_loss"]
+    assert log["train/total_loss"] == pytest.approx(parts, abs=1e-5)
+    assert log["train/added_loss"] > 0
+
+
+# Ours against theirs -----------------------------------------------------------------------------------------------
+
+
+def ours(method: SemiMethod, net: nn.Module, batch: dict[str, Tensor], second: str = "strong") -> dict[str, float]:
+    views = {"weak": batch["x_ulb_w"], second: batch["x_ulb_s"]}
+    terms = method.terms(Logits(net), Batch(batch["x_lb"], batch["y_lb"], views, STEP / STEPS))
+    return {name: float(value.detach()) for name, value in terms.items()}
+
+
+def same(mine: dict[str, float], log: dict[str, float], weight: float = 1.0, tolerance: float = 1e-6) -> None:
+    """The supervised term, and the sum of all; ``weight`` is that of USB's logged ``unsup_loss``."""
+    assert mine["supervised"] == pytest.approx(log["train/sup_loss"], abs=tolerance)
+    assert sum(mine.values()) == pytest.approx(log["train/total_loss"], abs=tolerance)
+    assert log["train/unsup_loss"] > 1e-3  # there is something to compare
+    if weight:
+        second = next(value for name, value in mine.items() if name != "supervised")
+        assert second == pytest.approx(weight * log["train/unsup_loss"], abs=tolerance)
+
+
+@pytest.mark.parametrize("cutoff", [0.0, 0.2, 0.3])
+def test_fixmatch(cutoff: float) -> None:
+    theirs, batch = built("fixmatch", p_cutoff=cutoff, hard_label=True, ulb_loss_ratio=1.5), batches()[0]
+    mine = ours(FixMatch(None, threshold=cutoff, unlabelled_weight=1.5), copy.deepcopy(theirs.model), batch)
+    same(mine, step(theirs, batch)[1], 1.5)
+
+
+def test_freematch_over_three_batches() -> None:
+    theirs = built("freematch", hard_label=True, ema_p=0.7, ent_loss_ratio=0.5, use_quantile=False)
+    method = FreeMatch(None, num_classes=C, momentum=0.7, fairness_weight=0.5)
+    for batch in batches(3):
+        mine = ours(method, copy.deepcopy(theirs.model), batch)
+        _, log = step(theirs, batch)
+        same(mine, log)
+        assert mine["fairness"] != 0
+        assert float(method.confidence) == pytest.approx(float(theirs.time_p), abs=1e-6)
+        torch.testing.assert_close(method.marginal, theirs.p_model)
+        torch.testing.assert_close(method.histogram, theirs.label_hist)
+
+
+def test_pseudo_label() -> None:
+    theirs, batch = built("pseudolabel", p_cutoff=0.3, unsup_warm_up=0.4), batches()[0]
+    mine = ours(PseudoLabel(None, threshold=0.3, ramp=0.4), copy.deepcopy(theirs.model), batch)
+    same(mine, step(theirs, batch)[1], STEP / STEPS / 0.4)
+
+
+@pytest.mark.parametrize("factor", [0.2, 0.9])
+def test_mixmatch(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np.random, "beta", lambda *_: factor)
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda *_: torch.tensor(factor, dtype=torch.float64))
+    theirs, batch = built("mixmatch", unsup_warm_up=0.4, ulb_loss_ratio=10.0, T=0.5), batches()[0]
+    results = []
+    for run in (
+        lambda: ours(MixMatch(None, chunks="batch", ramp=0.4), copy.deepcopy(theirs.model), batch, "weak2"),
+        lambda: step(theirs, batch)[1],
+    ):
+        torch.manual_seed(3)
+        results.append(run())
+    same(*results, 10 * STEP / STEPS / 0.4, tolerance=2e-6)
+
+
+def test_vat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With our probe, 1e-2, in both: with USB's 1e-6 the direction is noise in float32."""
+    batch = batches()[0]
+    direction = torch.randn_like(batch["x_ulb_w"])
+    monkeypatch.setattr(torch, "randn_like", lambda *_, **__: direction.clone())
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda self: self.copy_(direction))
+    theirs = built("vat", vat_eps=2.0, unsup_warm_up=0.4, ent_loss_ratio=0.06)
+    real = theirs.vat_loss
+    monkeypatch.setattr(theirs, "vat_loss", lambda model, x, y, eps: real(model, x, y, xi=1e-2, eps=eps))
+    mine = ours(VAT(EM(), eps=2.0, ramp=0.4), copy.deepcopy(theirs.model), batch)
+    _, log = step(theirs, batch)
+    same(mine, log, 0, tolerance=2e-5)
+    assert mine["entropy_term"] == pytest.approx(0.06 * log["train/loss_entmin"], abs=1e-6)
+    assert mine["adversarial"] == pytest.approx(log["train/unsup_loss"] * STEP / STEPS / 0.4, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("wrn_28_2", {}), ("wrn_var_37_2", {"depth": 37, "stages": 4, "stride": 2})]
+)
+def test_the_wide_residual_networks(name: str, options: dict[str, int]) -> None:
+    theirs = semilearn.get_net_builder(name, from_name=False)(num_classes=C)
+    mine = WideResNet(C, usb=True, **options)
+    unused = {f"block{stage}.layer.0.bn1" for stage in (2, 3, 4)}  # norms of USB's that nothing passes through
+    kept = {key: value for key, value in theirs.state_dict().items() if key.rpartition(".")[0] not in unused}
+    assert [value.shape for value in kept.values()] == [value.shape for value in mine.state_dict().values()]
+    mine.load_state_dict(dict(zip(mine.state_dict(), kept.values(), strict=True)))
+    x = torch.randn(4, 3, 32, 32)
+    for training in (True, False):
+        assert torch.equal(mine.train(training)(x), theirs.train(training)(x)["logits"])
+
+
+def test_the_example_runs_as_it_says(capsys: pytest.CaptureFixture[str], example: ModuleType) -> None:
+    sys.argv = ["added_loss.py", "fixmatch", "mixmatch"]
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert "mixmatch: MixMatchWithLoss" in capsys.readouterr().out
