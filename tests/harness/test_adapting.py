@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import dembench
 from dembench.harness import experiment
-from dembench.harness.compose import as_text, compose, options
+from dembench.harness.compose import compose, options
+from dembench.harness.targets import build
 from dembench.tasks.tta.adapted import Adapted
 from dembench.tasks.tta.methods.tent import Tent
 
@@ -67,16 +68,22 @@ def alike(one: Any, two: Any) -> bool:
     return all(map(alike, one, two)) if isinstance(one, list) else one == two
 
 
+@pytest.fixture(scope="module")
+def task() -> Any:
+    """The task of a run on four batches of digits."""
+    words = ["protocol=continual", "protocol.corruptions=[fog,contrast]", "protocol.batch_size=16", "seed=3"]
+    return experiment.prepare(compose([*words, "data.num_images=30", "device=cpu"])).task
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_it_predicts_what_a_run_predicts_to_the_bit(name: str) -> None:
+def test_it_predicts_what_a_run_predicts_to_the_bit(name: str, task: Any) -> None:
     """A run on digits is listened to; the adapted network gets the same batches, in plain memory order."""
-    extra = [f"method.{key}={as_text(value)}" for key, value in FEW.get(name, {}).items()]
-    words = [f"method={name}", "loss=adadem", "protocol=continual", "protocol.corruptions=[fog,contrast]", "seed=3"]
-    ready = experiment.prepare(compose([*words, *extra, "protocol.batch_size=25", "data.num_images=50", "device=cpu"]))
+    extra = {f"method.{key}": value for key, value in FEW.get(name, {}).items()}
+    config = experiment.resolve(compose({"method": name, "device": "cpu", **extra}))
     seen: list[tuple[Tensor, Tensor]] = []
 
     def listened(**parts: Any) -> Any:
-        method: Any = ready.make_method(**parts)
+        method: Any = build(config["method"], "method", loss=experiment.build_loss(config))(**parts)
         call = type(method).__call__
 
         class Heard(type(method)):  # type: ignore[misc]
@@ -88,8 +95,7 @@ def test_it_predicts_what_a_run_predicts_to_the_bit(name: str) -> None:
         return method
 
     experiment.seed_all(3)
-    list(ready.task.run(listened))
-    task: Any = ready.task
+    list(task.run(listened))
     source = task.data.clean(16, 3)[0] if name in SOURCE else None
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
     adapted = dembench.adapt(task.model, name, seed=3, source=source, **FEW.get(name, {}))
