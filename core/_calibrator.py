@@ -283,12 +283,12 @@ def directly(
 
     None where there are more, or where logits are not finite; then nothing has happened.
     """
-    if not (0 < z.numel() <= _SHORT and z.shape[0] <= _RUN and z.dtype == table.dtype and eager_cpu(z)):
+    if not (0 < z.numel() <= _SHORT and z.shape[0] <= _RUN and accumulation_dtype(z) == table.dtype and eager_cpu(z)):
         return None
     if table.requires_grad or has_tangent(z) or (across_ranks and distributed()):
         return None
     with _below_autograd():
-        found = _directly(z.detach(), table, momentum, inplace)
+        found = _directly(z.detach().to(table.dtype), table, momentum, inplace)
     if found is None:
         return None
     value, kept, delta, table = found

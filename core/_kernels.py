@@ -259,13 +259,26 @@ def _moving(graph: Graph, z: Tensor, kept: Tensor, skip: Tensor | None) -> Tenso
 
 def _multiply(kept: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
     try:
-        if kept.dtype != dtype:  # rounded on the way
-            return torch.mul(kept, g, out=torch.empty_like(kept, dtype=dtype))
+        if kept.dtype != dtype:
+            return _rounded(kept, g, dtype)
         if _last_use():
             return kept.mul_(g)
     except RuntimeError:  # g stands for many gradients (``is_grads_batched``), which can be seen no other way
         pass
     return (kept * g).to(dtype)
+
+
+def _rounded(kept: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
+    """kept g in ``dtype``, rounded block by block in cache on a CPU, where an operation that rounds is slow."""
+    target = torch.empty_like(kept, dtype=dtype)
+    if not eager_cpu(kept):
+        return torch.mul(kept, g, out=target)
+    blocks = blocks_of(kept)
+    scratch = Scratch(kept, blocks)
+    for block in blocks:
+        part = cut(kept, block)
+        cut(target, block).copy_(torch.mul(part, cut(g, block), out=scratch.like(part)[0]))
+    return target
 
 
 def _last_use() -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.common.archives import member_sizes
-from dembench.tasks.common.cache import file_hash, load_array, load_json, save_array, save_json
+from dembench.tasks.common.cache import check_writable, file_hash, load_array, load_json, save_array, save_json
 from dembench.tasks.common.decoding import decode
 from dembench.tasks.common.image_folders import Listing, arrange, contents, list_images, remark
 
@@ -131,6 +131,7 @@ def _from_archive(path: Path, cache: Path, kind: Kind, split: Split) -> Original
     images, labels = (load_array(folder / f"{name}.npy") for name in ("images", "labels"))
     about = _read_about(folder / "done.json")
     if images is None or labels is None or about is None or len(images) != len(labels):
+        check_writable(folder)
         sizes = member_sizes(path, kind.layout)
         if any(PurePosixPath(name).parent.name == kind.folder for name in sizes):
             raise ConfigError(f"{path} is torchvision's archive: unpack it and give the folder")

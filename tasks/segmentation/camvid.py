@@ -13,6 +13,7 @@ from PIL import Image
 from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.common.cache import (
     cache_folder,
+    check_writable,
     file_hash,
     load_array,
     load_json,
@@ -132,6 +133,7 @@ def read(source: Path, size: tuple[int, int] | None, cache: Path) -> Read:
     folder = cache / "camvid" / short_hash(file_hash(source, 32), size, CACHED)
     found = _read_cache(folder)
     if found is None:
+        check_writable(folder)
         found = _decode(source, size)
         _write_cache(folder, *found)
     return found

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dembench.tasks.base import ConfigError, Note
-from dembench.tasks.common.cache import file_hash, load_array, load_json, save_array, save_json
+from dembench.tasks.common.cache import check_writable, file_hash, load_array, load_json, save_array, save_json
 from dembench.tasks.common.decoding import is_deep, load, to_rgb
 from dembench.tasks.common.image_folders import contents, list_images, remark
 
@@ -44,6 +44,7 @@ def read_folders(source: Path, size: int | None, cache: Path) -> Folders:
     folder = cache / "folders" / f"{file_hash(source, 32)}-{size}-{VERSION}"
     cached = _read_cache(folder)
     if cached is None:
+        check_writable(folder)
         cached = _decode(source, size)
         _write_cache(folder, cached)
     return cached

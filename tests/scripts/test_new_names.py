@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from report_runs import opened
 
-from dembench.harness import compose
+from dembench.harness import groups
 from dembench.scripts.cli import main
 
 MODULE = """
@@ -76,7 +77,7 @@ def test_a_new_method_and_a_new_loss_are_a_class_and_a_file_each(own: Path, caps
     assert [row["Method"] for row in rows] == ["Stroll at ease", "walk"]  # what has no place is behind what has one
     columns = [name.partition(":")[0] for name in rows[0] if name.endswith(": error (%)")]
     assert [name.partition(" τ")[0] for name in columns] == ["EM", "Half of EM", "DEM"]
-    page = Path("out/index.html").read_text()
+    page = opened(Path("out/index.html").read_text())
     assert "Invented numbers" in page  # the task's own title
     assert "lower is better" in page
 
@@ -86,7 +87,7 @@ def test_a_label_is_no_argument_and_moves_no_id(own: Path, capsys: pytest.Captur
     words = ["task=stub", "data.root=data.txt", "out=runs", "method=stroll", "loss=halved"]
     for title in ("Stroll at ease", "Another title"):
         (own / "method" / "stub" / "stroll.yaml").write_text(METHOD.replace("Stroll at ease", title))
-        compose._groups.cache_clear()
+        groups._composed.cache_clear()
         assert main(["run", "--config-dir", str(own), *words]) == 0
         paths.append(capsys.readouterr().out.splitlines()[-1])
     assert paths[0] == paths[1]
