@@ -14,9 +14,9 @@ from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.criteria import Criteria, mean_rows
-from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.keep import kept, put
 from dembench.tasks.common.metrics import StreamMetrics, undefined
+from dembench.tasks.common.orders import derived_seed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import Values, check_devices, launch
 from dembench.tasks.semi.data import SearchPart, describe
@@ -105,7 +105,7 @@ class SemiSupervised:
             text += "; there are no validation images to select by (data.validation_per_class=N holds some out)"
         yield Note("selection", text)
         if method.name == "supervised":
-            yield Note("loss", "supervised has no unlabelled samples and no use for the loss")
+            yield Note("loss", "supervised has no unlabelled samples and does not use the loss")
         elif method.slot.loss is None:
             yield Note("loss", f"{method.name} without a loss on the unlabelled samples")
         elif not method.replaces_entropy:

@@ -16,9 +16,9 @@ from dembench.tasks.common import training
 from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.criteria import Criteria, shifted
 from dembench.tasks.common.devices import send
-from dembench.tasks.common.draws import Order, derived_seed, generator
 from dembench.tasks.common.keep import copied
 from dembench.tasks.common.metrics import StreamMetrics
+from dembench.tasks.common.orders import Order, derived_seed, generator
 from dembench.tasks.common.training import Values, autocast, rank, world_size
 from dembench.tasks.semi import augment
 from dembench.tasks.semi.methods.base import Batch, SemiMethod
