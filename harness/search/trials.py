@@ -29,8 +29,8 @@ from dembench.lookup import lookup
 from dembench.records import PLAIN, check, refuse_links
 from dembench.tasks.base import ConfigError
 from dembench.tasks.common.cache import short_hash
-from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.files import plain_lock
+from dembench.tasks.common.orders import derived_seed
 
 WAIT_SECONDS = 0.5  # how often a process that waits for another one looks again
 SAMPLER = "tpe"
