@@ -56,7 +56,7 @@ _NAMES = {
         """,
     ABOVE: """
         backbone_multiplier cast clip_range delta discriminator_lr eps gamma head_multiplier learning_rate light lr
-        margin max_grad_norm mix power similarity std tau temperature weight_margin xi
+        margin max_grad_norm mix order power similarity std tau temperature weight_margin xi
         """,
     LEAST: """
         adversarial adversarial_aux alpha aux_weight blur d ent_coef ent_coef_final entropy_weight fairness_weight
@@ -64,9 +64,9 @@ _NAMES = {
         weight weight_decay
         """,
     SHARE: "flip gae_lambda glow haze loss_ramp paint ramp",
-    SHARE_ABOVE: "bn_momentum layer_decay scale selected",
+    SHARE_ABOVE: "bn_momentum layer_decay q scale selected",
     SHARE_BELOW: "dropout ema momentum",
-    INSIDE: "search_share train_share",
+    INSIDE: "clip search_share train_share",
 }
 RANGES: dict[str, Range] = {
     **{name: wanted for wanted, names in _NAMES.items() for name in names.split()},
