@@ -29,7 +29,7 @@ class Adapted:
         model: any network from one tensor to logits (N, C, ...); changed in place, and left in the mode that the method
             needs. It must be on its device already.
         make_method: ``make_method(model=...)`` gives the method.
-        source: clean inputs (N, ...) for methods that look at some first (EATA).
+        source: clean inputs (N, ...) for methods that need some first (EATA).
         seed: of what the method draws (augmented copies, shuffled patches); torch's own generator stays as it is.
     Raises: ConfigError where the method needs clean inputs and there are none; what the method raises.
 
