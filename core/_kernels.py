@@ -114,14 +114,14 @@ def blocks_of(z: Tensor) -> list[Block]:
     if z.numel() <= size:
         return [WHOLE]
     if z.dim() == 2:
-        return [(rows, WHOLE[1]) for rows in _pieces(z.shape[0], max(1, size // classes))]
+        return [(rows, WHOLE[1]) for rows in pieces(z.shape[0], max(1, size // classes))]
     if classes * z.shape[2] <= size:
-        return [(images, WHOLE[1]) for images in _pieces(z.shape[0], size // (classes * z.shape[2]))]
-    columns = list(_pieces(z.shape[2], max(16, size // classes)))
+        return [(images, WHOLE[1]) for images in pieces(z.shape[0], size // (classes * z.shape[2]))]
+    columns = list(pieces(z.shape[2], max(16, size // classes)))
     return [(slice(n, n + 1), pixels) for n in range(z.shape[0]) for pixels in columns]
 
 
-def _pieces(total: int, size: int) -> Iterable[slice]:
+def pieces(total: int, size: int) -> Iterable[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 

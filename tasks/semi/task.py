@@ -69,13 +69,19 @@ class SemiSupervised:
     def __len__(self) -> int:
         return self.protocol.evaluations
 
+    def made(self, make_method: Callable[..., SemiMethod]) -> SemiMethod:
+        """The method for this data."""
+        method = make_method(num_classes=self.data.num_classes)
+        method.prepare(self.data.num_unlabelled)
+        return method
+
     def check_method(self, make_method: Callable[..., SemiMethod]) -> None:
         """Builds method, network and optimiser and lets them go: what they refuse, they refuse here.
 
         Raises: ValueError also where the method needs unlabelled samples and there are none, where the images are too
         small, or where there are too few devices.
         """
-        method = make_method(num_classes=self.data.num_classes)
+        method = self.made(make_method)
         if method.needed_views and not self.data.num_unlabelled:
             raise ValueError(f"{method.name} needs unlabelled samples, {self.data.name} has none")
         check_devices(self.device, self.protocol.devices)
@@ -83,7 +89,7 @@ class SemiSupervised:
 
     def run(self, make_method: Callable[..., SemiMethod]) -> Iterator[Event]:
         """Yields notes, the chosen samples as files, Scalars at each evaluation, and rows at the end."""
-        method = make_method(num_classes=self.data.num_classes)
+        method = self.made(make_method)
         yield from self.notes(method)
         yield from (Artifact(name, text.encode()) for name, text in self.data.files().items())
         if self.protocol.devices > 1:
@@ -141,7 +147,7 @@ class SemiSupervised:
         yield from self.data.notes
         net = self.model(num_classes=self.data.num_classes)
         put(net, tensors)
-        method = make_method(num_classes=self.data.num_classes)
+        method = self.made(make_method)
         trainer = Trainer(self.data, net, method, self.protocol, seed=self.seed, device=self.device)
         trainer.precision = self.precision
         yield from self.rows(*trainer.evaluate("test"), [])

@@ -128,7 +128,8 @@ class Trainer(training.Trainer):
         plans = send(plans, self.device)
         views = {name: self._view(images, *plans[name]) for name, images in pools.items()}
         labels = self.labelled.labels[plans["labelled"][0]]
-        return Batch(views.pop("labelled"), labels, views, step / self.protocol.iterations)
+        shown = plans[self.method.needed_views[0]][0] if self.method.needed_views else None
+        return Batch(views.pop("labelled"), labels, views, step / self.protocol.iterations, shown)
 
     def _plan(self, name: str, images: Tensor, rows: Tensor, step: int) -> tuple[Tensor, augment.Plan]:
         """The rows of this process's samples, and how their view is made."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -511,6 +512,25 @@ FILES: list[Row] = [  # files that are damaged or of another kind; the task is b
 ]
 
 
+PICTURES: list[Row] = [  # what only the run meets, which is therefore begun
+    (f"run data=image_folder data.root=@/cut_pictures {UNTRAINED} method=norm", "a/1.jpg cannot be read as an image"),
+    (f"run data=image_folder data.root=@/avif_inside {UNTRAINED} method=norm", "a/1.png cannot be read as an image"),
+]
+
+ABSENT = "no home folder to keep caches in; set DEMBENCH_CACHE to a folder"
+CACHES: list[tuple[str, str | None, str]] = [  # words, $DEMBENCH_CACHE (None: none, and no home), what is said
+    ("run data=digits method=norm", None, ABSENT),
+    ("run task=prompt method=zero_shot", None, ABSENT),
+    ("run task=semi data=folders data.images.root=@/domains/one", None, ABSENT),
+    ("run data=cifar10c_generated data.source=@/domains/one", None, ABSENT),
+    ("run data=digits method=norm", "@/file.txt", "the cache folder @/file.txt/models cannot be written"),
+    ("run data=digits method=norm", "/proc/nothing", "the cache folder /proc/nothing/models cannot be written"),
+    ("run data=cifar10c_generated data.source=@/domains/one", "@/file.txt", "the cache folder @/file.txt"),
+    ("run task=prompt method=zero_shot", "@/file.txt", "the cache folder @/file.txt/"),
+    ("run task=semi data=folders data.images.root=@/few.tar", "@/file.txt", "the cache folder @/file.txt/folders/"),
+]
+
+
 def numbers() -> Iterator[Row]:
     """For every number of every task's own configuration a value outside its range."""
     for task in ("tta", "prompt", "semi", "longtail", "segmentation", "minigrid"):
@@ -614,6 +634,8 @@ def _make_pictures(folder: Path) -> None:
     for group in ("a", "c"):
         picture(f"domains/others/{group}/0.jpg")
     (folder / "domains" / "empty").mkdir()
+    with tarfile.open(folder / "few.tar", "w") as archive:
+        archive.add(folder / "domains" / "one", ".")
     avif = bytes.fromhex("0000001c667479706176696600000000617669666d6966316d696166") + pixels.tobytes()  # its head
     for name in ("avif_pictures/a/1.avif", "avif_inside/a/1.png"):
         (folder / name).write_bytes(avif)
