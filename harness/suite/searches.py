@@ -4,16 +4,16 @@ which are done, and doing the others."""
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dembench.harness.compose import ConfigError, Words, compose, to_arguments
+from dembench.harness.engines import warm
 
 STAR = "dem_star"
 
@@ -143,8 +143,13 @@ def run(
 def _in_processes(
     todo: list[Needed], options: Mapping[str, Mapping[str, Any]], workers: int, config_dir: Path | None
 ) -> Iterator[tuple[Needed, str | None, str]]:
-    context = multiprocessing.get_context("spawn")
-    with _one_thread(), ProcessPoolExecutor(workers, mp_context=context) as pool:
+    own = {warm.THREADS: "1"}
+    variables = {**os.environ, **own}
+    context = warm.context(own)
+    with (
+        warm.environment(own),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_take, initargs=(variables,)) as pool,
+    ):
         waiting = {pool.submit(_attempt, search, options[search.verb], config_dir): search for search in todo}
         try:
             for future in as_completed(waiting):
@@ -154,18 +159,11 @@ def _in_processes(
             raise
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes that start in here take one thread each, where libraries read this when they load."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+def _take(variables: Mapping[str, str]) -> None:
+    """The environment of the process that asked; Ctrl-C reaches both."""
+    before = signal.getsignal(signal.SIGINT)
+    warm.take(variables)
+    signal.signal(signal.SIGINT, before)
 
 
 def _attempt(needed: Needed, options: Mapping[str, Any], config_dir: Path | None) -> tuple[str | None, str]:
