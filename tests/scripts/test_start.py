@@ -157,7 +157,7 @@ def test_watching_writes_the_page_anew_when_a_run_has_ended(tmp_path: Path, monk
 def test_completion_knows_commands_options_and_names() -> None:
     assert complete([""]) == sorted([*COMMANDS, "--help", "--version"])
     assert complete(["sw"]) == ["sweep"]
-    assert complete(["run", "method=tip"]) == ["method=tipi"]
+    assert complete(["run", "method=tipi_"]) == ["method=tipi_official"]
     assert complete(["run", "task=semi", "method=fix"]) == ["method=fixmatch"]
     assert complete(["run", "loss="]) == [f"loss={name}" for name in options("loss")]
     assert {"task=", "data=", "device="} <= set(complete(["run", ""]))
@@ -181,7 +181,7 @@ def test_the_script_for_bash_completes(tmp_path: Path) -> None:
     program = """
 source <(dembench completion bash)
 compopt() { :; }
-for line in "dembench run method=tip" "dembench sw" "dembench list "; do
+for line in "dembench run method=tipi_" "dembench sw" "dembench list "; do
     COMP_LINE="$line" COMP_POINT=${#line} COMPREPLY=()
     _dembench
     echo "${COMPREPLY[@]}"
@@ -190,7 +190,7 @@ done
     variables = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run([bash, "-c", program], capture_output=True, text=True, env=variables, check=True)
     lines = done.stdout.splitlines()
-    assert lines[0] in ("tipi", "method=tipi")
+    assert lines[0] in ("tipi_official", "method=tipi_official")
     assert lines[1] == "sweep"
     assert lines[2].split() == sorted(FIRST["list"])
 
