@@ -200,7 +200,7 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
 
     compiler.on_demand()
     alike: dict[str, list[_Composed]] = {}  # runs that differ in seed, method and loss
-    order: list[tuple[Words, dict[str, Any]]] = []
+    order: list[tuple[Words, dict[str, Any], dict[str, Any] | None]] = []
     tunings: dict[str, None] = {}
     for words, cfg in composed_runs:
         try:
@@ -211,7 +211,7 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
             tunings.setdefault(error.command)
             continue
         alike.setdefault(_kind(cfg, config), []).append((words, cfg, config))
-        order.append((words, config))
+        order.append((words, config, tune))
     if tunings:
         raise ConfigError(f"tuned runs need {len(tunings)} tunings first: {'; '.join(tunings)}")
     searches: dict[str, None] = {}
@@ -221,8 +221,12 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
     if searches:
         raise ConfigError(f"loss=dem_star needs {len(searches)} searches first: {'; '.join(searches)}")
     planned: dict[str, Planned] = {}
-    for words, config in order:
-        id = runs.run_id(config, found[_sources(config)] | experiment.files(config))
+    for words, config, tune in order:
+        fingerprints = found[_sources(config)] | experiment.files(config)
+        if tune is not None:
+            with _named_errors(words):
+                tuned.check(tune, config["seed"], fingerprints)
+        id = runs.run_id(config, fingerprints)
         directory = Path(config["out"]) / id
         try:
             result, odd = runs.read_result(directory), ""

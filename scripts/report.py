@@ -27,9 +27,10 @@ def parser() -> argparse.ArgumentParser:
         "--figures",
         type=int,
         metavar="N",
-        help="about how many to draw where comparisons are many; 0: none (default: 120)",
+        help="about how many to draw where comparisons are many; 0: none (default: 48)",
     )
     p.add_argument("--watch", action="store_true", help="write it anew while runs come in, until Ctrl-C")
+    p.add_argument("--paper", action="store_true", help="also figures as PDF and PNG, and paper.tex with all tables")
     p.add_argument("--readme", type=Path, metavar="FILE", help="also make the marked tables of this Markdown file anew")
     return p
 
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.watch:
         watch(args)
     try:
-        page = write_report(args.runs, args.out, with_figures=args.figures != 0, most_figures=args.figures)
+        options = {"with_figures": args.figures != 0, "most_figures": args.figures, "paper": args.paper}
+        page = write_report(args.runs, args.out, **options)
         if args.readme is not None:
             rewrite_readme(args.readme, args.runs, page.parent)
     except (ValueError, OSError) as error:

@@ -227,12 +227,12 @@ def plannable(many: Sequence[Mapping[str, Any]], config_dir: Path | None) -> lis
 
 def draw(names: Sequence[str], runs: Path, out: Path) -> int:
     """Draws figures not produced by a sweep, from the runs where they show some."""
-    from dembench.harness.figures import STUDIES
+    from dembench.harness.figures import FIGURES
 
     status = 0
     for name in names:
         try:
-            figure = STUDIES[name].draw([], [runs] if runs.is_dir() else [])
+            figure = FIGURES[name].draw([], [runs] if runs.is_dir() else [])
         except (ValueError, OSError) as error:
             status = fail(f"figure {name}: {error}", status=1)
             continue

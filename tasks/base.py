@@ -74,7 +74,7 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A sentence that must stand beside the numbers, such as a substitute for missing data; ``key`` names its topic."""
+    """What a reader of the numbers must know, such as a substitute for missing data; ``key`` names its topic."""
 
     key: str
     text: str

@@ -72,17 +72,16 @@ class Figure:
     svg: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
 
-    def draw(self) -> None:
-        """Draws SVG, PDF and PNG into memory; the canvas is given up, and the figure can go to another process.
+    def draw(self, files: bool = True) -> None:
+        """Draws the SVG, and with ``files`` PDF and PNG, into memory; the canvas is given up, and the figure can go to
+        another process. The files take five times as long as the SVG.
 
         Raises: ValueError where there is no canvas.
         """
         import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.backends.backend_pdf import FigureCanvasPdf
         from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-        figure, svg, pdf, png = self.canvas, io.StringIO(), io.BytesIO(), io.BytesIO()
+        figure, svg = self.canvas, io.StringIO()
         if figure is None:
             raise ValueError(f"report: figure {self.name} is drawn already")
         with matplotlib.rc_context(STYLE):
@@ -90,17 +89,24 @@ class Figure:
                 layout.execute(figure)
             figure.set_layout_engine("none")  # the layout is found; savefig would search for it once per format
             FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
-            figure.patch.set_facecolor("white")
-            metadata = {"CreationDate": None, "ModDate": None, "Title": self.title}
-            FigureCanvasPdf(figure).print_pdf(pdf, metadata=metadata)
-            figure.set_dpi(160)
-            FigureCanvasAgg(figure).print_png(png)
+            self.files = self._files(figure) if files else {}
         self.svg, self.width = svg.getvalue(), round(figure.get_figwidth() * 96)
-        self.files = {"pdf": pdf.getvalue(), "png": png.getvalue()}
         self.canvas = None
 
+    def _files(self, figure: Canvas) -> dict[str, bytes]:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.backends.backend_pdf import FigureCanvasPdf
+
+        pdf, png = io.BytesIO(), io.BytesIO()
+        figure.patch.set_facecolor("white")
+        metadata = {"CreationDate": None, "ModDate": None, "Title": self.title}
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata=metadata)
+        figure.set_dpi(160)
+        FigureCanvasAgg(figure).print_png(png)
+        return {"pdf": pdf.getvalue(), "png": png.getvalue()}
+
     def write(self, folder: Path) -> None:
-        """Writes NAME.pdf and NAME.png into ``folder`` and keeps the SVG for the page."""
+        """Writes NAME.pdf and NAME.png into ``folder``, as far as they are drawn, and keeps the SVG for the page."""
         if self.canvas is not None:
             self.draw()
         for suffix, content in self.files.items():

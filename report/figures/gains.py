@@ -12,15 +12,17 @@ from dembench.report.tables.gains import losses_in
 ACROSS = 3  # panels in a row
 
 
-def gains_figure(found: list[Family]) -> Figure:
-    """For each task a row per loss: the mean gain over EM with its interval, and every cell's gain as a thin tick."""
+def gains_figure(found: list[Family], narrow: bool = False) -> Figure:
+    """For each task a row per loss: the mean gain over EM with its interval, and every cell's gain as a thin tick.
+    ``narrow``: one panel below the other, for a telephone."""
     import matplotlib
 
     losses = losses_in(found)
     others = [loss for loss in losses if loss not in COLOURS]
-    columns = 2 if len(found) == 4 else min(ACROSS, len(found))
+    columns = 1 if narrow else 2 if len(found) == 4 else min(ACROSS, len(found))
     rows = -(-len(found) // columns)
-    figure, axes = canvas(max(5.6, 3.1 * columns + 0.4), rows * (0.75 + 0.3 * len(losses)), rows, columns)
+    wide = 3.6 if narrow else max(5.6, 3.1 * columns + 0.4)
+    figure, axes = canvas(wide, rows * (0.75 + 0.3 * len(losses)), rows, columns)
     with matplotlib.rc_context(STYLE):
         for ax in axes.flat[len(found) :]:
             ax.set_visible(False)
@@ -52,9 +54,9 @@ def gains_figure(found: list[Family]) -> Figure:
     caption = (
         "Mean gain over EM with its 95% interval, to the right of zero where the loss is better; each panel in the "
         "unit of its own task and with its own scale, so lengths do not compare between panels. Thin ticks: single "
-        "cells. A hollow mark has no interval. The numbers are those of the table above."
+        "cells. A hollow mark has no interval. The numbers are those of the table of gains."
     )
-    return Figure("gains-across-tasks", "Gain over EM in every task", caption, figure)
+    return Figure("gains-across-tasks" + "-narrow" * narrow, "Gain over EM in every task", caption, figure)
 
 
 def wrapped(title: str, width: int = 34) -> str:

@@ -20,19 +20,21 @@ MOST = 8  # processes
 
 Comparison = tuple[Block, list[Verdict], int]
 _jobs: Sequence[Comparison] = ()  # what a child process inherits, so that nothing is copied to it
+_files = True
 
 
-def draw(jobs: Sequence[Comparison]) -> list[list[Figure]]:
-    """The drawn figures of each (block, verdicts, most figures), in order and the same however many processes draw."""
+def draw(jobs: Sequence[Comparison], files: bool = True) -> list[list[Figure]]:
+    """The drawn figures of each (block, verdicts, most figures), in order and the same however many processes draw.
+    ``files``: see ``Figure.draw``."""
     processes = min(cpus(), len(jobs), MOST)
     if processes < 2 or len(jobs) < FEW or not sys.platform.startswith("linux"):  # elsewhere fork is not safe
-        _inherit(jobs)
+        _inherit(jobs, files)
         return [_draw(number) for number in range(len(jobs))]
     gc.collect()
     gc.freeze()  # else the children's collector would copy the pages that they share with us
     try:
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(processes, context, initializer=_inherit, initargs=(jobs,)) as pool:
+        with ProcessPoolExecutor(processes, context, initializer=_inherit, initargs=(jobs, files)) as pool:
             return list(pool.map(_draw, range(len(jobs))))
     finally:
         gc.unfreeze()
@@ -43,14 +45,14 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _inherit(jobs: Sequence[Comparison]) -> None:
-    global _jobs
-    _jobs = jobs
+def _inherit(jobs: Sequence[Comparison], files: bool) -> None:
+    global _jobs, _files
+    _jobs, _files = jobs, files
 
 
 def _draw(number: int) -> list[Figure]:
     block, verdicts, most = _jobs[number]
     found = list(islice(figures.block_figures(block, verdicts), most))
     for figure in found:
-        figure.draw()
+        figure.draw(_files)
     return found

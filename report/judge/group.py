@@ -224,7 +224,7 @@ def build_blocks(runs: Iterable[Run]) -> list[Block]:
         groups: dict[Setting, list[Run]] = defaultdict(list)
         for run, context in zip(named[names], contexts, strict=True):
             groups[freeze(context)].append(run)
-        differs = differing([dict(key) for key in groups])
+        differs = telling([dict(key) for key in groups])
         for key in sorted(groups, key=order):
             metric = primary(names[0], groups[key])
             distinct = {name: dict(key).get(name) for name in differs}
@@ -347,6 +347,14 @@ def freeze_list(value: Any) -> Any:
 
 def freeze(node: dict[str, Any]) -> Setting:
     return tuple(sorted(node.items(), key=lambda item: item[0]))
+
+
+def telling(contexts: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The keys that tell contexts apart, without fingerprints where the other keys do it."""
+    differs = differing(contexts)
+    plain = tuple(key for key in differs if not key.endswith(" fingerprint"))
+    apart = {freeze({key: context.get(key) for key in plain}) for context in contexts}
+    return plain if len(apart) == len(contexts) else differs
 
 
 def differing(nodes: list[dict[str, Any]]) -> tuple[str, ...]:

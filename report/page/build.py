@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dembench import records
 from dembench.report.figures import choose as figures
@@ -20,6 +23,7 @@ from dembench.report.judge.verdict import Verdict, verdicts
 from dembench.report.judge.wording import describe
 from dembench.report.page import manifest, provenance
 from dembench.report.page.first_screen import FirstScreen, first_screen
+from dembench.report.page.listing import listing
 from dembench.report.read.load import Aside, Collection, load
 from dembench.report.read.names import pretty
 from dembench.report.read.reference import references
@@ -28,6 +32,7 @@ from dembench.report.tables import results as content
 from dembench.report.tables.environments import environment_tables
 from dembench.report.tables.fair import choice_table, has_rules, width_table
 from dembench.report.tables.headlines import Headline, headlines
+from dembench.report.tables.latex import BOTH, ONE
 from dembench.report.tables.measures import further_table
 from dembench.report.tables.published import beside_table, reference_table
 from dembench.report.tables.summary import summary_table
@@ -36,7 +41,7 @@ from dembench.report.tables.table import Table, capital, sentence
 HERE = Path(__file__).parent
 LISTED = 200  # entries of a list of runs beyond which the page refers to runs.csv
 ROWS = 200  # of a table, beyond which the page refers to its files
-FIGURES, FEWER, CROWD = 120, 40, 2_000  # that are drawn of all comparisons together, and of more runs than CROWD
+FIGURES = 48  # that are drawn of all comparisons together
 WHOLE = 40  # comparisons with all their tables on the page; of the others it shows the first and links the rest
 
 
@@ -58,10 +63,17 @@ class Section:
     pictures: dict[str, list[Picture]]
     pictures_out: int
     references: set[str]
+    held: str = ""
 
     @property
     def anchor(self) -> str:
         return self.main.name
+
+    @property
+    def brief(self) -> str:
+        """What a reader sees before it is opened: the runs, and the judgements alone."""
+        runs = len(self.block.runs)
+        return " ".join([f"{runs} run{'s' * (runs != 1)}.", *(line.strong for line in self.headlines)])
 
 
 @dataclass(slots=True)
@@ -73,13 +85,14 @@ class Task:
     sections: list[Section] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    held: str = ""
 
 
 class Writer:
     """Writes tables and figures under names of their own, and knows what it wrote."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, paper: bool) -> None:
+        self.out, self.paper = out, paper
         self.taken = Counter(["runs"])
         self.written: list[Path] = []
 
@@ -87,10 +100,15 @@ class Writer:
         self.taken[item.name] += 1
         if self.taken[item.name] > 1:
             item.name = f"{item.name}-{self.taken[item.name]}"  # two titles that differ in signs only
-        folder = self.out / ("tables" if isinstance(item, Table) else "figures")
-        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(item, Figure):
+            if item.canvas is not None:
+                item.draw(self.paper)
+            folder, suffixes = self.out / "figures", tuple(item.files)
+        else:
+            folder, suffixes = self.out / "tables", ("csv", "md", "tex")
+        if suffixes:
+            folder.mkdir(parents=True, exist_ok=True)
         item.write(folder)
-        suffixes = ("csv", "md", "tex") if isinstance(item, Table) else ("pdf", "png")
         self.written += [folder / f"{item.name}.{suffix}" for suffix in suffixes]
 
     def text(self, name: str, text: str) -> Path:
@@ -102,29 +120,32 @@ class Writer:
 
 
 def write_report(
-    run_roots: list[Path], out: Path, *, with_figures: bool = True, most_figures: int | None = None
+    run_roots: list[Path],
+    out: Path,
+    *,
+    with_figures: bool = True,
+    most_figures: int | None = None,
+    paper: bool = False,
 ) -> Path:
-    """Reads every run under ``run_roots`` and writes ``out``/index.html, tables/ and figures/ beside it.
+    """Reads every run under ``run_roots`` and writes ``out``/index.html and tables/ beside it.
 
     Args:
         run_roots: run directories, or folders that hold some at any depth.
         out: made where it is missing; what an earlier report wrote there and this one does not is removed.
         with_figures: False leaves all figures out, for a quick look.
-        most_figures: about how many are drawn of all comparisons together, where there are many; by default FIGURES, or
-            FEWER of many runs.
+        most_figures: about how many are drawn of all comparisons together, where there are many; FIGURES by default.
+        paper: also writes the figures as PDF and PNG to figures/, and paper.tex, which sets all tables.
     Returns: the path of index.html, which is self-contained and opens offline.
     Raises: ValueError when a root is missing or holds no finished run; nothing is written then.
     """
     found = load([Path(root) for root in run_roots])
     blocks = build_blocks(found.runs)
     out, gallery = Path(out), Gallery()
-    writer = Writer(out)
+    writer = Writer(out, paper)
     tasks: dict[str, Task] = {}
     judged = [verdicts(block) for block in blocks]
-    if most_figures is None:
-        most_figures = FEWER if len(found.runs) > CROWD else FIGURES
-    planned = plan(blocks, judged, most_figures) if with_figures else []
-    drawn = parallel.draw(planned)
+    planned = plan(blocks, judged, FIGURES if most_figures is None else most_figures) if with_figures else []
+    drawn = parallel.draw(planned, paper)
     for number, (block, said) in enumerate(zip(blocks, judged, strict=True)):
         shown = drawn[number] if number < len(drawn) else []
         section = make_section(block, said, shown, gallery, whole=number < WHOLE)
@@ -143,21 +164,21 @@ def write_report(
         task.figures += choice_figures(tried) if with_figures else []
         for item in (*task.tables, *task.figures):
             writer.write(item)
-    summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
-    if summary.rows:
-        writer.write(summary)
     first = first_screen(blocks, judged, with_figures)
     if has_rules(blocks):
-        first.items.insert(1, choice_table(judged))
-    if (widths := width_table(rates)).rows:
-        first.details.append(widths)
-    for item in (*first.items, *first.details):
+        first.tables.append(choice_table(judged))
+    summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
+    first.details += [table for table in (summary, width_table(rates)) if table.rows]
+    for item in (*first.figures, *first.tables, *first.details):
         writer.write(item)
     writer.text("tables/runs.csv", costs.runs_table(blocks).csv())
+    if paper:
+        writer.text("paper.tex", sheet([path for path in writer.written if path.suffix == ".tex"]))
     rewards = figures.reward_curves() if with_figures else None
     if rewards is not None:
         writer.write(rewards)
-    page = writer.text("index.html", render(found, list(tasks.values()), first, summary, rewards))
+    listed = listing(blocks, with_figures)
+    page = writer.text("index.html", render(found, list(tasks.values()), first, rewards, listed, paper))
     manifest.replace(out, writer.written)
     return page
 
@@ -215,15 +236,46 @@ def heading(item: Table | Figure, within: str = "") -> str:
     return sentence(capital(title))
 
 
-def render(found: Collection, tasks: list[Task], first: FirstScreen, summary: Table, rewards: Figure | None) -> str:
-    """The HTML text."""
+def sheet(tables: list[Path]) -> str:
+    """A document of two columns that sets every table, to look at them all; pdflatex, in the folder of the report."""
+    return "\n".join(
+        [
+            r"\documentclass[10pt,twocolumn]{article}",
+            r"\usepackage{booktabs}",
+            rf"\textwidth {BOTH:g}pt \columnsep {BOTH - 2 * ONE:g}pt \oddsidemargin 0pt",
+            r"\textheight 650pt \topmargin -20pt",
+            r"\begin{document}",
+            *(rf"\input{{tables/{path.name}}}\clearpage" for path in tables),
+            r"\end{document}",
+            "",
+        ]
+    )
+
+
+def pack(text: str) -> str:
+    """Text that the page holds and shows when it is asked for: no node of the page, and a fifth of its size."""
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+
+
+def render(
+    found: Collection, tasks: list[Task], first: FirstScreen, rewards: Figure | None, listed: str, paper: bool
+) -> str:
+    """The HTML text; what is folded is rendered first and packed into it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     jinja = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    jinja.globals.update(heading=heading, most_rows=ROWS, listed=LISTED)
+    jinja.globals.update(heading=heading, most_rows=ROWS, listed=LISTED, paper=paper)
+
+    def packed(template: str, **values: Any) -> str:
+        return pack(jinja.get_template(f"{template}.html.j2").render(**values))
+
     sections = [section for task in tasks for section in task.sections]
+    for section in sections:
+        section.held = packed("section", section=section)
+    for task in tasks:
+        task.held = packed("items", items=[*task.tables, *task.figures]) if task.tables or task.figures else ""
     loud = {(note.key, note.text) for section in sections for note in section.notes if not note.quiet}
     asides: list[tuple[str, tuple[Aside, ...] | list[Aside]]] = [
         ("Unfinished", found.unfinished),
@@ -234,20 +286,23 @@ def render(found: Collection, tasks: list[Task], first: FirstScreen, summary: Ta
     used = {name for section in sections for name in section.references}
     names = {task.name for task in tasks}
     elsewhere = [reference for reference in references() if reference.task in names and reference.name not in used]
+    flags = provenance.flags_of(found.runs)
+    runs = f"{len(found.runs)} run{'s' * (len(found.runs) != 1)}"
     return jinja.get_template("page.html.j2").render(
         facts=provenance.facts(found, [section.block for section in sections]),
+        counted=runs + (f" in {len(tasks)} tasks" if len(tasks) > 1 else ""),
         mixed=provenance.commits(found.runs),
         tasks=tasks,
         first=first,
-        summary=summary,
+        tests=packed("items", items=first.details) if first.details else "",
         summary_notes=sorted((key, text) for key, text in loud if key != "code"),
-        elsewhere=[reference_table(reference) for reference in elsewhere],
-        rewards=rewards,
-        flags=provenance.flags_of(found.runs),
+        elsewhere=packed("published", tables=list(map(reference_table, elsewhere))) if elsewhere else "",
+        rewards=packed("items", items=[rewards]) if rewards else "",
+        flagged=packed("flags", flags=flags) if flags else "",
+        runs=pack(listed),
         asides=[(title, items) for title, items in asides if items],
         environments=provenance.environments(found.runs),
         rule=RULE,
-        multiple=len(sections) > 1,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
     )

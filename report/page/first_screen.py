@@ -15,21 +15,25 @@ from dembench.report.judge.stats import Pooled
 from dembench.report.judge.verdict import Verdict
 from dembench.report.judge.wording import number
 from dembench.report.read.names import TOYS, Metric, pretty
-from dembench.report.tables.gains import gains_table, tests_table
+from dembench.report.tables.gains import gains_table, ranks_table, tests_table
 from dembench.report.tables.headlines import Headline
 from dembench.report.tables.table import Table
 
 JUDGED = ("dem", "dem_star", "adadem", "none")  # losses that get a sentence, run or not; others get one where they ran
-TITLES = {1: "Better", -1: "Worse", 0: "Not told apart", None: "No interval"}
-WORDS = {1: "better in", -1: "worse in", 0: "not told apart in", None: "without an interval in"}
+ANSWERED = ("adadem", "dem_star", "dem")  # whose answer stands first
+TITLES = {1: "Better", -1: "Worse", 0: "Not told apart", None: "No interval, so not counted"}
+WORDS = {1: "better in", -1: "worse in", 0: "not told apart in"}
 
 
 @dataclass(slots=True)
 class FirstScreen:
-    """Sentences, the table over all tasks and its figure; then the tests, and the limits of what was measured."""
+    """One answer, the figure over all tasks (broad and narrow) and its table; then, folded, a sentence for each loss,
+    ranks and tests, and the limits of what was measured."""
 
+    answer: Headline | None = None
     lines: list[Headline] = field(default_factory=list)
-    items: list[Table | Figure] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
     details: list[Table | Figure] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
 
@@ -42,18 +46,35 @@ def first_screen(blocks: Sequence[Block], verdicts: Sequence[Sequence[Verdict]],
         return FirstScreen()
     everything = [one for family in found for one in family.comparisons]
     names, ranks = ranking(everything)
-    figures: list[Figure | None] = [gains_figure(found), critical_figure(names, ranks)] if with_figures else []
-    summary, tests = gains_table(found, names, ranks), tests_table(found)
     run = {loss for family in found for loss in family.losses if family.gains[loss].cells}
-    lines = [sentence(loss, found, names, ranks) for loss in (*JUDGED, *sorted(run - {*JUDGED})) if loss in run]
+    told = [loss for loss in (*JUDGED, *sorted(run - {*JUDGED})) if loss in run]
+    lines = [sentence(loss, found, names, ranks) for loss in told]
     if missing := [loss for loss in JUDGED if loss not in run]:
         lines.append(silence(missing))
+    critical = critical_figure(names, ranks) if with_figures else None
     return FirstScreen(
+        answer(min(told, key=lambda loss: (ANSWERED.index(loss) if loss in ANSWERED else len(ANSWERED), loss)), found)
+        if told
+        else None,
         lines,
-        [summary, *filter(None, figures[:1])],
-        [tests, *filter(None, figures[1:])],
+        [gains_figure(found), gains_figure(found, narrow=True)] if with_figures else [],
+        [gains_table(found)],
+        [ranks_table(found, names, ranks), tests_table(found), *filter(None, [critical])],
         limits(found, blocks),
     )
+
+
+def answer(loss: str, found: Sequence[Family]) -> Headline:
+    """The line that a reader takes home: one loss against EM over all tasks, and what it rests on."""
+    gains = [(family, family.gains[loss]) for family in found if loss in family.losses and family.gains[loss].cells]
+    states = [state(gain) for _, gain in gains]
+    decided = [f"{pretty(family.task)} {gain_words(gain, family.metric)}" for family, gain in gains if state(gain)]
+    text = f"{'; '.join(decided)}." if decided else ""
+    if len(gains) == 1 and not decided:
+        text = f"Mean gain {gain_words(gains[0][1], gains[0][0].metric)}."
+    elif without := states.count(None):
+        text = f"{text} {without} more task{'s have' if without > 1 else ' has'} no interval.".strip()
+    return Headline(sign_of(states), f"{spoken(loss)} {judgement(states)}.", text)
 
 
 def leading(
@@ -71,8 +92,6 @@ def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ra
     """The judgement on one loss over all tasks, from the intervals of its mean gains, and the numbers behind it."""
     gains = [(family, family.gains[loss]) for family in found if loss in family.losses and family.gains[loss].cells]
     states = [state(gain) for _, gain in gains]
-    up, down = states.count(1), states.count(-1)
-    sign = 1 if up and not down else -1 if down and not up else 0
     if len(gains) == 1 or (len(gains) == 2 and not any(states)):
         said = "; ".join(f"{pretty(family.task)} {gain_words(gain, family.metric)}" for family, gain in gains)
         text = f"Mean gain: {said}."
@@ -86,12 +105,18 @@ def sentence(loss: str, found: Sequence[Family], names: Sequence[str], ranks: Ra
         text = " ".join(f"{TITLES[value]}: {'; '.join(names)}." for value, names in listed.items() if names)
     if loss in names and ranks is not None and ranks.difference is not None:
         own, base = ranks.mean[names.index(loss)], ranks.mean[names.index(BASE)]
-        apart = "more" if abs(own - base) > ranks.difference else "less"
+        apart = "more" if abs(own - base) > ranks.difference else "no more"
         text = f"{text} ".lstrip() + (
-            f"Mean rank {own:.2f} over {ranks.rows} cells, EM {base:.2f}: {apart} apart than the critical difference, "
-            f"{ranks.difference:.2f}."
+            f"Mean rank among {len(names)} losses in {ranks.rows} cells, 1 the best: {own:.2f}, EM {base:.2f}; {apart} "
+            f"than the {ranks.difference:.2f} that tell two losses apart (critical difference)."
         )
-    return Headline(sign, f"{spoken(loss)} {judgement(states)}.", text)
+    return Headline(sign_of(states), f"{spoken(loss)} {judgement(states)}.", text)
+
+
+def sign_of(states: Sequence[int | None]) -> int:
+    """1 or -1 where all that is decided points one way."""
+    decided = {value for value in states if value}
+    return decided.pop() if len(decided) == 1 else 0
 
 
 def spoken(loss: str) -> str:
@@ -111,15 +136,17 @@ def state(gain: Pooled) -> int | None:
 
 
 def judgement(states: Sequence[int | None]) -> str:
-    """What the intervals say, in words; the number of tasks where there are several."""
-    if set(states) == {None}:
+    """What the intervals say, in words, and of how many tasks; a task without an interval is not counted."""
+    counted = [value for value in states if value is not None]
+    if not counted:
         return "against EM: no interval, no claim"
     if len(states) == 1:
-        return {1: "is better than EM", -1: "is worse than EM"}.get(states[0] or 0, "cannot be told apart from EM")
-    if set(states) <= {0, None}:
-        return f"cannot be told apart from EM in any of {len(states)} tasks"
-    counts = [f"{WORDS[value]} {states.count(value)}" for value in (1, -1, 0, None) if states.count(value)]
-    return f"against EM in {len(states)} tasks: {', '.join(counts)}"
+        return {1: "is better than EM", -1: "is worse than EM"}.get(counted[0], "cannot be told apart from EM")
+    tasks = f"{len(counted)} tasks with an interval" if len(counted) > 1 else "the one task with an interval"
+    if not any(counted):
+        return f"cannot be told apart from EM in {'any of ' if len(counted) > 1 else ''}{tasks}"
+    counts = [f"{WORDS[value]} {counted.count(value)}" for value in (1, -1, 0) if counted.count(value)]
+    return f"against EM in {tasks}: {', '.join(counts)}"
 
 
 def gain_words(gain: Pooled, metric: Metric) -> str:

@@ -15,44 +15,50 @@ from dembench.report.tables.table import Column, Entry, Table
 
 RULES = {  # of choice, as dembench tune has them
     "fixed": "equal rate",
-    "oracle": "each at its best (with labels)",
-    "information": "each at its best (no labels: information)",
-    "consistency": "each at its best (no labels: consistency)",
+    "oracle": "best with labels",
+    "information": "no labels: information",
+    "consistency": "no labels: consistency",
 }
 
 
 def choice_table(judged: Sequence[Sequence[Verdict]]) -> Table:
-    """A row for each loss, method and comparison that was tuned: its gain over EM by every rule of choice."""
+    """A row for each loss, method and comparison that was tuned and each rule of choice: its gain over EM."""
     rows: dict[tuple[str, ...], dict[str, Verdict]] = {}
     for verdict in (one for found in judged for one in found):
         if (rule := verdict.block.context.get("tuned")) in RULES:
             rows.setdefault(row_of(verdict), {}).setdefault(str(rule), verdict)
-    kinds = [kind for kind in RULES if any(kind in found for found in rows.values())]
-    cells = [(key, kind) for key, found in rows.items() for kind in kinds if kind in found]
+    cells = [(key, kind) for key, found in rows.items() for kind in RULES if kind in found]
     corrected = dict(zip(cells, holm([paired_p(rows[key][kind]) for key, kind in cells]), strict=True))
-    columns = [Column(name, numeric=False) for name in ("Task", "Comparison", "Loss")]
-    parts = ("gain", "low", "high", "pairs", "EM at", "loss at", "seeds needed", "Holm p")
-    columns += [Column(RULES[kind], parts) for kind in kinds]
-    columns.append(Column("trials of each", ("trials", "wall seconds")))
+    columns = [Column("Comparison", ("task", "comparison"), numeric=False), Column("Loss", numeric=False)]
+    columns += [
+        Column("rate chosen by", numeric=False),
+        Column("gain over EM", ("gain", "low", "high", "pairs")),
+        Column("EM at; loss at", ("EM at", "loss at")),
+        Column("seeds needed", ("this size", "0.5 points")),
+        Column("Holm p", ("Holm p",)),
+        Column("trials of each", ("trials", "wall seconds")),
+    ]
     entries = []
     for key, found in sorted(rows.items(), key=lambda item: (rank("task", item[0][0]), item[0])):
         first = next(iter(found.values()))
-        line = [Entry(pretty(key[0])), Entry(f"{key[1]} · {pretty(key[2])}"), Entry(key[3])]
-        line += [entry(found[kind], corrected[key, kind]) if kind in found else Entry("–") for kind in kinds]
+        what = f"{key[1]} · {pretty(key[2])}"
         tunes = [dict(cell.runs[0].tuned or {}) for cell in (first.em, first.own)]
         trials = max(len(tune.get("trials") or ()) for tune in tunes)
         seconds = [float((tune.get("cost") or {}).get("wall_seconds", 0)) for tune in tunes]
-        said = f"{seconds[0]:.0f} s EM, {seconds[1]:.0f} s {key[3]}"
-        entries.append([*line, Entry(str(trials), said, (str(trials), f"{sum(seconds):.1f}"), trials)])
+        cost = Entry(str(trials), f"{sum(seconds):.0f} s", (str(trials), f"{sum(seconds):.1f}"), trials)
+        for kind in RULES:
+            if kind in found:
+                line = [Entry(what, pretty(key[0]), (pretty(key[0]), what)), Entry(key[3]), Entry(RULES[kind])]
+                entries.append([*line, *entry(found[kind], corrected[key, kind]), cost])
     tests = sum(p is not None for p in corrected.values())
     caption = (
         "Gain over EM, positive: better, with the paired 95% t interval over seeds, judged on data that no choice has "
         "seen. Equal rate: both at the preset's. With labels: the best trial by the labels of the search part. No "
         "labels: information maximisation (entropy of the mean prediction minus mean entropy; Shi and Sha 2012, Liang "
         "et al. 2020) and consistency with an augmented copy (effective invariance, Deng et al. 2022). All losses had "
-        "the same trials over the same space. Below each gain: the values of EM and of the loss; where the interval "
-        "holds zero, how many paired seeds would have 80 % power for a difference of that size, and for 0.5 points. "
-        f"* p below 0.05 by the paired t test after Holm's correction for {tests} tests in this table."
+        "the same trials over the same space. Seeds needed: where the interval holds zero, how many paired seeds would "
+        "have 80 % power for a difference of that size, and for 0.5 points. "
+        f"Holm p: of the paired t test, corrected for {tests} tests in this table."
     )
     return Table("choice", "Equal rates, and each loss at its best", caption, columns, entries)
 
@@ -76,16 +82,19 @@ def paired_p(verdict: Verdict) -> float | None:
     return float(2 * t.sf(abs(gain.mean) / (gain.sd / gain.n**0.5), gain.n - 1))
 
 
-def entry(verdict: Verdict, p: float | None) -> Entry:
+def entry(verdict: Verdict, p: float | None) -> list[Entry]:
+    """Gain, the values of EM and of the loss, seeds needed, corrected p value."""
     metric, gain = verdict.block.metric, verdict.best
-    if not gain.n:
-        return Entry("–")
+    mean, _, interval = gain_text(gain, metric).partition(" ")
     values = [", ".join(show(v) for v in rates(verdict, own).values()) for own in (True, False)]
     seeds = needed_short(gain, metric)
-    below = f"EM {values[0]}; {values[1]}" + (f"; seeds {seeds}" if seeds else "")
-    marked = "*" if p is not None and p < 0.05 else ""
-    numbers = (*gain_numbers(gain, metric), *values, seeds, "" if p is None else f"{p:.3g}")
-    return Entry(f"{gain_text(gain, metric)} {metric.gain_unit}{marked}", below, numbers, gain.mean)
+    shown = "–" if p is None else number(p, 3)
+    return [
+        Entry(f"{mean} {metric.gain_unit}", interval, gain_numbers(gain, metric), gain.mean) if gain.n else Entry("–"),
+        Entry("; ".join(values), "", tuple(values)),
+        Entry(seeds or "–", "", tuple(seeds.split("; ")) if seeds else ("", "")),
+        Entry(shown, "", ("" if p is None else f"{p:.3g}",), p),
+    ]
 
 
 def rates(verdict: Verdict, em: bool) -> dict[str, float]:

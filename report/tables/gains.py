@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dembench.report.judge.comparisons import Family, median, time_ratios
 from dembench.report.judge.significance import Ranking, SignedRanks, holm
@@ -20,14 +20,11 @@ def losses_in(found: Sequence[Family]) -> list[str]:
     return sorted(names, key=lambda name: (rank("loss", name), name))
 
 
-def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | None) -> Table:
-    """A row per task: the mean gain of each loss over EM with its interval, mean ranks and times; then all tasks."""
+def gains_table(found: Sequence[Family]) -> Table:
+    """A row per task: the mean gain of each loss over EM with its interval; then all tasks."""
     losses = losses_in(found)
     columns = [Column("Task", numeric=False), Column("cells", ("cells", "data sets"))]
     columns += [Column(pretty(loss), PARTS) for loss in losses]
-    ranked = ["em", *losses]
-    order = list(map(pretty, ranked))
-    columns.append(Column("mean rank; time", tuple(f"{what} {name}" for what in ("rank", "time") for name in order)))
     rows = []
     for family in found:
         data = len({one.block.data for one in family.comparisons})
@@ -37,11 +34,10 @@ def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | 
                 Entry(pretty(family.task), described(family.metric), sort=pretty(family.task)),
                 Entry(str(count), f"{data} data set{'s' * (data > 1)}", (str(count), str(data)), count),
                 *(gain_entry(family, loss) for loss in losses),
-                ranks_entry(ranked, *family.ranking, [family.time(loss) for loss in losses]),
             ]
         )
     if len(found) > 1:
-        rows.append(all_tasks(found, losses, ranked, names, ranks))
+        rows.append(all_tasks(found, losses))
     marked = any(COLLAPSED in entry.text for row in rows for entry in row)
     notes = [f"{COLLAPSED}k: k of the runs compared collapsed; their numbers are part of the mean."] if marked else []
     if any(family.gains[loss].alone for family in found for loss in family.losses):
@@ -51,8 +47,7 @@ def gains_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | 
         "unit; positive: better than EM. In brackets: 95% t interval of the paired differences over seeds, their "
         "deviations taken within each data set (Welch, Satterthwaite)"
         + (" (“cells”: most cells have one seed, so the interval is over cells)" if any_over(found, "cells") else "")
-        + f". Last column: mean rank of {', '.join(order)}, 1 is best; below, their wall times over EM's at the same "
-        "setting and seed, median over runs."
+        + "."
     )
     return Table("across-tasks", "Gain over EM in every task", caption, columns, rows, notes)
 
@@ -79,40 +74,59 @@ def gain_entry(family: Family, loss: str) -> Entry:
     return Entry(text, interval + count, (*map(plain, texts), str(gain.cells)), gain.mean)
 
 
-def ranks_entry(shown: Sequence[str], names: Sequence[str], ranks: Ranking | None, times: Sequence[float]) -> Entry:
-    """Mean ranks in the order of ``shown``, and below the times of all but the first, which is the measure."""
-    of = dict(zip(names, ranks.mean, strict=True)) if ranks else {}
-    places = [f"{of[name]:.2f}" if name in of else "–" for name in shown]
-    ratios = ["–" if math.isnan(value) else f"{value:.2f}" for value in times]
-    timed = ["1.00" if set(ratios) != {"–"} else "–", *ratios]
-    sub = f"time {' · '.join(timed)}" if timed[0] != "–" else ""
-    numbers = tuple("" if text == "–" else text for text in (*places, *timed))
-    return Entry(" · ".join(places) if of else "–", sub, numbers)
-
-
-def all_tasks(
-    found: Sequence[Family], losses: Sequence[str], ranked: Sequence[str], names: Sequence[str], ranks: Ranking | None
-) -> list[Entry]:
-    """The last row: gains of different units have no mean, so tasks are counted; ranks and times have one."""
+def all_tasks(found: Sequence[Family], losses: Sequence[str]) -> list[Entry]:
+    """The last row: gains of different units have no mean, so the tasks with an interval are counted."""
     everything = [one for family in found for one in family.comparisons]
     data = len({one.block.data for one in everything})
     counted = []
     for loss in losses:
-        gains = [gain for family in found if (gain := family.gains.get(loss)) is not None and gain.cells]
+        gains = [gain for family in found if (gain := family.gains.get(loss)) is not None and gain.low is not None]
         up, down = sum(gain.verdict > 0 for gain in gains), sum(gain.verdict < 0 for gain in gains)
-        text = f"{up} up, {down} down" if gains else "–"
-        counted.append(Entry(text, f"of {len(gains)} task{'s' * (len(gains) != 1)}" if gains else ""))
-    times = [
-        median([ratio for one in everything if loss in one.verdicts for ratio in time_ratios(one.verdicts[loss])])
-        for loss in losses
-    ]
+        of = f"of {len(gains)} task{'s' * (len(gains) != 1)}"
+        counted.append(Entry(f"{up} up, {down} down" if gains else "–", of if gains else "no interval"))
     total = len(everything)
     return [
         Entry("All tasks", "intervals clear of zero", sort="~"),
         Entry(str(total), f"{data} data set{'s' * (data > 1)}", (str(total), str(data)), total),
         *counted,
-        ranks_entry(ranked, names, ranks, times),
     ]
+
+
+def ranks_table(found: Sequence[Family], names: Sequence[str], ranks: Ranking | None) -> Table:
+    """A row per task and one for all: the mean rank of each loss, and its time over that of EM."""
+    losses = losses_in(found)
+    columns = [Column("Task", numeric=False), Column("cells", ("cells",))]
+    columns += [Column(pretty(loss), ("rank", "time")) for loss in ("em", *losses)]
+    rows = []
+    for family in found:
+        times = {loss: family.time(loss) for loss in losses}
+        rows.append(ranks_row(pretty(family.task), losses, *family.ranking, times))
+    if len(found) > 1:
+        every = [one for family in found for one in family.comparisons]
+        ratios = {loss: [x for one in every if loss in one.verdicts for x in time_ratios(one.verdicts[loss])]
+                  for loss in losses}  # fmt: skip
+        rows.append(ranks_row("All tasks", losses, names, ranks, {loss: median(own) for loss, own in ratios.items()}))
+    caption = (
+        "The place of each loss among those of a cell, 1 the best and equal scores sharing their mean place, as a mean "
+        "over the cells that have all of them. Below: wall time over EM's at the same setting and seed, median over "
+        "runs. A rank says how often a loss is ahead, not by how much; the critical difference says how far two mean "
+        "ranks must lie apart to tell losses apart."
+    )
+    return Table("ranks", "Mean ranks and times", caption, columns, rows)
+
+
+def ranks_row(
+    title: str, losses: Sequence[str], names: Sequence[str], ranks: Ranking | None, times: Mapping[str, float]
+) -> list[Entry]:
+    of = dict(zip(names, ranks.mean, strict=True)) if ranks else {}
+    timed = any(not math.isnan(value) for value in times.values())
+    row = [Entry(title), Entry(str(ranks.rows) if ranks else "–")]
+    for loss in ("em", *losses):
+        place = f"{of[loss]:.2f}" if loss in of else "–"
+        time = 1.0 if loss == "em" and timed else times.get(loss, math.nan)
+        ratio = "" if math.isnan(time) else f"{time:.2f}"
+        row.append(Entry(place, f"time {ratio}" if ratio else "", (place.strip("–"), ratio), of.get(loss)))
+    return row
 
 
 def tests_table(found: Sequence[Family]) -> Table:

@@ -1,4 +1,4 @@
-"""A table once, written three ways: CSV with a column per number, Markdown, and LaTeX (booktabs). The page shows the
+"""A table once, written three ways: CSV with a column per number, Markdown, and LaTeX for papers. The page shows the
 same entries, so that a number has one source and one rounding."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dembench import records
-from dembench.report.judge.wording import MINUS
+from dembench.report.tables.latex import latex
 
 FORMULA = ("=", "@", "+", "-", "|", "%")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -51,6 +51,7 @@ class Table:
     rows: list[list[Entry]]
     footnotes: list[str] = field(default_factory=list)
     context: str = ""
+    made: tuple[str, str] = ("", "")  # the name that it had when LaTeX was made of it, and that
 
     @property
     def whole_caption(self) -> str:
@@ -92,39 +93,10 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
-        """A table environment; needs the booktabs package only."""
-        align = "".join("r" if column.numeric else "l" for column in self.columns)
-        body = []
-        for row in self.rows:
-            cells = []
-            for entry in row:
-                text = tex(entry.text)
-                text = rf"\textbf{{{text}}}" if entry.mark == "best" else text
-                text = rf"\underline{{{text}}}" if entry.mark == "tied" else text
-                if entry.sub and entry.span > 1:
-                    text += rf" {{\scriptsize {tex(entry.sub)}}}"
-                elif entry.sub:
-                    text = rf"\shortstack[r]{{{text}\\{{\scriptsize {tex(entry.sub)}}}}}"
-                cells.append(rf"\multicolumn{{{entry.span}}}{{c}}{{{text}}}" if entry.span > 1 else text)
-            line = " & ".join(cells)
-            body.append("  " + ("{}" if line[:1] in ("[", "*") else "") + line + r" \\")  # else the line end takes it
-        notes = " ".join([self.whole_caption, *self.footnotes])
-        lines = [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table}[t]",
-            r"  \centering" + (r"\scriptsize\setlength{\tabcolsep}{2pt}" if len(self.columns) > 10 else ""),
-            rf"  \caption{{\textbf{{{tex(sentence(self.title))}}} {tex(notes)}}}",
-            rf"  \label{{tab:{self.name}}}",
-            rf"  \begin{{tabular}}{{{align}}}",
-            r"  \toprule",
-            "  " + " & ".join(tex(column.title) for column in self.columns) + r" \\",
-            r"  \midrule",
-            *body,
-            r"  \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table}",
-        ]
-        return "\n".join(lines) + "\n"
+        """Table environments for a two-column paper; see ``report.tables.latex``."""
+        if self.made[0] != self.name:
+            self.made = self.name, latex(self)
+        return self.made[1]
 
     def write(self, folder: Path) -> None:
         """Writes NAME.csv, NAME.md and NAME.tex into ``folder``."""
@@ -161,16 +133,3 @@ def guard(text: str) -> str:
 def md(text: str) -> str:
     # a bracket alone is no link: intervals stay readable
     return re.sub(r"\s+", " ", re.sub(r"([\\`*_<>|#$~&]|\](?=[(\[:]))", r"\\\1", text))
-
-
-TEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", MINUS: "$-$", "±": r"$\pm$", "Δ": r"$\Delta$", "τ": r"$\tau$", "α": r"$\alpha$",
-    "·": r"$\cdot$", "†": r"$\dagger$", "‡": r"$\ddagger$", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$",
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "“": "``", "”": "''", "…": r"\dots{}",
-}  # fmt: skip
-
-
-def tex(text: str) -> str:
-    return re.sub(r"\s+", " ", "".join(TEX.get(character, character) for character in text))

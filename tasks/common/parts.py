@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dembench.tasks.base import PART_KEYS, PARTS, Note
-from dembench.tasks.common.draws import generator
+from dembench.tasks.common.orders import generator
 
 ALL = PARTS[0]
 KEYS = PART_KEYS  # a run on all data is recorded without

@@ -40,7 +40,7 @@ class Episodes:
 def depends_on_offset(loss: Any, classes: int) -> bool:
     """Whether a constant added to all logits has an influence on the loss, as in DEM with alpha other than 1.
 
-    Log-probabilities have no such constant: there that part of the loss cannot act.
+    Log-probabilities have no free constant, so that part of the loss cannot act there.
     """
     with torch.enable_grad():
         logits = torch.linspace(-1, 1, classes, dtype=torch.float64)[None].requires_grad_()

@@ -19,14 +19,15 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(runs, report) of the golden runs with everything drawn."""
     root = tmp_path_factory.mktemp("golden")
     make_run(golden_runs(root / "runs"), seed=9, finished=False)
-    return root / "runs", write_report([root / "runs"], root / "report").parent
+    return root / "runs", write_report([root / "runs"], root / "report", paper=True).parent
 
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(runs, report) of runs whose every text is an attack or too long, with figures and pictures."""
     root = tmp_path_factory.mktemp("hostile")
-    return hostile_runs(root / "runs"), write_report([root / "runs"], root / "report", most_figures=6).parent
+    runs = hostile_runs(root / "runs")
+    return runs, write_report([runs], root / "report", most_figures=6, paper=True).parent
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import hashlib
 import json
 import math
+import re
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -131,8 +134,27 @@ def interval(difference: np.ndarray) -> tuple[float, float]:
     return difference.mean() - half, difference.mean() + half
 
 
+PACKED = re.compile(r'<script type="application/gzip">([A-Za-z0-9+/=]*)</script>')
+
+
+def packed(text: str) -> list[str]:
+    """What a page holds packed, in its order: its folded parts, and the list of all runs as JSON."""
+    return [gzip.decompress(base64.b64decode(held)).decode() for held in PACKED.findall(text)]
+
+
+def opened(text: str) -> str:
+    """A page with all its folded parts in their places, but for the list of runs."""
+    parts = iter(packed(text))
+    return PACKED.sub(lambda _: "" if (part := next(parts)).startswith("{") else part, text)
+
+
+def listed(text: str) -> dict[str, Any]:
+    """The list of all runs of a page."""
+    return next(json.loads(part) for part in packed(text) if part.startswith("{"))
+
+
 class Page(HTMLParser):
-    """Collects tags, attributes, visible text, and the body rows of each table by its name."""
+    """Collects tags, attributes, visible text, and the body rows of each table by its name, all parts opened."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -141,7 +163,7 @@ class Page(HTMLParser):
         self.tables: dict[str, list[list[str]]] = {}
         self.text = ""
         self.name, self.cell = "", False
-        self.feed(text)
+        self.feed(opened(text))
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from report_runs import make_run
+from report_runs import make_run, opened
 
 from dembench.report.figures import plane
 from dembench.report.page.build import write_report
@@ -93,7 +93,7 @@ def test_on_the_page_trials_are_no_runs_and_names_are_escaped(tmp_path):
     folder = place(tmp_path / "runs", model="<b>net</b>")
     make_run(folder / "trials", seed=7)
     assert {run.seed for run in load([tmp_path / "runs"]).runs} == {0}
-    page = write_report([tmp_path / "runs"], tmp_path / "out", most_figures=1).read_text()
+    page = opened(write_report([tmp_path / "runs"], tmp_path / "out", most_figures=1).read_text())
     assert "search of DEM*, Tent" in page
     assert "&lt;b&gt;net" in page
     assert "<b>net" not in page

@@ -43,7 +43,10 @@ def open_page(browser: Any) -> Iterator[Open]:
 
 
 def unfold(page: Any) -> None:
-    page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+    """Opens everything, what is within what is opened too."""
+    for _ in range(2):
+        page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+        page.wait_for_function("!document.querySelector('details.fill > script')")
 
 
 @pytest.mark.parametrize("name", ["golden", "hostile"])
@@ -53,7 +56,7 @@ def test_opens_without_an_error_or_a_request(reports: Reports, open_page: Open, 
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
     assert page.wrong == []
     assert page.evaluate("window.pwned") is None
-    assert page.locator("script").count() == 1
+    assert page.locator("script").count() == 1  # its own; the packed parts have become parts of the page
     for image in page.locator("img").all():
         image.scroll_into_view_if_needed()  # they are drawn when they come into sight
         image.evaluate("(image) => image.decode()")
@@ -71,6 +74,7 @@ def column(page: Any, table: str, at: int) -> list[str]:
 
 def test_sorts_as_numbers_by_click_and_by_key(reports: Reports, open_page: Open):
     page = open_page(reports["golden"])
+    unfold(page)
     before = column(page, DETAIL, 5)
     assert sorted(before) != sorted(before, key=float)  # 9.0 goes before 11.0 as a number only
     heads = page.locator(f"#t-{DETAIL} thead th")
@@ -92,6 +96,7 @@ def test_sorts_as_numbers_by_click_and_by_key(reports: Reports, open_page: Open)
 @pytest.mark.parametrize("clipboard", [True, False])
 def test_copies_what_the_files_hold(reports: Reports, open_page: Open, clipboard: bool):
     page = open_page(reports["golden"], permissions=["clipboard-read", "clipboard-write"])
+    unfold(page)
     if not clipboard:  # as in a browser that refuses it: the selection is copied instead
         page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('refused')) }")
     tools = page.locator(f"#t-{MAIN} .tools")
@@ -182,6 +187,10 @@ def test_every_control_is_reached_and_seen_by_keyboard(reports: Reports, open_pa
     page.keyboard.press("Enter")
     assert page.evaluate("location.hash") == "#main"
     page.reload()
+    page.locator("#tests > summary").press("Enter")
+    page.locator(".block > summary").first.press("Space")
+    page.wait_for_function("document.querySelector('.commands') && document.querySelector('#tests table')")
+    page.evaluate("document.activeElement.blur(); document.querySelector('.skip').focus()")
     wanted = page.evaluate(
         """() => {
           const all = [...document.querySelectorAll("a[href], button, summary")].filter((e) => e.checkVisibility());
@@ -205,28 +214,84 @@ def test_every_control_is_reached_and_seen_by_keyboard(reports: Reports, open_pa
     assert page.locator(".commands pre").first.is_visible()
 
 
-def test_a_link_to_folded_commands_opens_them(reports: Reports, open_page: Open):
+def test_a_part_is_filled_when_it_is_opened_and_a_link_opens_it(reports: Reports, open_page: Open):
     page = open_page(reports["golden"])
-    assert not page.locator(".commands pre").first.is_visible()
-    page.get_by_role("link", name="Exact commands.").first.click()
-    page.wait_for_function("document.querySelector('.commands').open")
+    assert page.evaluate("document.querySelectorAll('*').length") < 400
+    assert page.locator(".plot svg").count() == 2  # of the gains, one for broad windows and one for narrow ones
+    assert page.locator(".commands, #runs table").count() == 0
+    page.evaluate(f"location.hash = 's-{MAIN}'")
+    page.wait_for_function("document.querySelector('.commands')")
+    assert page.locator(".plot svg").count() > 2
+    page.locator(".commands summary").click()
     assert page.locator(".commands pre").first.is_visible()
+    assert page.wrong == []
 
 
 @pytest.mark.parametrize("name", ["golden", "hostile"])
-def test_prints_everything_and_no_controls(reports: Reports, open_page: Open, name: str):
+def test_runs_are_filtered_and_one_is_shown(reports: Reports, open_page: Open, name: str):
+    page = open_page(reports[name])
+    page.evaluate("location.hash = 'runs'")
+    page.wait_for_selector("#runs tbody tr")
+    rows = page.locator("#runs tbody tr")
+    every = rows.count()
+    assert f"{every} of {every} runs" in page.locator("#runs [role=status]").first.inner_text()
+    page.get_by_label("loss").select_option(index=1)
+    assert 0 < rows.count() < every
+    page.get_by_label("loss").select_option(index=0)
+    page.get_by_label("contains").fill("seed=0")
+    assert 0 < rows.count() < every or name == "hostile"  # whose commands are attacks
+    page.get_by_label("contains").fill("")
+    link = rows.last.locator("a")
+    link.click()
+    run = link.inner_text()
+    page.wait_for_function("document.querySelector('.run:not(:empty)')")
+    pane = page.locator("section.run")
+    assert page.evaluate("location.hash") == f"#run-{run}"
+    assert pane.locator("pre").inner_text().strip()
+    assert pane.locator(".curve polyline").count() == 1
+    for title in ("Configuration", "Environment"):
+        pane.get_by_text(title, exact=True).click()
+    text = pane.inner_text()
+    if name == "golden":
+        assert "method.optimizer" in text
+        assert "0123abcd" in text
+        assert "dembench run method=" in text
+    assert page.evaluate("window.pwned") is None
+    assert page.wrong == []
+    page.reload()  # a link to a run leads to it
+    page.wait_for_function("document.querySelector('.run:not(:empty)')")
+
+
+def test_gains_are_read_on_a_telephone_without_scrolling_sideways(reports: Reports, open_page: Open):
+    for width, kind, other in ((390, "narrow", "broad"), (1280, "broad", "narrow")):
+        page = open_page(reports["golden"], viewport={"width": width, "height": 844})
+        assert page.locator(f".plot.{kind}").is_visible()
+        assert not page.locator(f".plot.{other}").is_visible()
+        wide = page.evaluate(
+            "[...document.querySelectorAll('#verdict .scroll')].map((b) => [b.scrollWidth, b.clientWidth])"
+        )
+        assert all(inside <= outside for inside, outside in wide)
+        assert page.locator("#t-across-tasks tbody tr").first.locator("td").last.is_visible()
+
+
+@pytest.mark.parametrize("name", ["golden", "hostile"])
+def test_prints_what_is_open_and_no_controls(reports: Reports, open_page: Open, name: str):
     page = open_page(reports[name], color_scheme="dark", viewport={"width": 1032, "height": 700})  # A4, less margins
+    if name == "golden":
+        unfold(page)
+        page.evaluate("for (const box of document.querySelectorAll('details.paper')) box.open = false")
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details:not([open])").count() == 0
-    assert page.locator(".tools:visible, nav:visible, .files:visible, .skip:visible").count() == 0
+    assert page.locator("details.paper:not([open])").count() == 0
+    assert page.locator(".tools:visible, .filters:visible, .files:visible, .skip:visible").count() == 0
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     if name == "golden":
         widths = page.evaluate("[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right)")
         assert max(widths) <= 1032
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert page.locator("details:not([open])").count() > 0
+    assert page.locator("details.paper:not([open])").count() > 0
     printed = page.pdf(prefer_css_page_size=True)
     assert printed.startswith(b"%PDF-")
-    assert len(re.findall(rb"/Type\s*/Page\b", printed)) > 1
+    pages = len(re.findall(rb"/Type\s*/Page\b", printed))
+    assert 1 < pages < (30 if name == "golden" else 8)

@@ -66,9 +66,9 @@ def test_gains_have_their_tasks_unit_and_direction(root):
     assert semi.gains["adadem"].mean == pytest.approx(100 * np.mean(NOISE))  # a higher accuracy is one
     assert segmentation.gains["adadem"].mean == pytest.approx(5)
     assert rl.gains["dem_star"].mean == pytest.approx(0.1 + np.mean(NOISE))
-    table = first.items[0]
+    (table,) = first.tables
     titles = [column.title for column in table.columns]
-    assert titles[2:] == ["DEM", "DEM*", "AdaDEM", "mean rank; time"]
+    assert titles[2:] == ["DEM", "DEM*", "AdaDEM"]
     rows = {row[0].text: row for row in table.rows}
     row = rows["Corruption test-time adaptation"]
     assert row[0].sub == "error in %, lower is better"
@@ -79,6 +79,7 @@ def test_gains_have_their_tasks_unit_and_direction(root):
     assert low < adadem.mean() < high
     assert rows["Unsupervised domain adaptation of segmentation"][4].sub == "no interval"
     assert [entry.text for entry in table.rows[-1][2:5]] == ["0 up, 1 down", "1 up, 0 down", "1 up, 0 down"]
+    assert table.rows[-1][4].sub == "of 2 tasks"  # segmentation has no interval and is not counted
 
 
 def test_ranks_and_times(root):
@@ -91,9 +92,11 @@ def test_ranks_and_times(root):
     names, ranks = ranking(everything)
     assert names == ["em", "dem", "adadem"]  # DEM* has one of seven cells
     assert ranks.rows == 4
-    row = first.items[0].rows[0]
-    assert (row[5].text, row[5].sub) == ("2.00 · 3.00 · – · 1.00", "time 1.00 · 1.00 · – · 1.50")
-    assert row[5].numbers == ("2.00", "3.00", "", "1.00", "1.00", "1.00", "", "1.50")
+    row = first.details[0].rows[0]
+    assert [(entry.text, entry.sub) for entry in row[1:]] == [
+        ("4", ""), ("2.00", "time 1.00"), ("3.00", "time 1.00"), ("–", ""), ("1.00", "time 1.50"),
+    ]  # fmt: skip
+    assert [entry.numbers for entry in row[2:]] == [("2.00", "1.00"), ("3.00", "1.00"), ("", ""), ("1.00", "1.50")]
 
 
 def test_a_sentence_for_each_loss_says_what_its_intervals_say(root):
@@ -102,12 +105,15 @@ def test_a_sentence_for_each_loss_says_what_its_intervals_say(root):
     dem, star, adadem, none = first.lines
     assert list(lines)[0] == "DEM is worse than EM."
     assert star.strong == "DEM* is better than EM."
-    assert adadem.strong == "AdaDEM against EM in 3 tasks: better in 1, not told apart in 1, without an interval in 1."
+    assert adadem.strong == "AdaDEM against EM in 2 tasks with an interval: better in 1, not told apart in 1."
     assert none.strong == "No term: not run beside EM here,"
     assert [line.sign for line in first.lines] == [-1, 1, 1, 0]
     assert adadem.text.startswith("Better: Corruption test-time adaptation +1.97 [")
-    assert "Not told apart: Semi-supervised learning. No interval: Unsupervised domain" in adadem.text
-    assert "Mean rank 1.00 over 4 cells, EM 2.00: less apart than the critical difference, 1.66." in adadem.text
+    assert "Not told apart: Semi-supervised learning. No interval, so not counted: Unsupervised" in adadem.text
+    assert "Mean rank among 3 losses in 4 cells, 1 the best: 1.00, EM 2.00; no more than the 1.66 that" in adadem.text
+    assert first.answer.strong == adadem.strong
+    assert first.answer.text.startswith("Corruption test-time adaptation +1.97 [")
+    assert first.answer.text.endswith("1 more task has no interval.")
     assert star.text.startswith("Mean gain: Reinforcement learning +0.100 [")
 
 
@@ -117,7 +123,7 @@ def test_nothing_told_apart_is_said_so(tmp_path):
             add(tmp_path, task, data, "em", seed, 0.3)
             add(tmp_path, task, data, "none", seed, 0.3 + noise)
     first, _ = screen(tmp_path)
-    assert first.lines[0].strong == "No term cannot be told apart from EM in any of 2 tasks."
+    assert first.lines[0].strong == "No term cannot be told apart from EM in any of 2 tasks with an interval."
     assert first.lines[1].strong == "DEM, DEM* and AdaDEM: not run beside EM here,"
     assert [line.sign for line in first.lines] == [0, 0]
 
@@ -152,7 +158,7 @@ def test_tests_are_wilcoxons_over_cells_with_holms_correction(tmp_path):
             for seed in range(2):
                 add(tmp_path, "tta", f"d{cell}", loss, seed, errors[seed] - gain[seed], params=params)
     first, _ = screen(tmp_path)
-    rows = {row[1].text: row for row in first.details[0].rows}
+    rows = {row[1].text: row for row in first.details[1].rows}
     p = {loss: stats.wilcoxon(values).pvalue for loss, values in gains.items()}
     assert rows["DEM"][6].sort == pytest.approx(p["dem"])
     assert rows["AdaDEM"][6].sort == pytest.approx(p["adadem"])
@@ -176,8 +182,9 @@ def test_an_ablation_does_not_stand_for_its_loss(tmp_path):
 
 def test_figures_are_drawn_and_the_diagram_needs_three_losses(root, tmp_path):
     first, found = screen(root, figures=True)
-    canvas = first.items[1].canvas
-    assert [item.name for item in (first.items[1], first.details[1])] == ["gains-across-tasks", "critical-difference"]
+    canvas = first.figures[0].canvas
+    names = [item.name for item in (*first.figures, first.details[-1])]
+    assert names == ["gains-across-tasks", "gains-across-tasks-narrow", "critical-difference"]
     titles = [ax.get_title(loc="left").replace("\n", " ") for ax in canvas.axes if ax.get_visible()]
     assert titles[0] == "Corruption test-time adaptation"
     assert len(titles) == 4
@@ -188,7 +195,7 @@ def test_figures_are_drawn_and_the_diagram_needs_three_losses(root, tmp_path):
 def test_runs_without_em_have_no_verdict(tmp_path):
     add(tmp_path, "tta", "cifar10c", "adadem", 0, 0.2)
     first, _ = screen(tmp_path)
-    assert (first.lines, first.items, first.details) == ([], [], [])
+    assert (first.answer, first.lines, first.tables, first.figures, first.details) == (None, [], [], [], [])
 
 
 def test_single_comparisons_of_several_tasks_name_task_and_unit(root):

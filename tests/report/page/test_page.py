@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from report_runs import EM, Page, make_run
+from report_runs import EM, Page, make_run, opened
 
 from dembench.report import write_report
 from dembench.report.tables.table import Column, Entry, Table
@@ -30,7 +30,7 @@ def test_the_page_shows_figures_provenance_and_what_was_left_out(golden: tuple[P
     text = (golden[1] / "index.html").read_text()
     page = Page(text)
     drawn = [value for key, value in page.attributes if key == "id" and value.startswith("f-")]
-    assert page.tags.count("svg") == len(drawn) == 5  # gains, learning rate, stream, shares, rewards
+    assert page.tags.count("svg") == len(drawn) == 6  # gains (twice), learning rate, stream, shares, rewards
     for words in (
         "0123abcd",
         "2.15.0",
@@ -45,7 +45,7 @@ def test_the_page_shows_figures_provenance_and_what_was_left_out(golden: tuple[P
 
 
 def test_the_same_runs_give_the_same_bytes(golden: tuple[Path, Path], tmp_path: Path):
-    write_report(sorted(golden[0].iterdir(), reverse=True), tmp_path)
+    write_report(sorted(golden[0].iterdir(), reverse=True), tmp_path, paper=True)
     files = sorted(path.relative_to(golden[1]) for path in golden[1].rglob("*.*"))
     assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
     for file in files:
@@ -55,8 +55,8 @@ def test_the_same_runs_give_the_same_bytes(golden: tuple[Path, Path], tmp_path: 
 def test_a_substitute_is_named_beside_the_numbers(tmp_path: Path):
     make_run(tmp_path, EM[0], notes=(("frost", "made of synthetic ice"),))
     make_run(tmp_path, EM[1], seed=1)
-    page = write_report([tmp_path], tmp_path / "out", with_figures=False).read_text()
-    assert "made of synthetic ice" in page.split('<section class="block"')[1].split("<table")[0]
+    page = opened(write_report([tmp_path], tmp_path / "out", with_figures=False).read_text())
+    assert "made of synthetic ice" in page.split('<details class="fill block"')[1].split("<table")[0]
     assert "1 of 2 runs" in page
 
 
