@@ -14,6 +14,7 @@ from typing import Any
 
 from dembench.harness.compose import ConfigError, Words, compose, to_arguments
 from dembench.harness.engines import warm
+from dembench.harness.say import LOG, say
 
 STAR = "dem_star"
 
@@ -148,7 +149,7 @@ def _in_processes(
     context = warm.context(own)
     with (
         warm.environment(own),
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_take, initargs=(variables,)) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_take, initargs=(variables, LOG.level)) as pool,
     ):
         waiting = {pool.submit(_attempt, search, options[search.verb], config_dir): search for search in todo}
         try:
@@ -159,27 +160,38 @@ def _in_processes(
             raise
 
 
-def _take(variables: Mapping[str, str]) -> None:
-    """The environment of the process that asked; Ctrl-C reaches both."""
-    before = signal.getsignal(signal.SIGINT)
+def _take(variables: Mapping[str, str], level: int) -> None:
+    """The environment of the process that asked, and what is told; Ctrl-C reaches both and ends both."""
     warm.take(variables)
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    LOG.setLevel(level)
+
+
+def _trial(needed: Needed) -> Callable[[Any], None]:
+    """A line for each trial that ends."""
+
+    def tell(done: Any) -> None:
+        value = done.details.get("value")
+        number = "" if value is None else f": {done.details['metric']} {value:.4f}"
+        say(f"{needed.verb} {needed.title}: trial {done.number + 1}{number}")
+
+    return tell
 
 
 def _attempt(needed: Needed, options: Mapping[str, Any], config_dir: Path | None) -> tuple[str | None, str]:
     """A line on what was found, or None and the reason why there is nothing."""
     try:
-        return (_tune if needed.verb == "tune" else _search)(needed.words, options, config_dir), ""
+        return (_tune if needed.verb == "tune" else _search)(needed, options, config_dir), ""
     except (ConfigError, RuntimeError) as error:
         return None, f"failed: {error} (dembench {needed.verb} {' '.join(to_arguments(needed.words))})"
 
 
-def _tune(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> str:
+def _tune(needed: Needed, options: Mapping[str, Any], config_dir: Path | None) -> str:
     from dembench.harness.search.ranges import Budget
     from dembench.harness.search.tune import tune
 
     texts = {key: tuple(value) for key, value in options.items() if isinstance(value, list)}
-    record = tune(words, Budget(**{**options, **texts}), config_dir)
+    record = tune(needed.words, Budget(**{**options, **texts}), config_dir, tell=_trial(needed))
     found = [
         f"{kind} {', '.join(f'{value:g}' for value in choice['values'].values())}"
         for kind, choice in record["choices"].items()
@@ -187,11 +199,11 @@ def _tune(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> 
     return f"{', '.join(record['keys'])}: {'; '.join(found)}, {record['cost']['wall_seconds']:.0f} s"
 
 
-def _search(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> str:
+def _search(needed: Needed, options: Mapping[str, Any], config_dir: Path | None) -> str:
     from dembench.harness.search.find import search
     from dembench.harness.search.trials import Settings
 
-    record = search(words, Settings(**options), config_dir)
+    record = search(needed.words, Settings(**options), config_dir, tell=_trial(needed))
     pair, cost = record["pair"], record["cost"]
     value = f"{record['metric']} {record['value']:.4f}"
     one = record["at_one_one"]
