@@ -111,6 +111,10 @@ class Writer:
         item.write(folder)
         self.written += [folder / f"{item.name}.{suffix}" for suffix in suffixes]
 
+    def write_all(self, items: list[Table | Figure]) -> None:
+        for item in items:
+            self.write(item)
+
     def text(self, name: str, text: str) -> Path:
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +155,7 @@ def write_report(
         section = make_section(block, said, shown, gallery, whole=number < WHOLE)
         section.cut = with_figures and (number >= len(planned) or len(shown) == planned[number][2])
         tasks.setdefault(block.task, Task(block.task, pretty(block.task))).sections.append(section)
-        for item in (section.main, *section.more, *section.figures):
-            writer.write(item)
+        writer.write_all([section.main, *section.more, *section.figures])
     searches = plane.find(map(Path, run_roots))
     rates = curves(found.runs)
     for task in tasks.values():
@@ -162,15 +165,13 @@ def write_report(
         tried = [curve for curve in rates if curve.task == task.name]
         task.figures = [*figures_across(task), *map(plane.figure, own[: plane.MAPS])] if with_figures else []
         task.figures += choice_figures(tried) if with_figures else []
-        for item in (*task.tables, *task.figures):
-            writer.write(item)
+        writer.write_all([*task.tables, *task.figures])
     first = first_screen(blocks, judged, with_figures)
     if has_rules(blocks):
         first.tables.append(choice_table(judged))
     summary = summary_table([v for task in tasks.values() for section in task.sections for v in section.verdicts])
     first.details += [table for table in (summary, width_table(rates)) if table.rows]
-    for item in (*first.figures, *first.tables, *first.details):
-        writer.write(item)
+    writer.write_all([*first.figures, *first.tables, *first.details])
     writer.text("tables/runs.csv", costs.runs_table(blocks).csv())
     if paper:
         writer.text("paper.tex", sheet([path for path in writer.written if path.suffix == ".tex"]))
