@@ -40,6 +40,7 @@ from ._kernels import (
     has_tangent,
     join,
     maximum,
+    pieces,
     probabilities,
     room_for,
     silence,
@@ -56,6 +57,7 @@ _RUN, _LONG_RUN = 1 << 9, 1 << 12
 _MANY_CLASSES = 512
 _LITTLE = 1 << 13  # logits: in fewer, a maximum is found as soon with its index as without
 _MOVES = 8  # of a row of the table by single samples; more would be rounded too often
+_LARGE = 1 << 23  # elements of a temporary that are taken at a time
 _SHORT = 1 << 16  # logits: for fewer, few calls count rather than fast ones
 _SMALLEST_EM_NORM = 1e-4  # AdaDEM-V's delta vanishes for uniform and one-hot predictions; 1/delta must fit in float16
 
@@ -214,12 +216,18 @@ def _step_named_rows(
     """``Tally.step`` where the batch is smaller than the table: only rows that the batch names are touched.
 
     Of N_k samples that name row k, each moves it by momentum / N_k of the way from where it was to its own p. ``rows``
-    and ``counts``, (M,), are k and N_k of each sample. In place but under transforms.
+    and ``counts``, (M,), are k and N_k of each sample. In place but under transforms, some classes at a time.
     """
-    move = table.index_select(0, rows).sub_(p).mul_((-momentum / counts).unsqueeze(1))
-    if skip is not None:  # a row may have no sample that counts, and its move be infinite
-        move = blank(move, skip)
-    return table.index_add(0, rows, move) if transformed() else table.index_add_(0, rows, move)
+    weight, size = (-momentum / counts).unsqueeze(1), table.shape[1]
+    for classes in pieces(size, size if transformed() else max(1, _LARGE // max(1, len(rows)))):
+        part = table[:, classes]
+        move = part.index_select(0, rows).sub_(p[:, classes]).mul_(weight)
+        if skip is not None:  # a row may have no sample that counts, and its move be infinite
+            move = blank(move, skip)
+        if transformed():
+            return table.index_add(0, rows, move)
+        part.index_add_(0, rows, move)
+    return table
 
 
 def _step_rows(
@@ -283,12 +291,12 @@ def directly(
 
     None where there are more, or where logits are not finite; then nothing has happened.
     """
-    if not (0 < z.numel() <= _SHORT and z.shape[0] <= _RUN and z.dtype == table.dtype and eager_cpu(z)):
+    if not (0 < z.numel() <= _SHORT and z.shape[0] <= _RUN and accumulation_dtype(z) == table.dtype and eager_cpu(z)):
         return None
     if table.requires_grad or has_tangent(z) or (across_ranks and distributed()):
         return None
     with _below_autograd():
-        found = _directly(z.detach(), table, momentum, inplace)
+        found = _directly(z.detach().to(table.dtype), table, momentum, inplace)
     if found is None:
         return None
     value, kept, delta, table = found

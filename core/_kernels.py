@@ -114,14 +114,14 @@ def blocks_of(z: Tensor) -> list[Block]:
     if z.numel() <= size:
         return [WHOLE]
     if z.dim() == 2:
-        return [(rows, WHOLE[1]) for rows in _pieces(z.shape[0], max(1, size // classes))]
+        return [(rows, WHOLE[1]) for rows in pieces(z.shape[0], max(1, size // classes))]
     if classes * z.shape[2] <= size:
-        return [(images, WHOLE[1]) for images in _pieces(z.shape[0], size // (classes * z.shape[2]))]
-    columns = list(_pieces(z.shape[2], max(16, size // classes)))
+        return [(images, WHOLE[1]) for images in pieces(z.shape[0], size // (classes * z.shape[2]))]
+    columns = list(pieces(z.shape[2], max(16, size // classes)))
     return [(slice(n, n + 1), pixels) for n in range(z.shape[0]) for pixels in columns]
 
 
-def _pieces(total: int, size: int) -> Iterable[slice]:
+def pieces(total: int, size: int) -> Iterable[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
@@ -259,13 +259,26 @@ def _moving(graph: Graph, z: Tensor, kept: Tensor, skip: Tensor | None) -> Tenso
 
 def _multiply(kept: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
     try:
-        if kept.dtype != dtype:  # rounded on the way
-            return torch.mul(kept, g, out=torch.empty_like(kept, dtype=dtype))
+        if kept.dtype != dtype:
+            return _rounded(kept, g, dtype)
         if _last_use():
             return kept.mul_(g)
     except RuntimeError:  # g stands for many gradients (``is_grads_batched``), which can be seen no other way
         pass
     return (kept * g).to(dtype)
+
+
+def _rounded(kept: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
+    """kept g in ``dtype``, rounded block by block in cache on a CPU, where an operation that rounds is slow."""
+    target = torch.empty_like(kept, dtype=dtype)
+    if not eager_cpu(kept):
+        return torch.mul(kept, g, out=target)
+    blocks = blocks_of(kept)
+    scratch = Scratch(kept, blocks)
+    for block in blocks:
+        part = cut(kept, block)
+        cut(target, block).copy_(torch.mul(part, cut(g, block), out=scratch.like(part)[0]))
+    return target
 
 
 def _last_use() -> bool:

@@ -20,8 +20,8 @@ labelled, pool = centres[labels] + torch.randn(20, 20), centres[torch.randint(5,
 
 for step in range(60):
     unlabelled = pool[torch.randint(len(pool), (64,))]
-    weak = unlabelled + 0.1 * torch.randn_like(unlabelled)  # stands for flips and crops
-    strong = unlabelled + 1.0 * torch.randn_like(unlabelled)  # stands for RandAugment and cutout
+    weak = unlabelled + 0.1 * torch.randn_like(unlabelled)  # in place of flips and crops
+    strong = unlabelled + 1.0 * torch.randn_like(unlabelled)  # in place of RandAugment and cutout
     z_labelled, z_weak, z_strong = net(torch.cat([labelled, weak, strong])).split([20, 64, 64])
 
     confidence, pseudo = z_weak.detach().softmax(1).max(1)

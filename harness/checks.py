@@ -176,7 +176,7 @@ def check_method(make: Callable[..., Any]) -> Checks:
             raise Wrong(f"parameters move that are not in self.adapted: {', '.join(undeclared[:3])}")
 
     def gradient() -> None:
-        x = batches[0].double()
+        x = batches[0][:1].double()  # of one: some take a step for each image
         method = fresh(torch.float64)
         learner = getattr(method.method, "learner", None)
         if learner is None:

@@ -20,9 +20,9 @@ names:
 
 
 def parser() -> argparse.ArgumentParser:
-    from dembench.harness.figures import STUDIES
+    from dembench.harness.figures import FIGURES
 
-    names = "\n".join(f"  {name:<13}{study.about}" for name, study in STUDIES.items())
+    names = "\n".join(f"  {name:<13}{figure.about}" for name, figure in FIGURES.items())
     p = Parser("dembench figure", description="Draw one figure; print the paths of its files.", epilog=EXAMPLE + names)
     p.add_argument("name", help="one of those below")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="as for dembench run")
@@ -33,12 +33,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
-    from dembench.harness.figures import STUDIES
+    from dembench.harness.figures import FIGURES
     from dembench.lookup import lookup
 
     try:
-        study = STUDIES[lookup(args.name, STUDIES, "figure")]
-        figure = study.draw(args.overrides, args.runs)
+        drawn = FIGURES[lookup(args.name, FIGURES, "figure")]
+        figure = drawn.draw(args.overrides, args.runs)
         args.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         return fail(f"dembench figure: {error}")

@@ -90,9 +90,9 @@ def rows(group: str, task: str, config_dir: Path | None, look_inside: bool = Fal
     from dembench.harness.compose import header, options, read_option
 
     if group == "figure":
-        from dembench.harness.figures import STUDIES
+        from dembench.harness.figures import FIGURES
 
-        return [(name, "", study.about, "") for name, study in STUDIES.items()]
+        return [(name, "", figure.about, "") for name, figure in FIGURES.items()]
     found = []
     folder = "sweep/study" if group == "study" else group
     owner = None if group in FOR_ALL else task

@@ -2,7 +2,8 @@
 is built without a warning where MkDocs is installed.
 
 A block with ``title="FILE"`` is that file. A comment ``<!-- before ... -->`` holds Python that a block needs and
-a reader does not. The commands of a block after ``<!-- run -->`` are run, others only read.
+a reader does not. The commands of a block after ``<!-- run -->`` are run, others only read; Python after
+``<!-- not run: REASON -->`` is only compiled.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from dembench.harness import compose, sweeps
 from dembench.lookup import lookup
 from dembench.report.page.readme import BLOCK
 from dembench.scripts.cli import COMMANDS, main
+from dembench.tasks.common import trust
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
-    r"(?:<!-- (?P<kind>run) -->\s*)?^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$|"
+    r"(?:<!-- (?P<kind>run|not run: [^>]+) -->\s*)?"
+    r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$|"
     r"^<!-- before\n(?P<before>.*?)^-->$",
     re.MULTILINE | re.DOTALL,
 )
@@ -96,6 +99,8 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     if "stable_baselines3" in text:
         pytest.importorskip("stable_baselines3")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(trust.ALLOWED, "")  # what a page allows, it allows to itself
     space: dict[str, object] = {"__name__": "__main__"}
     with torch.random.fork_rng():
         for block in FENCE.finditer(text):
@@ -105,7 +110,9 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
                 (tmp_path / block["title"]).write_text(block["text"])
             elif source:
                 line = text.count("\n", 0, block.start("before" if block["before"] else "text"))
-                exec(compile("\n" * line + source, str(page), "exec"), space)
+                code = compile("\n" * line + source, str(page), "exec")
+                if not (block["kind"] or "").startswith("not run"):
+                    exec(code, space)
             if block["kind"] == "run":
                 for words in commands(block["text"]):
                     assert main(words) == 0, words
@@ -118,10 +125,10 @@ def commands(text: str) -> list[list[str]]:
 
 
 def told(page: Path) -> Iterator[list[str]]:
-    """The commands of a page, also those in its sentences."""
+    """The commands of a page that are not run, also those in its sentences."""
     text = page.read_text(encoding="utf-8")
     for block in FENCE.finditer(text):
-        if block["text"] is not None and block["language"] not in ("python", "yaml"):
+        if block["text"] is not None and not block["kind"] and block["language"] not in ("python", "yaml"):
             yield from commands(block["text"])
     for code in re.findall(r"(?<!`)`(dembench [^`\n]+)`(?!`)", FENCE.sub("", text)):
         yield from commands(code)

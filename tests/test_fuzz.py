@@ -324,3 +324,35 @@ def test_a_damaged_journal_of_a_search_is_one_line(tmp_path: Path) -> None:
                 wrong.append(f"{number}: {error} {content[:80]!r}")
     assert not wrong
     assert accepted < loader.count
+
+
+def test_a_search_on_a_damaged_journal_goes_on_or_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command, on journals that are damaged anywhere."""
+    from dembench.scripts.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    configs = Path(__file__).parent / "support" / "search_configs"
+    words = ["search", "task=plane", f"out={tmp_path}", "progress=false", "--trials", "2"]
+    words += ["--startup", "1", "--config-dir", str(configs)]
+    assert main(words) == 0
+    result = Path(capsys.readouterr().out.strip())
+    (path,) = result.parent.glob("*.journal")
+    loader = Loader(path.name, path.read_bytes(), journal, 60)
+    statuses: Counter[object] = Counter()
+    for number, content in zip(range(loader.count), damaged(loader, [], random.Random(1)), strict=False):
+        result.unlink(missing_ok=True)
+        path.write_bytes(content)
+        status = main(words)
+        told = capsys.readouterr()
+        statuses[status] += 1
+        if status == 0:
+            assert json.loads(Path(told.out.strip()).read_text())["pair"]
+        else:
+            assert (status, told.out) == (2, ""), (number, told.err, content[:200])
+            lines = [line for line in told.err.splitlines() if not line.startswith("[")]  # but for trials before it
+            assert len(lines) == 1
+            assert lines[0].startswith("dembench search: ")
+            assert str(path) in lines[0]
+    assert set(statuses) == {0, 2}

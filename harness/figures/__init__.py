@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class SourceFigure:
     """What a figure shows, and the module that draws it: ``draw(overrides, runs)``."""
 
     about: str
@@ -34,20 +34,20 @@ class Study:
         return function(overrides, runs)
 
 
-STUDIES = {
-    "ttc_figure1": Study(
+FIGURES = {
+    "ttc_figure1": SourceFigure(
         "TTC Figure 1: class probabilities under descent on EM, for K classes; also on DEM and AdaDEM", "descent"
     ),
-    "ttc_figure3": Study(
+    "ttc_figure3": SourceFigure(
         "TTC Figure 3: feature densities of Source, Tent and TTC against supervised adaptation", "densities"
     ),
-    "dem_figure2": Study(
+    "dem_figure2": SourceFigure(
         "DEM Figure 2: reward collapse, and sorted prediction shares of --runs", "rewards", "draw_collapse"
     ),
-    "dem_figure3": Study(
+    "dem_figure3": SourceFigure(
         "DEM Figure 3: rewards of DEM over tau, and the metric over tau of --runs", "rewards", "draw_tau"
     ),
-    "dem_figure4": Study(
+    "dem_figure4": SourceFigure(
         "DEM Figure 4: rewards of DEM over alpha, and the metric over alpha of --runs", "rewards", "draw_alpha"
     ),
 }

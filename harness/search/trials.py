@@ -29,8 +29,8 @@ from dembench.lookup import lookup
 from dembench.records import PLAIN, check, refuse_links
 from dembench.tasks.base import ConfigError
 from dembench.tasks.common.cache import short_hash
-from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.files import plain_lock
+from dembench.tasks.common.orders import derived_seed
 
 WAIT_SECONDS = 0.5  # how often a process that waits for another one looks again
 SAMPLER = "tpe"
@@ -189,16 +189,19 @@ class Search:
             evaluate: what it raises ends the search; the trial is tried again when the search goes on.
             tell: called after each trial of this process.
         """
-        while not self._finished():
+        while True:
             with contextlib.ExitStack() as held:
-                taken = self._take(held)
+                with self._readable():
+                    if self._finished():
+                        break
+                    taken = self._take(held)
                 if taken is None:
                     time.sleep(WAIT_SECONDS)
                     continue
                 trial, pair = taken
                 outcome = evaluate(pair)
                 ok = outcome.status == "ok"
-                with self._alone():
+                with self._alone(), self._readable():
                     trial.set_user_attr("outcome", {"pair": pair, **asdict(outcome)})
                     score, state = (outcome.score, TrialState.COMPLETE) if ok else (None, TrialState.PRUNED)
                     self.study.tell(trial, score, state)
@@ -219,7 +222,7 @@ class Search:
         """Optuna raises whatever a damaged file makes of its code."""
         try:
             yield
-        except OSError:
+        except (OSError, ConfigError):
             raise
         except Exception as error:
             told = " ".join(str(error).split())[:160]

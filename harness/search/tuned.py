@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from omegaconf import DictConfig, OmegaConf
 
 from dembench import records
-from dembench.harness import runs
+from dembench.harness import ranges, runs
 from dembench.harness.compose import GROUPS, ConfigError, lookup_or_fail
+from dembench.harness.errors import RunFirst
 from dembench.harness.search import dem_star
 from dembench.tasks.base import Note
 from dembench.tasks.common.criteria import NAMES
@@ -38,12 +39,20 @@ BY = {
 KEPT = ("id", "keys", "space", "preset", "metric", "subset", "settings", "cost", "trials", "choices", "command")
 
 
-class NotTuned(ConfigError):
+class NotTuned(RunFirst):
     """There is no result of a tuning for a run; ``command`` makes one."""
 
     def __init__(self, command: str) -> None:
-        super().__init__(f"tuned: no tuning of this configuration; run: {command}")
-        self.command = command
+        super().__init__(f"tuned: no tuning of this configuration; run: {command}", command)
+
+
+def settle_plain(cfg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """``settle`` of plain containers."""
+    if cfg["tuned"] is None:
+        return dict(cfg), None
+    settled, tune = settle(OmegaConf.create(dict(cfg)))
+    plain: Any = OmegaConf.to_container(settled)
+    return plain, tune
 
 
 def settle(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any] | None]:
@@ -66,13 +75,19 @@ def settle(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any] | None]:
     if record is None:
         raise NotTuned(command(cfg))
     if kind not in record["choices"]:
-        raise ConfigError(f"tuned={kind}: {record['absent'][kind]}")
+        raise ConfigError(f"tuned={kind}: {record['absent'].get(kind, 'the tuning chose none')}")
     chosen = record["choices"][kind]
     cfg = cfg.copy()
+    path = folder(cfg) / FILE
     for key, value in chosen["values"].items():
-        if isinstance(old := OmegaConf.select(cfg, key), bool) or not isinstance(old, int | float):
-            raise ConfigError(f"tuned: {folder(cfg) / FILE} sets {key!r}, which is no number of this run; tune again")
+        old = OmegaConf.select(cfg, key)
+        if key.partition(".")[0] not in GROUPS or isinstance(old, bool) or not isinstance(old, int | float):
+            raise ConfigError(f"tuned: {path} sets {key!r}, which is no number of this run; tune again")
         OmegaConf.update(cfg, key, value, merge=False)
+    try:
+        ranges.check({group: OmegaConf.to_container(cfg[group]) for group in GROUPS if cfg.get(group)}, GROUPS)
+    except ConfigError as error:
+        raise ConfigError(f"tuned: {path}: {error}; tune again") from None
     return cfg, {"by": kind, "values": chosen["values"], **{key: record[key] for key in KEPT}} | {
         "fingerprints": record["fingerprints"]
     }
@@ -112,6 +127,8 @@ def read(cfg: DictConfig) -> dict[str, Any] | None:
     record = dem_star.read_record(path, records.TUNE)
     if record is not None and path.parent.name.rpartition("-")[2] != runs.run_id(record["identity"], {}):
         raise ConfigError(f"{path} is the result of another tuning; remove it and tune again")
+    if record is not None and not record["settings"]["run_seeds"]:
+        raise ConfigError(f"{path}: settings.run_seeds is empty; remove it and tune again")
     return record
 
 

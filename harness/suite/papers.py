@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dembench.harness import sweeps
 from dembench.harness.compose import ConfigError, header, lookup_or_fail, options, read_option
-from dembench.harness.figures import STUDIES as FIGURES
+from dembench.harness.figures import FIGURES
 from dembench.harness.suite.suites import Group, checked, grouped, only
 
 ASKED = "???"  # OmegaConf's mark of a value that is missing

@@ -16,17 +16,24 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dembench.tasks.base import ConfigError
 from dembench.tasks.common.files import write_atomic
 
 DIGEST = 32  # bytes at the end of a file
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
-    """``cache``, else $DEMBENCH_CACHE, else dembench in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
+    """``cache``, else $DEMBENCH_CACHE, else dembench in the user's cache folder ($XDG_CACHE_HOME or ~/.cache).
+
+    Raises: ConfigError where none is given and the user has no home.
+    """
     chosen = cache or os.environ.get("DEMBENCH_CACHE")
     if chosen:
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dembench"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dembench"
+    except RuntimeError:
+        raise ConfigError("no home folder to keep caches in; set DEMBENCH_CACHE to a folder") from None
 
 
 class _Summed:
@@ -44,7 +51,7 @@ class _Summed:
 
 
 def _name(path: Path) -> bytes:
-    """Of a file and its folder, so that one cannot stand for another."""
+    """Of a file and its folder, so that one cannot be taken for another."""
     return "/".join(path.absolute().parts[-2:]).encode("utf-8", "surrogateescape")
 
 

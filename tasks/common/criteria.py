@@ -1,6 +1,6 @@
 """What a setting can be chosen by without labels: information maximisation, and consistency under augmentation.
 
-Cygert et al. 2024 (arXiv 2407.14231) compare such rules for test-time adaptation and find none that is always near the
+Cygert et al. 2024 (arXiv 2407.14231) compare these rules for test-time adaptation and find none that is always near the
 choice with labels.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def load(file: str | Path | bytes, where: str | None = None, *, pixels: bool = T
     except ConfigError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = re.sub(r" <_io\.\w+ object at \w+>", "", " ".join(str(error).split())) or type(error).__name__
         raise ConfigError(f"{where} cannot be read as an image: {reason}") from error
 
 

@@ -19,7 +19,7 @@ def placed(loss: T, device: torch.device | str) -> T:
 
 def laid_out(model: nn.Module, device: torch.device | str) -> nn.Module:
     """A model on the device, in place, in channels-last format: on a CPU images are then a third faster. One with
-    parameters of five axes, as of 3D convolutions, keeps its format, which torch has no such order for."""
+    parameters of five axes, as of 3D convolutions, keeps its format, for which torch has no channels-last order."""
     if any(tensor.dim() == 5 for tensor in (*model.parameters(), *model.buffers())):
         return model.to(device)
     return model.to(device, memory_format=torch.channels_last)

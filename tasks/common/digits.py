@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dembench.tasks.common.cache import cache_folder, load_state, save_state, short_hash
+from dembench.tasks.common.cache import cache_folder, check_writable, load_state, save_state, short_hash
 from dembench.tasks.common.digits_nets import DigitsConvNet, DigitsTransformer, Normalized
 
 RENDERING = {"version": 1, "size": 32, "ground": 0.2, "contrast": 0.6}
@@ -90,6 +90,7 @@ def trained(name: str, seed: int = 0, cache: str | Path | None = None) -> Normal
     path = cache_folder(cache) / "models" / f"{name}-{key}.pt"
     state = load_state(path)
     if state is None:
+        check_writable(path.parent)
         state = train(name, seed)
         save_state(path, state)
     with torch.random.fork_rng(devices=[]):

@@ -47,7 +47,7 @@ class Normalized(nn.Module):
 def keep_classes(model: Normalized, index: Sequence[int]) -> Normalized:
     """A copy whose logits are those of the classes ``index``, in that order: the others are cut from the classifier.
 
-    So whatever looks at logits, probabilities or the classifier's weights sees these classes and no others.
+    So logits, probabilities and the classifier's weights have these classes and no others.
     Raises: ValueError where the classifier is not a linear layer or a 1x1 convolution with an output for each class.
     """
     cut = deepcopy(model)

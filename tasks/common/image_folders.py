@@ -43,7 +43,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a source by part ("train", "test", "validation", or "all" where class folders stand alone)."""
+    """The images of a source by part ("train", "test", "validation", or "all" where there are class folders alone)."""
 
     parts: dict[str, Files]
     folders: dict[str, str]  # of the parts, relative to the source
@@ -67,8 +67,8 @@ def list_images(source: Path, what: str, layout: str, *, wrapped: bool = False) 
     """Lists a folder, or a tar archive.
 
     Args:
-        what, layout: for messages: what is read, and how it should lie.
-        wrapped: the class folders may lie deeper, in folders that hold nothing else, as in archives.
+        what, layout: for messages: what is read, and the layout it should have.
+        wrapped: the class folders may be deeper, in folders that hold nothing else, as in archives.
     Raises: FileNotFoundError where nothing is there; ConfigError for splits in several places or inside a class, and
         what archives and links raise.
     """

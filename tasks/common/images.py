@@ -71,7 +71,7 @@ def _margin(side: int, crop: int) -> int:
 
 
 class ImageFiles:
-    """Paths that stand for uint8 images (N, 3, crop, crop); nothing is decoded before it is asked for.
+    """Paths that act as uint8 images (N, 3, crop, crop); nothing is decoded before it is asked for.
 
     A domain of 50,000 images of 224 pixels would take 7.5 GB decoded; here ``AHEAD`` + 1 batches are in memory.
     """

@@ -1,4 +1,4 @@
-"""The first value of a loss is looked at, once: it must be one number a sample, or a pixel, in floating point."""
+"""The first value of a loss is checked, once: it must be one number a sample, or a pixel, in floating point."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def checked(loss: Any, classes: int = 5) -> Any:
 
 
 def _try(loss: nn.Module, classes: int) -> None:
-    """Looks at the value of a copy for made-up logits, so that a wrong loss is refused before any work."""
+    """Tries a copy on made-up logits, so that a wrong loss is refused before any work."""
     logits = torch.linspace(-1, 1, 3 * classes).view(3, classes)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(loss)(logits)
     except ConfigError:
         raise
-    except Exception:  # a loss may refuse these logits; it is then looked at where it is used
+    except Exception:  # a loss may refuse these logits; it is then checked where it is used
         return
 
 

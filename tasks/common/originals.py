@@ -1,6 +1,6 @@
 """CIFAR-10 or CIFAR-100 images as somebody has them: torchvision's folder, class folders, or a tar archive of those.
 
-Nothing is extracted or written beside the source. Archives are decoded once; the result lies in the cache folder.
+Nothing is extracted or written beside the source. Archives are decoded once; the result is kept in the cache folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.common.archives import member_sizes
-from dembench.tasks.common.cache import file_hash, load_array, load_json, save_array, save_json
+from dembench.tasks.common.cache import check_writable, file_hash, load_array, load_json, save_array, save_json
 from dembench.tasks.common.decoding import decode
 from dembench.tasks.common.image_folders import Listing, arrange, contents, list_images, remark
 
@@ -127,10 +127,11 @@ def _chosen(listing: Listing, split: Split) -> tuple[dict[str, str], tuple[Note,
 
 def _from_archive(path: Path, cache: Path, kind: Kind, split: Split) -> Originals:
     digest = file_hash(path, 32)
-    folder = cache / "originals" / f"{digest}-2{'' if split == 'test' else split}"  # 2: the version of what lies there
+    folder = cache / "originals" / f"{digest}-2{'' if split == 'test' else split}"  # 2: the version of its files
     images, labels = (load_array(folder / f"{name}.npy") for name in ("images", "labels"))
     about = _read_about(folder / "done.json")
     if images is None or labels is None or about is None or len(images) != len(labels):
+        check_writable(folder)
         sizes = member_sizes(path, kind.layout)
         if any(PurePosixPath(name).parent.name == kind.folder for name in sizes):
             raise ConfigError(f"{path} is torchvision's archive: unpack it and give the folder")

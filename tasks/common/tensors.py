@@ -52,7 +52,7 @@ def load_checkpoint(path: Path) -> Any:
 
 
 class Shell:
-    """Stands for an object whose class is not looked up."""
+    """Replaces an object whose class is not imported."""
 
     def __new__(cls, *_: Any, **__: Any) -> Shell:
         return object.__new__(cls)

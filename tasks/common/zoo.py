@@ -22,10 +22,10 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True)
 class Weights:
-    """What a name and ``weights`` stand for.
+    """What a name and ``weights`` mean.
 
     Args:
-        weights_id: names them by what they are and not by where they lie.
+        weights_id: names them by content, not by path.
         state: names and tensors; None for the random initialisation, or where ``net`` holds them.
         net: the network that has them loaded, where the library does both at once.
         preset: torchvision's transforms of them.
@@ -81,7 +81,7 @@ def timm_weights(arch: str, weights: str | Path | None, num_classes: int | None 
 
     Args:
         arch: a name of ``timm.list_models()``, with the tag of its weights where it matters, such as
-            vit_base_patch16_224.augreg_in21k_ft_in1k: what the plain name stands for differs between versions of timm.
+            vit_base_patch16_224.augreg_in21k_ft_in1k: what the plain name means differs between versions of timm.
         weights: "DEFAULT" (downloaded once by huggingface_hub), the path of a state dict, or None for the random
             initialisation.
         num_classes: that downloaded weights must have; None is any.

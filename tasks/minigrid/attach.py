@@ -1,4 +1,4 @@
-"""A loss as the entropy bonus of any on-policy agent, and what such an agent's rollout says about it."""
+"""A loss as the entropy bonus of any on-policy agent, and what the agent's rollout says about it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def attach_bonus(model: Any, bonus: Bonus | None = None, *, update: Update = "mi
     minibatches of 64 and 10 epochs these are 160 moves per rollout, each with momentum 0.1, so that after a rollout
     the table holds the policy's last 20 minibatches or so, and every sample has entered it 10 times. A2C has one move
     per rollout. With ``update="rollout"`` the table moves once, by all samples of a rollout together, before the
-    first of its epochs, and stands until the next one.
+    first of its epochs, and not again until the next one.
 
     Args:
         model: PPO or A2C of stable-baselines3, RecurrentPPO or MaskablePPO of sb3-contrib, or a subclass of them,

@@ -50,7 +50,7 @@ def minigrid_ids() -> tuple[str, ...]:
 
 
 def float32_space(env: VecNormalize) -> VecNormalize:
-    """Gives normalised observations the space that they lie in, float32 within the clipping range; returns ``env``.
+    """Gives normalised observations their space, float32 within the clipping range; returns ``env``.
 
     stable-baselines3 from 2.7.1 on stores observations in the dtype of their space, and VecNormalize leaves that of
     flat uint8 observations as it was: without this, normalised numbers are stored as bytes, and the policy is trained

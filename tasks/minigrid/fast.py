@@ -1,6 +1,6 @@
 """The policy of ``tasks.minigrid.policy`` for flat observations, in fewer and larger operations.
 
-Both networks of the zoo's MlpPolicy (tanh, 64 and 64) lie in one parameter, so that the optimiser and the clipping of
+Both networks of the zoo's MlpPolicy (tanh, 64 and 64) are one parameter, so that the optimiser and the clipping of
 gradients see one tensor, and forward and backward pass are written out. It starts from the same weights as the stock
 policy with the same seed and makes the same steps but for rounding.
 """

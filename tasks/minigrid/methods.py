@@ -74,7 +74,7 @@ class OnPolicy:
         options: the algorithm's own settings.
     Attributes:
         algorithm, policy: classes of stable-baselines3 or sb3-contrib.
-        fast_policy: what stands for the policy where ``worlds`` have ``views``; it also takes their columns.
+        fast_policy: replaces the policy where ``worlds`` have ``views``; it also takes their columns.
         masked: whether the policy takes action masks.
     Raises: ValueError for settings out of range, or that the policy does not have.
     """

@@ -131,7 +131,7 @@ def give_bonus(policy: BasePolicy, bonus: Bonus | None, update: Update = "miniba
             copy of its own.
         bonus: (N, C) float32 logits to a bonus (N,), such as ``core.AdaDEM()``. None or ``core.EM()`` is the
             library's entropy, to the last bit.
-        update: "rollout" lets the state of a bonus stand while a rollout is learned from; see ``attach_bonus``.
+        update: "rollout" keeps the state of a bonus while a rollout is learned from; see ``attach_bonus``.
     Raises: ValueError for other actions, or another ``update``.
     """
     sizes = action_sizes(policy.action_space)

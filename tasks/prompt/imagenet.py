@@ -175,9 +175,9 @@ class ImageNetFamily(_Folders):
     """Some or all of the five sets under one folder, the first of them being the one without shift.
 
     Args:
-        root: the folder in which the sets lie under their usual names (see ``FAMILY``).
+        root: the folder of the sets, under their usual names (see ``FAMILY``).
         sets: names of sets, in the order of the table.
-        folders: {set: folder} for those that lie elsewhere.
+        folders: {set: folder} for those in other folders.
         train: ImageNet's training images, for CoOp. num_images: of each set; None takes all.
     Raises: ValueError for an unknown set or a wrong number; ``check`` and what follows also FileNotFoundError for what
         is missing, and ValueError for folders of other classes.

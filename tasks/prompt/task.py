@@ -29,7 +29,7 @@ from dembench.tasks.prompt.metrics import PromptMetrics, mean_rows
 from dembench.tasks.prompt.text import ENCODINGS, Encoding, Prompts
 from dembench.tasks.prompt.views import Views
 
-_FLUSH = 16  # blocks between two looks of the host at a GPU's numbers
+_FLUSH = 16  # blocks after which the host reads a GPU's numbers
 
 
 @dataclass(frozen=True)

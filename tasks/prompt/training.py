@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.tasks.base import Note
-from dembench.tasks.common.cache import cache_folder, load_state, save_state, short_hash
+from dembench.tasks.common.cache import cache_folder, check_writable, load_state, save_state, short_hash
 from dembench.tasks.prompt.captions import WordTokenizer, caption, style_templates
 from dembench.tasks.prompt.clip import Clip, require_open_clip
 
@@ -83,6 +83,7 @@ class SmallClip:
         def weights() -> dict[str, Tensor]:
             state = load_state(path)
             if state is None:
+                check_writable(path.parent)
                 state = train(self, batches(), seed, steps, batch_size, device)
                 save_state(path, state)
             return state

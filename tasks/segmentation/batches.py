@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dembench.tasks.common.draws import Order, derived_seed
+from dembench.tasks.common.orders import Order, derived_seed
 from dembench.tasks.segmentation.protocol import Protocol
 
 
-class Draws(Dataset):
+class ImagePairs(Dataset):
     """The endless sequence of source and target images that follows from a seed; item i is the i-th pair.
 
     Whatever a dataset draws at random while it loads follows from the seed and i as well.
@@ -58,10 +58,10 @@ def collate(items: list[dict[str, Any]]) -> dict[str, dict[str, list[Any]]]:
     return {name: {key: [item[name][key] for item in items] for key in ("inputs", "data_samples")} for name in items[0]}
 
 
-def batches(draws: Draws, protocol: Protocol, start: int, rank: int = 0) -> Iterator[dict[str, Any]]:
+def batches(pairs: ImagePairs, protocol: Protocol, start: int, rank: int = 0) -> Iterator[dict[str, Any]]:
     """One process's share of each batch, from iteration ``start`` on."""
     loader = DataLoader(
-        draws,
+        pairs,
         batch_size=protocol.batch_size // protocol.devices,
         sampler=Share(start, protocol, rank),
         num_workers=protocol.workers,

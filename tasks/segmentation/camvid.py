@@ -13,6 +13,7 @@ from PIL import Image
 from dembench.tasks.base import ConfigError, Note
 from dembench.tasks.common.cache import (
     cache_folder,
+    check_writable,
     file_hash,
     load_array,
     load_json,
@@ -27,7 +28,7 @@ from dembench.tasks.segmentation.data import Pool, PooledPair
 from dembench.tasks.segmentation.labels import CAMVID, CAMVID_PALETTE, CAMVID_VOID, map_ids, table
 
 VERSION = 1  # of the identity
-CACHED = 2  # version of what lies in the cache
+CACHED = 2  # version of the cached files
 SPLITS = ("train", "test")
 DAY, DUSK, REFERENCE = ("0006R0", "0016E5"), ("0001TP",), ("Seq05VD",)
 LAYOUT = (
@@ -132,6 +133,7 @@ def read(source: Path, size: tuple[int, int] | None, cache: Path) -> Read:
     folder = cache / "camvid" / short_hash(file_hash(source, 32), size, CACHED)
     found = _read_cache(folder)
     if found is None:
+        check_writable(folder)
         found = _decode(source, size)
         _write_cache(folder, *found)
     return found

@@ -210,7 +210,7 @@ class ToCityscapes(DomainPair):
         return (*self.about, *remark(total, {"no images of the dataset": left_out}))
 
     def check(self) -> None:
-        """Looks for every image and label file, and reads some labels; the others are checked when they are loaded."""
+        """Checks that every image and label file exists, and reads some labels; the others are checked when loaded."""
         for dataset, what, layout in (
             (self.source_train, self.name, self.layout),
             (self.target_train, "cityscapes", CITYSCAPES_LAYOUT),

@@ -1,7 +1,7 @@
-"""Stand-in for the compiled operations of mmcv: mmsegmentation works with mmcv-lite, without compiler or wheel index.
+"""Stub of the compiled operations of mmcv: mmsegmentation works with mmcv-lite, without compiler or wheel index.
 
 ``import mmseg`` reaches ``mmcv.ops``, which loads the extension ``mmcv._ext``; nothing that the task uses calls it. The
-stand-in lets the import pass and makes a call of a compiled operation an error that says what to install.
+stub lets the import pass; a call of a compiled operation is an error that says what to install.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _NoOps(ModuleType):
 
 
 def install() -> None:
-    """Puts the stand-in where ``mmcv._ext`` belongs, unless the real one can be imported. Call it before ``mmseg``.
+    """Puts the stub where ``mmcv._ext`` belongs, unless the real one can be imported. Call it before ``mmseg``.
 
     Raises: ImportError, naming the extra, where mmengine, mmcv or mmsegmentation is not there, or mmcv is too new.
     """

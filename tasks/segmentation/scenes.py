@@ -1,4 +1,4 @@
-"""Small street scenes with exact labels, drawn by numbers: where what stands is one function, how it looks another.
+"""Small street scenes with exact labels, drawn by numbers: one function for the layout, another for the appearance.
 
 A layout (label and instance of each pixel, distance from the viewer) follows from a seed alone; a style paints it. So
 one layout can be painted in two styles, and the labels are the same to the pixel.
@@ -29,7 +29,7 @@ DUSK = np.array(
     [(0.33, 0.31, 0.30), (0.45, 0.46, 0.50), (0.50, 0.50, 0.46), (0.50, 0.48, 0.45), (0.30, 0.55, 0.80),
      (0.48, 0.36, 0.16), (0.72, 0.62, 0.58), (0.30, 0.36, 0.50), (0.62, 0.60, 0.62)]
 )  # fmt: skip
-# How far the colour of one object lies from its class's (standard deviation), and the strength of its texture.
+# Deviation of one object's colour from its class's (standard deviation), and the strength of its texture.
 SPREAD = np.array([0.03, 0.04, 0.09, 0.04, 0.06, 0.05, 0.03, 0.14, 0.16])
 COARSE = 4.0  # pixels, the scale of the blotches of a surface
 TEXTURE = np.array([0.02, 0.04, 0.06, 0.02, 0.04, 0.12, 0.015, 0.05, 0.04])
@@ -37,7 +37,7 @@ TEXTURE = np.array([0.02, 0.04, 0.06, 0.02, 0.04, 0.12, 0.015, 0.05, 0.04])
 
 @dataclass(frozen=True)
 class Style:
-    """How a scene looks; the defaults are a clear day.
+    """Appearance of a scene; the defaults are a clear day.
 
     Args:
         paint: share of the other town's colours, 0 to 1.
@@ -129,10 +129,10 @@ def draw_layout(rng: np.random.Generator, height: int, width: int) -> Layout:
     canvas.put(ground & (offset < half_road * near + 0.5), ROAD, 1 - near)
     for side in (-1, 1):
         _row_of_houses(canvas, rng, side, vanish, horizon, half_all)
-    stands = [(rng.uniform(0.12, 0.8), _furniture) for _ in range(rng.integers(3, 7))]
-    stands += [(rng.uniform(0.1, 0.75), _person) for _ in range(rng.integers(1, 5))]
-    stands += [(rng.uniform(0.08, 0.85), _car) for _ in range(rng.integers(1, 4))]
-    for depth, draw in sorted(stands, key=lambda stand: stand[0]):  # the far ones first
+    objects = [(rng.uniform(0.12, 0.8), _furniture) for _ in range(rng.integers(3, 7))]
+    objects += [(rng.uniform(0.1, 0.75), _person) for _ in range(rng.integers(1, 5))]
+    objects += [(rng.uniform(0.08, 0.85), _car) for _ in range(rng.integers(1, 4))]
+    for depth, draw in sorted(objects, key=lambda placed: placed[0]):  # the far ones first
         foot = horizon + depth * (height - horizon)
         draw(canvas, rng, vanish, foot, depth, half_road * depth, half_all * depth)
     bonnet = canvas.ellipse(width / 2, height * 1.02, width * 0.4, height * 0.07)

@@ -24,7 +24,7 @@ class Street(PooledPair):
     The two test sets are the same scenes in either style, so the difference between them is the style's alone.
 
     Args:
-        source_style, target_style: how the domains look.
+        source_style, target_style: appearance of the domains.
         source_images, target_images, test_images: how many of each.
         size: height and width in pixels, at least 32.
         seed: of all scenes; another one is another town.

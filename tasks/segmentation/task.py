@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dembench.tasks.base import Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.criteria import Criteria, mean_rows
-from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.keep import kept, put
 from dembench.tasks.common.metrics import is_collapsed, undefined
+from dembench.tasks.common.orders import derived_seed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import check_devices, launch
 from dembench.tasks.segmentation.data import TestPart
@@ -94,7 +94,7 @@ class Segmentation:
         learns = count_parameters(method.network, trainable=True)
         yield Note("network", f"{count_parameters(method.network):,} parameters, of which {learns:,} learn")
         if method.name == "source_only":
-            yield Note("loss", "source_only has no use for the loss")
+            yield Note("loss", "source_only does not use the loss")
         elif not method.term.active:
             yield Note("loss", f"{method.name} without a loss on target pixels")
         elif not method.replaces_entropy:

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from dembench.tasks.common import training
 from dembench.tasks.common.criteria import Criteria
-from dembench.tasks.common.draws import derived_seed
+from dembench.tasks.common.orders import derived_seed
 from dembench.tasks.common.training import Values, rank
-from dembench.tasks.segmentation.batches import Draws, batches
+from dembench.tasks.segmentation.batches import ImagePairs, batches
 from dembench.tasks.segmentation.methods.base import UDAMethod
 from dembench.tasks.segmentation.metrics import SegMetrics
 from dembench.tasks.segmentation.protocol import Protocol
@@ -73,8 +73,8 @@ class Trainer(training.Trainer):
 
     def step(self) -> dict[str, Tensor]:
         if self._batches is None:
-            draws = Draws(self.data.source_train, self.data.target_train, self.seed)
-            self._batches = batches(draws, self.protocol, self.done, rank())
+            pairs = ImagePairs(self.data.source_train, self.data.target_train, self.seed)
+            self._batches = batches(pairs, self.protocol, self.done, rank())
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         data = next(self._batches)

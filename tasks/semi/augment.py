@@ -60,7 +60,7 @@ class Recipe:
 
 class _Draw:
     def take(self, rows: slice) -> _Draw:
-        """The draws of some samples: a number per sample stands along the last axis."""
+        """The draws of some samples: the last axis is the sample."""
         return type(self)(*(getattr(self, field.name)[..., rows] for field in fields(self)))
 
 

@@ -10,18 +10,18 @@ import numpy as np
 from PIL import Image
 
 from dembench.tasks.base import ConfigError, Note
-from dembench.tasks.common.cache import file_hash, load_array, load_json, save_array, save_json
+from dembench.tasks.common.cache import check_writable, file_hash, load_array, load_json, save_array, save_json
 from dembench.tasks.common.decoding import is_deep, load, to_rgb
 from dembench.tasks.common.image_folders import contents, list_images, remark
 
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>, or <class>/<image>, in a folder or a .tar(.gz)"
-VERSION = 2  # of what lies in the cache
+VERSION = 2  # of the cached files
 
 
 @dataclass(frozen=True)
 class Folders:
     """Images (N, 3, H, W) uint8 and labels (N,) by part ("train", "test", "validation", or "all" where the class
-    folders stand alone), sorted by class, then by folder and file name; what the numbers depend on; and notes."""
+    folders are alone), sorted by class, then by folder and file name; what the numbers depend on; and notes."""
 
     parts: dict[str, tuple[np.ndarray, np.ndarray]]
     class_names: tuple[str, ...]
@@ -44,6 +44,7 @@ def read_folders(source: Path, size: int | None, cache: Path) -> Folders:
     folder = cache / "folders" / f"{file_hash(source, 32)}-{size}-{VERSION}"
     cached = _read_cache(folder)
     if cached is None:
+        check_writable(folder)
         cached = _decode(source, size)
         _write_cache(folder, cached)
     return cached

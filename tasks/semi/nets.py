@@ -91,7 +91,7 @@ VITS: dict[str, dict[str, Any]] = {
 
 
 def vit(arch: str, weights: str | Path | None, head: Literal["timm", "usb"] = "timm") -> NetMaker:
-    """A vision transformer of USB's usb_cv regime, of timm's parts: 12 blocks, class token.
+    """A vision transformer of USB's usb_cv, of timm's parts: 12 blocks, class token.
 
     Args:
         arch: a name of ``VITS``.

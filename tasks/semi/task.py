@@ -14,9 +14,9 @@ from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Histogram, Note, Row
 from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.criteria import Criteria, mean_rows
-from dembench.tasks.common.draws import derived_seed
 from dembench.tasks.common.keep import kept, put
 from dembench.tasks.common.metrics import StreamMetrics, undefined
+from dembench.tasks.common.orders import derived_seed
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import Values, check_devices, launch
 from dembench.tasks.semi.data import SearchPart, describe
@@ -69,13 +69,19 @@ class SemiSupervised:
     def __len__(self) -> int:
         return self.protocol.evaluations
 
+    def made(self, make_method: Callable[..., SemiMethod]) -> SemiMethod:
+        """The method for this data."""
+        method = make_method(num_classes=self.data.num_classes)
+        method.prepare(self.data.num_unlabelled)
+        return method
+
     def check_method(self, make_method: Callable[..., SemiMethod]) -> None:
         """Builds method, network and optimiser and lets them go: what they refuse, they refuse here.
 
         Raises: ValueError also where the method needs unlabelled samples and there are none, where the images are too
         small, or where there are too few devices.
         """
-        method = make_method(num_classes=self.data.num_classes)
+        method = self.made(make_method)
         if method.needed_views and not self.data.num_unlabelled:
             raise ValueError(f"{method.name} needs unlabelled samples, {self.data.name} has none")
         check_devices(self.device, self.protocol.devices)
@@ -83,7 +89,7 @@ class SemiSupervised:
 
     def run(self, make_method: Callable[..., SemiMethod]) -> Iterator[Event]:
         """Yields notes, the chosen samples as files, Scalars at each evaluation, and rows at the end."""
-        method = make_method(num_classes=self.data.num_classes)
+        method = self.made(make_method)
         yield from self.notes(method)
         yield from (Artifact(name, text.encode()) for name, text in self.data.files().items())
         if self.protocol.devices > 1:
@@ -99,7 +105,7 @@ class SemiSupervised:
             text += "; there are no validation images to select by (data.validation_per_class=N holds some out)"
         yield Note("selection", text)
         if method.name == "supervised":
-            yield Note("loss", "supervised has no unlabelled samples and no use for the loss")
+            yield Note("loss", "supervised has no unlabelled samples and does not use the loss")
         elif method.slot.loss is None:
             yield Note("loss", f"{method.name} without a loss on the unlabelled samples")
         elif not method.replaces_entropy:
@@ -141,7 +147,7 @@ class SemiSupervised:
         yield from self.data.notes
         net = self.model(num_classes=self.data.num_classes)
         put(net, tensors)
-        method = make_method(num_classes=self.data.num_classes)
+        method = self.made(make_method)
         trainer = Trainer(self.data, net, method, self.protocol, seed=self.seed, device=self.device)
         trainer.precision = self.precision
         yield from self.rows(*trainer.evaluate("test"), [])

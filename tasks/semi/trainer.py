@@ -16,9 +16,9 @@ from dembench.tasks.common import training
 from dembench.tasks.common.confusion import Confusion
 from dembench.tasks.common.criteria import Criteria, shifted
 from dembench.tasks.common.devices import send
-from dembench.tasks.common.draws import Order, derived_seed, generator
 from dembench.tasks.common.keep import copied
 from dembench.tasks.common.metrics import StreamMetrics
+from dembench.tasks.common.orders import Order, derived_seed, generator
 from dembench.tasks.common.training import Values, autocast, rank, world_size
 from dembench.tasks.semi import augment
 from dembench.tasks.semi.methods.base import Batch, SemiMethod
@@ -128,7 +128,8 @@ class Trainer(training.Trainer):
         plans = send(plans, self.device)
         views = {name: self._view(images, *plans[name]) for name, images in pools.items()}
         labels = self.labelled.labels[plans["labelled"][0]]
-        return Batch(views.pop("labelled"), labels, views, step / self.protocol.iterations)
+        shown = plans[self.method.needed_views[0]][0] if self.method.needed_views else None
+        return Batch(views.pop("labelled"), labels, views, step / self.protocol.iterations, shown)
 
     def _plan(self, name: str, images: Tensor, rows: Tensor, step: int) -> tuple[Tensor, augment.Plan]:
         """The rows of this process's samples, and how their view is made."""

@@ -18,7 +18,7 @@ from dembench.tasks.base import ConfigError
 from dembench.tasks.common.devices import in_order, laid_out
 from dembench.tasks.tta.methods.base import TTAMethod
 
-PARTS = ("method", "options", "model", "loss", "state")  # of a state dict
+PARTS = ("method", "options", "model", "loss", "state", "extra")  # of a state dict
 Plain = bool | int | float | str | None
 
 
@@ -29,7 +29,7 @@ class Adapted:
         model: any network from one tensor to logits (N, C, ...); changed in place, and left in the mode that the method
             needs. It must be on its device already.
         make_method: ``make_method(model=...)`` gives the method.
-        source: clean inputs (N, ...) for methods that look at some first (EATA).
+        source: clean inputs (N, ...) for methods that need some first (EATA).
         seed: of what the method draws (augmented copies, shuffled patches); torch's own generator stays as it is.
     Raises: ConfigError where the method needs clean inputs and there are none; what the method raises.
 
@@ -106,7 +106,8 @@ class Adapted:
         """All that calls have changed, as copies: plain containers of tensors, numbers and texts, which ``torch.save``
         writes and ``torch.load`` reads as weights only."""
         loss = self.loss.state_dict() if isinstance(self.loss, nn.Module) else {}
-        parts = (self._name, self._options, _copied(self.model.state_dict()), _copied(loss), _state(self.method))
+        own = (_state(self.method), self.method.extra_state())
+        parts = (self._name, dict(self._options), _copied(self.model.state_dict()), _copied(loss), *own)
         return dict(zip(PARTS, parts, strict=True))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -125,6 +126,7 @@ class Adapted:
         if isinstance(self.loss, nn.Module):
             self.loss.load_state_dict(state["loss"])
         _put_state(self.method, state["state"])
+        self.method.put_extra_state(state["extra"])
 
     def __repr__(self) -> str:
         loss = type(self.loss).__name__ if self.method.uses_loss and self.loss is not None else "no loss"

@@ -1,12 +1,12 @@
 """Streams of corrupted digits that need no download, parts of streams, and streams with a long tail.
 
 Every dataset has ``name``, ``num_classes``, ``class_names``, ``corruptions`` (of the standard stream), ``known`` (all
-that there are), ``severities`` (none where a domain has no such), ``num_images`` (per domain), ``notes`` that belong
+that there are), ``severities`` (none where a domain has none), ``num_images`` (per domain), ``notes`` that belong
 beside its numbers, and ``fingerprint``, a hash of all that the numbers depend on, equal on every machine that holds the
 same files. ``check()`` raises before any work starts; ``domain(corruption, severity)`` returns uint8 images (N, 3, H,
 W) and int64 labels (N,) on the CPU, in a fixed order that may be sorted by class: who streams them shuffles them.
 ``labels(corruption, severity)``, where there is one, returns the labels alone and makes no images.
-``clean(num_images, seed)`` draws images that are not corrupted, and a note that says which, for methods that look at
+``clean(num_images, seed)`` draws images that are not corrupted, and a note that says which, for methods that need
 some before the stream.
 """
 

@@ -62,7 +62,7 @@ Report = Callable[[str, int, int], None]  # what is being done, bytes so far, by
 def fetch(archive: Archive, to: Path, report: Report = lambda doing, done, total: None) -> Path:
     """The unpacked folder in ``to``; what is there already is not fetched again.
 
-    An archive that lies in ``to`` is used in place of a download. A download that is cut off leaves <archive>.part and
+    An archive in ``to`` is used in place of a download. A download that is cut off leaves <archive>.part and
     goes on from there the next time; the folder appears when it is complete, and then the download is removed.
     Raises: OSError where there is no connection, too little space or no right to write; ValueError for an archive with
         another checksum, or with members that lead out of the folder.

@@ -264,7 +264,7 @@ class ImageNetC(FolderData):
         num_images: a class-balanced subset of each domain; None takes all 50,000.
         subset: a text file of <wnid>/<image> lines, such as RobustBench's list of 5,000; None takes all.
         classes: see ``imagenet_wnids``; needed where not all 1000 classes are there and timm is not.
-        source: ImageNet's clean images, val/<wnid>/<image>, for methods that look at some first.
+        source: ImageNet's clean images, val/<wnid>/<image>, for methods that need some first.
     Raises: as ``CIFAR10C``.
     Source: Hendrycks and Dietterich, ICLR 2019; zenodo.org/records/2235448.
     """

@@ -1,6 +1,6 @@
 """Builders of source models. Each returns a ``Normalized`` network in eval mode: float images in [0, 1], logits out.
 
-Every model has ``num_classes`` and ``weights_id``, which names the weights by what they are and not by where they lie.
+Every model has ``num_classes`` and ``weights_id``, which names the weights by content, not by path.
 """
 
 from __future__ import annotations

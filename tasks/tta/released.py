@@ -31,7 +31,7 @@ class CIFAR10C:
     Args:
         root: that folder, or the one that contains it as CIFAR-10-C.
         num_images: the first so many of each severity, as RobustBench does; None takes all.
-        source: clean CIFAR-10 images, see ``tasks.common.originals``, for methods that look at some first.
+        source: clean CIFAR-10 images, see ``tasks.common.originals``, for methods that need some first.
         cache: see ``tasks.common.cache``; for a ``source`` that is an archive.
         severity: of all images, where the files hold that one alone; None: they hold five, one after the other.
     Raises: ValueError for a wrong number; ``check``, ``domain``, ``num_images`` and ``fingerprint`` also for files
@@ -186,7 +186,7 @@ class CIFAR10C:
 
 
 class CIFAR100C(CIFAR10C):
-    """The released CIFAR-100-C, laid out likewise; zenodo.org/records/3555552."""
+    """The released CIFAR-100-C, in the same layout; zenodo.org/records/3555552."""
 
     name = "cifar100-c"
     kind = CIFAR100

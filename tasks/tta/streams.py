@@ -96,7 +96,7 @@ class Protocol:
             if self.batch_size != 1:
                 raise ValueError(f"protocol: a window takes images one by one; use batch_size=1, not {self.batch_size}")
             if self.episodic:
-                raise ValueError("protocol: an episodic method keeps nothing, so a window has no use; choose one")
+                raise ValueError("protocol: an episodic method keeps nothing, so a window does nothing; choose one")
 
     @property
     def severities(self) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ class Protocol:
     def _check_severities(self) -> None:
         given = self.severity if isinstance(self.severity, Sequence) else (self.severity,)
         if isinstance(given, str) or not given or not all(_is_whole(s) and s in SEVERITIES for s in given):
-            raise ValueError(f"protocol: expected severity 1 to 5, or a list of such, got {self.severity!r}")
+            raise ValueError(f"protocol: expected severity 1 to 5, or a list of these, got {self.severity!r}")
         if len(set(given)) < len(given):
             raise ValueError(f"protocol: expected each severity once, got {', '.join(map(str, given))}")
         if self.gradual and (len(given) < 2 or list(given) != sorted(given)):

@@ -29,7 +29,7 @@ from dembench.tasks.tta.window import Window
 
 __all__ = ["CorruptionTTA", "Protocol", "mean_rows"]
 
-_FLUSH = 16  # batches between two looks of the host at a GPU's numbers
+_FLUSH = 16  # batches after which the host reads a GPU's numbers
 _GATHERED = 4096  # samples of a mixed stream that are sorted into their domains at once
 
 
@@ -44,7 +44,7 @@ class CorruptionTTA:
         data: has ``domain(corruption, severity)``, see ``tasks.tta.data``.
         model: maps (N, 3, H, W) in [0, 1] to logits (N, C); its normalisation is inside.
         protocol: the stream.
-        seed: chooses the clean images that some methods look at first.
+        seed: chooses the clean images that some methods need first.
         device: where model and images live.
         precision: "fp32", or "bf16" for autocast in the model's forward pass; losses and metrics stay in float32.
         part: of the images of each domain; None is all of them.

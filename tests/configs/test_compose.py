@@ -13,6 +13,7 @@ from dembench.harness.sweeps import expand, read_sweep
 
 PER_TASK = ("method", "model", "data", "protocol")
 EVERY = [(task, group, name) for task in options("task") for group in PER_TASK for name in options(group, task)]
+EVERY = [choice for choice in EVERY if choice[2] != "own"]  # has no network until one is named
 EVERY += [("tta", "loss", name) for name in options("loss")]
 
 

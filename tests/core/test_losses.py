@@ -9,7 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from dembench import core
+from dembench.core import _calibrator, _kernels, _rows
 from dembench.core import functional as F
+from dembench.scripts.bench.timing import peak_bytes
 
 
 def test_a_first_batch_in_inference_mode_leaves_a_working_module():
@@ -189,17 +191,35 @@ def test_a_table_by_rows_resets_in_place():
         assert not torch.equal(loss.rows[loss.slots], F.uniform_table(6))
 
 
-def test_many_classes_are_kept_by_rows():
-    z = torch.randn(6, 9000)
+def test_many_classes_are_kept_by_rows(monkeypatch):
+    assert core.AdaDEM(9000).rows.shape == (1, 9000)
+    monkeypatch.setattr(_rows, "MANY", 200)
+    z = torch.randn(6, 300)
     loss, told = core.AdaDEM(), core.AdaDEM(by_rows=False)
     assert_close(loss(z), told(z))
     assert_close(loss(z + 1), told(z + 1))
     assert loss.table is told.rows is None
-    assert loss.rows.shape == (1 + 6, 9000)
+    assert loss.rows.shape == (1 + 6, 300)
     assert_close(loss.rows[loss.slots], told.table)
     assert_close(loss.double()(z.double()), told.double()(z.double()))
     assert loss.half().rows.dtype == torch.float32
-    assert core.AdaDEM(9000).rows.shape == (1, 9000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_classes_take_no_more_memory_than_rows_and_gradient(dtype, monkeypatch):
+    """Beside the logits: the rows, and what is kept for the gradient, in float32 at least; whatever else is small."""
+    monkeypatch.setattr(_kernels, "BLOCK", 1 << 15)
+    monkeypatch.setattr(_calibrator, "_LARGE", 1 << 15)
+    z = torch.randn(64, 20000).to(dtype).requires_grad_()
+    loss, plain = core.AdaDEM(), core.AdaDEM()
+    plain(z.detach())
+    peak = peak_bytes(lambda: loss(z).sum().backward(), "cpu")
+    gradient = 0 if dtype == torch.float32 else z.numel() * z.element_size()  # float32 takes the memory of what is kept
+    assert peak < 2.4 * 4 * z.numel() + gradient
+    monkeypatch.setattr(_calibrator, "_LARGE", z.numel())  # as many at a time as there are
+    whole = core.AdaDEM()
+    whole(z.detach())
+    assert torch.equal(whole.rows, plain.rows)
 
 
 def test_a_first_batch_in_inference_mode_leaves_rows_that_move():

@@ -169,3 +169,34 @@ def test_curves_are_on_the_disk_while_a_run_goes_on(tmp_path: Path, monkeypatch:
     assert found == sorted(found)
     assert len(set(found)) == 4  # nothing, then a block of lines for each of the three evaluations
     assert runs.read_result(tmp_path / prepared.id) is not None
+
+
+def test_a_forged_record_builds_nothing_but_what_its_names_say(tmp_path: Path) -> None:
+    directory, _ = run([*SEMI, "save=last"], tmp_path)
+    record = json.loads((directory / "result.json").read_text())
+    for group, target in (
+        ("method", "dembench.tasks.semi.methods.vat.VAT"),
+        ("loss", "dembench.core.DEM"),
+        ("model", "dembench.tasks.tta.models.torchvision_model"),
+        ("data", "os.system"),
+        ("task", "dembench.tasks.tta.task.CorruptionTTA"),
+    ):
+        forged = json.loads(json.dumps(record))
+        forged["config"][group]["_target_"] = target
+        (directory / "result.json").write_text(json.dumps(forged))
+        with pytest.raises(ConfigError, match=f"^the record's {group} is not that of {group}="):
+            judge(directory)
+    forged = json.loads(json.dumps(record))
+    forged["config"]["loss"]["other"] = [{"_target_": "os.system", "command": "touch marker"}]
+    (directory / "result.json").write_text(json.dumps(forged))
+    with pytest.raises(ConfigError, match="^the record's loss is not that of loss=em"):
+        judge(directory)
+    forged = json.loads(json.dumps(record))
+    forged["config"]["task"]["data"] = {"_target_": "os.system"}  # what the group says counts
+    forged["config"]["choices"]["loss"] = "../x"
+    (directory / "result.json").write_text(json.dumps(forged))
+    with pytest.raises(ConfigError, match="unknown loss"):
+        judge(directory)
+    forged["config"]["choices"]["loss"] = "em"
+    (directory / "result.json").write_text(json.dumps(forged))
+    assert numbers(judge(directory)[1])["mean", "accuracy"] == numbers(record)["mean", "accuracy"]

@@ -14,7 +14,7 @@ from scipy import stats
 
 from dembench.core import EM
 from dembench.harness.compose import compose, header, options, read_option
-from dembench.harness.figures import STUDIES, densities, descent
+from dembench.harness.figures import FIGURES, densities, descent
 from dembench.harness.sweeps import axes, expand, fit, read_overrides, read_sweep
 from dembench.report.read.reference import references
 from dembench.scripts.figure import main
@@ -27,7 +27,7 @@ OWN = [name for name in options("sweep/study") if name.startswith(STARTS) or nam
 
 
 def test_every_table_and_figure_has_a_study():
-    names = {*OWN, *STUDIES}
+    names = {*OWN, *FIGURES}
     assert {f"ttc_table{n}" for n in range(1, 8)} | {f"ttc_figure{n}" for n in range(1, 4)} <= names
     assert {f"dem_table{n}" for n in ("1", "2_left", "5", "6", "11", "12", "13", "14")} <= names
     assert {f"dem_figure{n}" for n in (2, 3, 4, 9, 10, 11, 12)} <= names

@@ -12,7 +12,7 @@ import yaml
 
 from dembench.harness import sweeps
 from dembench.harness.compose import ConfigError, compose, options
-from dembench.harness.figures import STUDIES as FIGURES
+from dembench.harness.figures import FIGURES
 from dembench.harness.suite import papers, searches, suites
 from dembench.harness.suite.available import what_is_missing
 from dembench.harness.suite.costs import Cost, Costs

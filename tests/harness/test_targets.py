@@ -145,6 +145,7 @@ def test_what_is_shipped_names_dembench_only_and_one_module_instantiates() -> No
         for file in (ROOT / "configs").rglob("*.yaml")
         for target in _targets(yaml.safe_load(file.read_text(encoding="utf-8")))
     }
+    found -= {"???"}  # the user names it
     assert found == targets.shipped()
     assert all(target.startswith("dembench.") for target in found)
     for room in ("core", "tasks", "harness", "report", "scripts"):

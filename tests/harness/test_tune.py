@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from scipy import stats
 
 from dembench.harness import experiment, sweeps
 from dembench.harness.compose import ConfigError, compose
+from dembench.harness.search import tuned as settling
 from dembench.harness.search.ranges import Budget, Range, read_range, spread
 from dembench.harness.search.trials import Done
 from dembench.harness.search.tune import chosen, tune
 from dembench.report import write_report
+from dembench.scripts import cli
 from dembench.scripts import tune as command
 
 CONFIGS = Path(__file__).parent.parent / "support" / "rates_configs"
@@ -225,3 +228,95 @@ def test_the_command_speaks_of_its_own_mistakes(capsys, tmp_path):
         assert command.main([*base, *words]) == 2
         assert message in capsys.readouterr().err
     assert not list(itertools.islice(tmp_path.rglob("*.json"), 1))
+
+
+FORGED: list[tuple[str, Any, str]] = [  # place in the record, what stands there, what is said
+    ("choices.oracle.values", {"method._target_": "os.system"}, "expected a finite number, got 'os.system'"),
+    ("choices.oracle.values", {"method._target_": 1.0}, "sets 'method._target_', which is no number of this run"),
+    ("choices.oracle.values", {"task._target_": 1.0}, "sets 'task._target_', which is no number of this run"),
+    ("choices.oracle.values", {"seed": 3}, "sets 'seed', which is no number of this run"),
+    ("choices.oracle.values", {"threads": 3}, "sets 'threads', which is no number of this run"),
+    ("choices.oracle.values", {"method.nothing": 1.0}, "sets 'method.nothing', which is no number of this run"),
+    ("choices.oracle.values", {"method.lr": "fast"}, "values.method.lr: expected a finite number, got 'fast'"),
+    ("choices.oracle.values", {"method.lr": True}, "values.method.lr: expected a finite number, got True"),
+    ("choices.oracle.values", {"method.lr": float("nan")}, "NaN is not a finite number"),
+    ("choices.oracle.values", {"method.lr": float("inf")}, "Infinity is not a finite number"),
+    ("choices.oracle.values", {"method.lr": {"_target_": "os.system"}}, "expected a finite number"),
+    ("choices.oracle.values", {"data.images": 2.5}, "sets 'data.images', which is no number of this run"),
+    (
+        "choices.oracle",
+        {"_target_": "os.system", "trial": 0, "values": {}},
+        "'choices.oracle._target_' is no known key",
+    ),
+    ("choices", {}, "tuned=oracle: the tuning chose none"),
+    ("choices", [], "choices: expected keys with values"),
+    ("settings.run_seeds", [], "settings.run_seeds is empty"),
+    ("settings.run_seeds", ["0"], "settings.run_seeds[0]: expected a whole number"),
+    ("settings", {"trials": 1, "run_seeds": [0], "_target_": {"a": [None]}}, None),  # read, shown, never built
+    ("identity", {"_target_": "os.system"}, "is the result of another tuning"),
+    ("id", "../../../x", "id: expected 12 hexadecimal digits"),
+    ("_target_", "os.system", "'_target_' is no known key"),
+    ("schema", 2, "expected a record of schema 1"),
+    ("fingerprints", {"data": "another"}, "data or weights have changed since the tuning"),
+]
+
+
+def test_a_forged_choice_is_data_or_one_line(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = tuned(words, trials=2)
+    path = Path(record.pop("path"))
+    argv = [f"{key}={value}" for key, value in words.items()] + ["--config-dir", str(CONFIGS)]
+    argv += ["loss=em", *(f"{key}={value}" for key, value in REST.items())]
+    (tmp_path / "grid.yaml").write_text("grids: [{}]\n")
+    for place, value, said in FORGED:
+        forged = json.loads(json.dumps(record))
+        *above, last = place.split(".")
+        node = forged
+        for key in above:
+            node = node[key]
+        node[last] = value
+        path.write_text(json.dumps(forged))
+        for verb in (["run"], ["sweep", "grid.yaml", "--dry-run"]):
+            status = cli.main([*verb, *argv])
+            told = capsys.readouterr()
+            if said is None:
+                assert status == 0, (place, told.err)
+                continue
+            lines = [line for line in told.err.splitlines() if line]
+            assert (status, len(lines), told.out) == (2, 1, ""), (place, value, verb, told.err)
+            assert said in lines[0], (place, value, verb, lines)
+            assert "unexpected" not in lines[0]
+
+
+def test_a_forged_choice_keeps_to_the_ranges(monkeypatch):
+    cfg = compose(["method=tent", "loss=dem", "tuned=oracle", "part=rest"])
+    for key, value in (("method.lr", -1.0), ("method.steps", 2.5), ("loss.tau", 0.0)):
+        forged = {"choices": {"oracle": {"trial": 0, "values": {key: value}}}}
+        monkeypatch.setattr(settling, "read", lambda cfg, forged=forged: forged)
+        with pytest.raises(ConfigError, match=rf"tune\.json: {key}: expected .*, got {value}; tune again"):
+            settling.settle(cfg)
+
+
+def test_what_lies_beside_a_result_is_copied_but_for_links(tmp_path):
+    source, target, secret = tmp_path / "a", tmp_path / "b", tmp_path / "secret"
+    (source / "files" / "deep").mkdir(parents=True)
+    secret.write_text("secret")
+    (source / "curve.csv").write_text("step")
+    (source / "series.csv").symlink_to(secret)
+    (source / "files" / "deep" / "x.bin").write_bytes(b"\0\1")
+    (source / "files" / "y.bin").symlink_to(secret)
+    (source / "files" / "far").symlink_to(tmp_path)
+    settling.copy_files(source, target)
+    assert {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()} == {
+        "curve.csv", "files/deep/x.bin",
+    }  # fmt: skip
+    (target / "curve.csv").unlink()
+    (target / "curve.csv").symlink_to(secret)
+    with pytest.raises(OSError, match="is a link"):
+        settling.copy_files(source, target)
+    assert secret.read_text() == "secret"
+    (source / "curve.csv").unlink()
+    (target / "files").rename(tmp_path / "elsewhere")
+    (target / "files").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="files is a link"):
+        settling.copy_files(source, target)

@@ -6,6 +6,7 @@ import ast
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,3 +181,30 @@ def test_in_a_notebook_a_bar_is_drawn_again_in_place(words, values, monkeypatch)
     dembench.sweep({"seed": [5, 6]}, values, **{**words, "progress": True})
     assert 'value="2" max="2"' in drawn[-1]
     assert api.Result is not None
+
+
+def own_mean(record: dict[str, Any]) -> float:
+    return next(row["value"] for row in record["rows"] if (row["slice"], row["metric"]) == ("mean", "error"))
+
+
+@pytest.mark.slow
+def test_the_notebook_of_first_steps_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells one after the other; adapting helps, and the numbers shown are those of the records."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "examples" / "first_steps.ipynb").read_text())["cells"]
+    space: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells:
+        assert not cell.get("outputs")
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), space)
+    assert space["error_adapted"] < space["error_source"] - 0.2
+    records = [json.loads(path.read_text()) for path in Path("first_steps/runs").glob("*/result.json")]
+    assert len(records) == 6
+    mean = {loss: np.mean([own_mean(one) for one in records if one["loss"] == loss]) for loss in ("em", "adadem")}
+    shown = space["errors"].loc["mean"].to_dict()
+    assert shown == pytest.approx(mean)
+    assert space["found"].frame.gain[0] == pytest.approx(100 * (mean["em"] - mean["adadem"]))
+    assert Path("first_steps/report/index.html").is_file()

@@ -7,6 +7,7 @@ counts as accepted.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
 from pathlib import Path
@@ -35,21 +36,11 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_is_as_long_as_it_says() -> None:
-    assert len({words for words, _ in EVERY}) >= 480
+    assert len({words for words, _ in EVERY}) >= 560
     assert {words.split()[0] for words, _ in EVERY} >= set(COMMANDS)
 
 
-@pytest.mark.parametrize(("words", "said"), EVERY, ids=[words[:60].replace("/", ":") for words, _ in EVERY])
-def test_a_bad_input_is_one_line(
-    words: str, said: str, things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise Accepted(words)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DEMBENCH_DATA", raising=False)
-    monkeypatch.setattr(experiment, "run", stop)
-    monkeypatch.setattr(execute, "execute", stop)
+def is_one_line(words: str, said: str, things: Path, capsys: pytest.CaptureFixture) -> None:
     argv = [word.replace("@", str(things)) if "method@" not in word else word for word in shlex.split(words)]
     try:
         status = main(argv)
@@ -63,3 +54,54 @@ def test_a_bad_input_is_one_line(
     assert re.match("dembench(?!.*(unexpected|Traceback))", lines[0])
     assert said.replace("@", str(things)) in lines[0]
     assert not list(Path(os.getcwd()).rglob("result.json"))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DEMBENCH_DATA", raising=False)
+
+
+@pytest.fixture
+def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise Accepted
+
+    monkeypatch.setattr(experiment, "run", stop)
+    monkeypatch.setattr(execute, "execute", stop)
+
+
+@pytest.mark.usefixtures("elsewhere", "no_run")
+@pytest.mark.parametrize(("words", "said"), EVERY, ids=[words[:60].replace("/", ":") for words, _ in EVERY])
+def test_a_bad_input_is_one_line(words: str, said: str, things: Path, capsys: pytest.CaptureFixture) -> None:
+    is_one_line(words, said, things, capsys)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(("words", "said"), bad_inputs.PICTURES)
+def test_a_picture_that_a_run_cannot_read_is_one_line(
+    words: str, said: str, things: Path, capsys: pytest.CaptureFixture
+) -> None:
+    is_one_line(f"{words} progress=false", said, things, capsys)
+
+
+@pytest.mark.usefixtures("elsewhere", "no_run")
+@pytest.mark.parametrize(("words", "cache", "said"), bad_inputs.CACHES)
+def test_a_place_for_caches_that_is_not_there_is_one_line(
+    words: str,
+    cache: str | None,
+    said: str,
+    things: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError("uid not found")
+
+    for name in ("DEMBENCH_CACHE", "HOME", "XDG_CACHE_HOME") if cache is None else ():
+        monkeypatch.delenv(name, raising=False)
+    if cache is None:
+        monkeypatch.setattr(pwd, "getpwuid", nobody)  # as in a container for a user without an account
+    else:
+        monkeypatch.setenv("DEMBENCH_CACHE", cache.replace("@", str(things)))
+    is_one_line(words, said, things, capsys)

@@ -6,12 +6,14 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from report_runs import opened
 
-from dembench.harness import compose
+from dembench.harness import groups
 from dembench.scripts.cli import main
 
 MODULE = """
@@ -41,7 +43,7 @@ _label_: {title: Half of EM, order: 25}
 
 
 @pytest.fixture
-def own(tmp_path: Path, stub_configs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(tmp_path: Path, stub_configs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of configurations, with its module in it."""
     folder = tmp_path / "configs"
     shutil.copytree(stub_configs, folder)
@@ -50,7 +52,10 @@ def own(tmp_path: Path, stub_configs: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (folder / "strolling.py").write_text(MODULE)
     (tmp_path / "data.txt").write_text("data")
     monkeypatch.chdir(tmp_path)
-    return folder
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(stub_configs)])
+    monkeypatch.delitem(sys.modules, "dembench_stub", raising=False)  # the copy is the one that is meant
+    yield folder
+    sys.modules.pop("dembench_stub", None)
 
 
 def test_a_new_method_and_a_new_loss_are_a_class_and_a_file_each(own: Path, capsys: pytest.CaptureFixture[str]):
@@ -87,7 +92,7 @@ def test_a_label_is_no_argument_and_moves_no_id(own: Path, capsys: pytest.Captur
     words = ["task=stub", "data.root=data.txt", "out=runs", "method=stroll", "loss=halved"]
     for title in ("Stroll at ease", "Another title"):
         (own / "method" / "stub" / "stroll.yaml").write_text(METHOD.replace("Stroll at ease", title))
-        compose._groups.cache_clear()
+        groups._composed.cache_clear()
         assert main(["run", "--config-dir", str(own), *words]) == 0
         paths.append(capsys.readouterr().out.splitlines()[-1])
     assert paths[0] == paths[1]

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +60,12 @@ WORDS: list[Row] = [  # the command line itself
     ("run out=", "out: expected a folder"),
     ("run out=' '", "out: expected a folder"),
     ("run out=3", "out: expected a text, got 3"),
+    ("run out=@/file.txt", "out: @/file.txt is not a folder"),
+    ("run out=@/file.txt/a/b", "out: @/file.txt is not a folder"),
+    ("run out=@/pipe", "out: @/pipe is not a folder"),
+    ("sweep demo out=@/file.txt", "out: @/file.txt is not a folder"),
+    ("tune method=tent out=@/file.txt", "out: @/file.txt is not a folder"),
+    ("search method=tent out=@/file.txt", "out: @/file.txt is not a folder"),
     ("run out=[a]", "out: expected"),
     ("run force=1", "force: expected true or false"),
     ("run force=null", "force: expected true or false"),
@@ -157,9 +166,9 @@ WORDS: list[Row] = [  # the command line itself
     ("run data=cifar10c_generated data.source=@/nothing", "@/nothing"),
     ("run data=image_folder", "needs a value: data.root=..."),
     ("run data=image_folder data.root=null model=torchvision", "model.arch=..."),
-    ("run data=image_folder data.root=${x} model=torchvision", "x"),
+    ("run data=image_folder data.root=${x} model=torchvision model.arch=resnet18", "x"),
     ("run data=image_folder data.root=${seed model=torchvision", "cannot read"),
-    ("run data=image_folder data.root='${oc.env:NOT_THERE}' model=torchvision", "NOT_THERE"),
+    ("run data=image_folder data.root='${oc.env:NOT_THERE}' model=torchvision model.arch=resnet18", "NOT_THERE"),
     ("run model=torchvision", "arch"),
     ("run model=torchvision model.arch=resnet", "unknown torchvision model 'resnet'"),
     ("run model=torchvision model.arch=googlenet", "googlenet"),
@@ -344,7 +353,7 @@ WORDS: list[Row] = [  # the command line itself
     ("report @/runs_empty --figures x", "--figures: invalid int value"),
     ("report @/good --out @/file.txt", "@/file.txt"),
     ("report @/good --out @/out --readme @/nothing.md", "@/nothing.md"),
-    ("report @/good --out @/out --readme @/binary", "codec"),
+    ("report @/good --out @/out --readme @/binary", "@/binary is no text in UTF-8"),
     ("export", "the following arguments are required: --out"),
     ("evaluate", "the following arguments are required: RUN"),
     ("evaluate @/nothing", "@/nothing"),
@@ -392,11 +401,20 @@ WORDS: list[Row] = [  # the command line itself
     ("bench loss --seconds x", "--seconds: invalid float value"),
     ("bench loss --device tpu", "invalid choice: 'tpu'"),
     ("bench loss --json @/nothing/x.json", "no folder @/nothing"),
+    ("bench loss --json @/folder.yaml", "--json: @/folder.yaml is not a file"),
+    ("bench loss --json @/pipe", "--json: @/pipe is not a file"),
     ("check", "the following arguments are required: what"),
     ("check cpu", "invalid choice: 'cpu'"),
     ("check gpu --seconds 0", "expected --seconds above 0"),
     ("check gpu --workers -1", "--workers of at least 0"),
     ("check gpu --part nope", "invalid choice: 'nope'"),
+    ("new", "the following arguments are required"),
+    ("new thing x", "invalid choice: 'thing'"),
+    ("new loss", "the following arguments are required: NAME"),
+    ("new loss ../x", "../x"),
+    ("new loss 1x", "1x"),
+    ("check loss", "the following arguments are required: NAME"),
+    ("check loss nope", "unknown loss 'nope'"),
     ("kit", "the following arguments are required"),
     ("kit @/good", "@/good is not empty"),
     ("kit @/file.txt", "@/file.txt"),
@@ -405,6 +423,9 @@ WORDS: list[Row] = [  # the command line itself
     ("kit @/kit --data @/nothing", "--data: no @/nothing"),
     ("kit @/kit --extra nope", "nope"),
 ]
+
+UNTRAINED = "model=torchvision model.arch=squeezenet1_1 model.weights=null model.num_classes=2"
+DOMAINS = f"run {UNTRAINED} data=image_folder data.root=@/domains"
 
 FILES: list[Row] = [  # files that are damaged or of another kind; the task is built
     ("run model=cifar_resnet20 model.weights=@/nothing.pth", "no file @/nothing.pth"),
@@ -416,8 +437,8 @@ FILES: list[Row] = [  # files that are damaged or of another kind; the task is b
     ("run model=cifar_resnet20 model.weights=@/list.pth", "@/list.pth holds no state dict"),
     ("run model=cifar_resnet20 model.weights=@/numbers.pth", "@/numbers.pth holds no state dict"),
     ("run model=cifar_resnet20 model.weights=@/other.pth", "@/other.pth holds no CIFAR ResNet"),
-    ("run model=cifar_resnet20 model.weights=@/bad.safetensors", "@/bad.safetensors is no PyTorch checkpoint"),
-    ("run model=cifar_resnet20 model.weights=@/cut.safetensors", "@/cut.safetensors is no PyTorch checkpoint"),
+    ("run model=cifar_resnet20 model.weights=@/bad.safetensors", "@/bad.safetensors is no safetensors file"),
+    ("run model=cifar_resnet20 model.weights=@/cut.safetensors", "@/cut.safetensors is no safetensors file"),
     ("run model=wrn28_10 model.weights=@/other.pth", "@/other.pth holds no WRN-28-10"),
     ("run task=segmentation model=deeplabv2_small +model.weights=@/binary", "@/binary is no PyTorch checkpoint"),
     ("run task=segmentation model=deeplabv2_resnet18 model.weights=@/other.pth", "@/other.pth does not fit"),
@@ -428,6 +449,10 @@ FILES: list[Row] = [  # files that are damaged or of another kind; the task is b
     ("run task=segmentation data=camvid data.root=@/runs_empty", "camvid"),
     ("run task=segmentation data=camvid data.root=@/file.txt", "@/file.txt"),
     ("run task=prompt method=tpt_coop method.context.file=@/nothing.pth", "@/nothing.pth"),
+    ("run task=prompt method=tpt_coop method.context.file=@/binary", "@/binary is no PyTorch file"),
+    ("run task=prompt method=tpt_coop method.context.file=@/cut.pth", "@/cut.pth is no PyTorch file"),
+    ("run task=prompt method=tpt_coop method.context.file=@/other.pth", "expected a tensor ctx (n, D)"),
+    ("run task=prompt method=tpt_coop method.context.file=@/pipe", "@/pipe is not a regular file"),
     ("run data=cifar10c data.root=@/runs_empty", "@/runs_empty"),
     ("run data=cifar10c data.root=@/file.txt", "@/file.txt"),
     ("run data=cifar10c data.root=@/c_damaged", "@/c_damaged"),
@@ -446,6 +471,52 @@ FILES: list[Row] = [  # files that are damaged or of another kind; the task is b
     ("run task=semi data=tissuemnist data.images.root=@/file.txt", "@/file.txt"),
     ("run task=prompt data=image_folder data.root=@/runs_empty", "@/runs_empty"),
     ("run task=prompt data=image_folder data.root=@/nothing", "@/nothing"),
+    # pictures
+    (
+        "run task=semi data=folders data.images.root=@/cut_pictures",
+        "cut_pictures: a/1.jpg cannot be read as an image: Truncated",
+    ),
+    ("run task=semi data=folders data.images.root=@/avif_pictures", "@/avif_pictures: found images of 0 classes"),
+    (
+        "run task=semi data=folders data.images.root=@/avif_inside",
+        "avif_inside: a/1.png cannot be read as an image: cannot identify image file",
+    ),
+    ("run data=cifar10c_generated data.source=@/cut_pictures", "cut_pictures"),
+    (f"run data=image_folder data.root=@/avif_pictures {UNTRAINED}", "no images in @/avif_pictures"),
+    # several domains
+    (f"{DOMAINS} data.domains=[one,none]", "no folder @/domains/none"),
+    (f"{DOMAINS} data.domains=[one,empty]", "@/domains/empty"),
+    (f"{DOMAINS} data.domains=[one,hollow]", "no images in @/domains/hollow"),
+    (f"{DOMAINS} data.domains=[one,others]", "@/domains/others has other class folders than the first domain: b, c"),
+    (f"{DOMAINS} data.domains=[one,small] data.num_images=4", "@/domains/small"),
+    (f"{DOMAINS} data.domains=[one,mean]", "a domain cannot be named 'mean'"),
+    (f"{DOMAINS} data.domains=[one,one]", "each domain once"),
+    (f"{DOMAINS} data.domains=one", "expected a list"),
+    (f"{DOMAINS} data.domains=[]", "expected a list of domains"),
+    # what waits for ever, and what has no end
+    ("run model=cifar_resnet20 model.weights=@/pipe", "@/pipe"),
+    ("run model=cifar_resnet20 model.weights=/dev/zero", "/dev/zero"),
+    ("run data=cifar10c data.root=@/c_pipes", "@/c_pipes"),
+    ("run data=cifar10c_generated data.source=@/pipe", "@/pipe"),
+    ("run task=semi data=folders data.images.root=@/pipe", "@/pipe"),
+    ("run task=semi data=semi_aves data.images.root=@/aves_pipe", "@/aves_pipe"),
+    ("run task=semi data=semi_aves data.images.root=@/aves_binary", "l_train_val.txt is no text in UTF-8"),
+    ("run task=semi data=semi_aves data.images.root=@/aves_odd", "expected lines of a path and the number of a class"),
+    ("run task=semi data=tissuemnist data.images.root=@/pipe", "@/pipe"),
+    ("run task=prompt data=image_folder data.root=@/domains/one data.class_names=@/pipe", "@/pipe"),
+    ("run task=prompt data=image_folder data.root=@/domains/one data.class_names=@/binary", "no text in UTF-8"),
+    ("run task=prompt data=image_folder data.root=@/domains/one data.class_names=@/file.txt", "expected each folder"),
+    ("sweep @/pipe", "@/pipe"),
+    ("sweep /dev/zero", "/dev/zero"),
+    ("suite @/pipe.yaml", "@/pipe.yaml"),
+    ("report @/pipe.csv --out @/out", "@/pipe.csv"),
+    ("report @/pipe.jsonl.gz --out @/out", "@/pipe.jsonl.gz"),
+    ("report @/good --out @/out --readme @/pipe", "@/pipe"),
+    ("export @/pipe.jsonl.gz --out @/x.jsonl.gz", "@/pipe.jsonl.gz"),
+    ("compare @/pipe.csv @/good", "@/pipe.csv"),
+    ("kit @/kit --have @/pipe", "@/pipe"),
+    ("evaluate @/pipe", "@/pipe"),
+    ("run --config-dir @/conf_pipe loss=mine", "mine"),
     ("run --config-dir @/conf_list loss=mine", "mine"),
     ("run --config-dir @/conf_scalar loss=mine", "mine"),
     ("run --config-dir @/conf_binary loss=mine", "mine"),
@@ -453,6 +524,25 @@ FILES: list[Row] = [  # files that are damaged or of another kind; the task is b
     ("run --config-dir @/conf_bare loss=mine", "loss"),
     ("run --config-dir @/conf_module loss=mine", "no_such_module"),
     ("run --config-dir @/conf_same loss=em", "is the name of a file of dembench too"),
+]
+
+
+PICTURES: list[Row] = [  # what only the run meets, which is therefore begun
+    (f"run data=image_folder data.root=@/cut_pictures {UNTRAINED} method=norm", "a/1.jpg cannot be read as an image"),
+    (f"run data=image_folder data.root=@/avif_inside {UNTRAINED} method=norm", "a/1.png cannot be read as an image"),
+]
+
+ABSENT = "no home folder to keep caches in; set DEMBENCH_CACHE to a folder"
+CACHES: list[tuple[str, str | None, str]] = [  # words, $DEMBENCH_CACHE (None: none, and no home), what is said
+    ("run data=digits method=norm", None, ABSENT),
+    ("run task=prompt method=zero_shot", None, ABSENT),
+    ("run task=semi data=folders data.images.root=@/domains/one", None, ABSENT),
+    ("run data=cifar10c_generated data.source=@/domains/one", None, ABSENT),
+    ("run data=digits method=norm", "@/file.txt", "the cache folder @/file.txt/models cannot be written"),
+    ("run data=digits method=norm", "/proc/nothing", "the cache folder /proc/nothing/models cannot be written"),
+    ("run data=cifar10c_generated data.source=@/domains/one", "@/file.txt", "the cache folder @/file.txt"),
+    ("run task=prompt method=zero_shot", "@/file.txt", "the cache folder @/file.txt/"),
+    ("run task=semi data=folders data.images.root=@/few.tar", "@/file.txt", "the cache folder @/file.txt/folders/"),
 ]
 
 
@@ -522,7 +612,48 @@ def make_things(folder: Path) -> None:
         text(f"c_damaged/{name}.npy", noise[:100])
     (folder / "good" / "0123456789ab").mkdir(parents=True)
     text("good/0123456789ab/result.json", json.dumps(_record()))
-    Image.new("RGB", (8, 8)).save(folder / "one.png")
+    _make_pictures(folder)
+    for name in ("pipe", "pipe.yaml", "pipe.csv", "pipe.jsonl.gz"):
+        os.mkfifo(folder / name)
+    for name in (
+        "c_pipes/labels.npy",
+        "c_pipes/gaussian_noise.npy",
+        "aves_pipe/l_train_val.txt",
+        "conf_pipe/loss/mine.yaml",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(folder / name)
+    text("aves_binary/l_train_val.txt", noise)
+    text("aves_odd/l_train_val.txt", "images/a.jpg zero\n")
+
+
+def _make_pictures(folder: Path) -> None:
+    """Class folders of small pictures: whole, cut off, of a format that is not read, and as domains of a stream."""
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+
+    def picture(name: str, share: float = 1.0, kind: str = "JPEG") -> None:
+        path, buffer = folder / name, io.BytesIO()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(buffer, kind)
+        path.write_bytes(buffer.getvalue()[: int(share * len(buffer.getvalue()))])
+
+    for group in ("a", "b"):
+        for number in range(3):
+            picture(f"cut_pictures/{group}/{number}.jpg", 0.5 if (group, number) == ("a", 1) else 1.0)
+            picture(f"avif_inside/{group}/{number}.png", kind="PNG")
+            picture(f"domains/one/{group}/{number}.jpg")
+            picture(f"domains/mean/{group}/{number}.jpg")
+        picture(f"domains/small/{group}/0.jpg")
+        (folder / "domains" / "hollow" / group).mkdir(parents=True)
+        (folder / "avif_pictures" / group).mkdir(parents=True)
+    for group in ("a", "c"):
+        picture(f"domains/others/{group}/0.jpg")
+    (folder / "domains" / "empty").mkdir()
+    with tarfile.open(folder / "few.tar", "w") as archive:
+        archive.add(folder / "domains" / "one", ".")
+    avif = bytes.fromhex("0000001c667479706176696600000000617669666d6966316d696166") + pixels.tobytes()  # its head
+    for name in ("avif_pictures/a/1.avif", "avif_inside/a/1.png"):
+        (folder / name).write_bytes(avif)
 
 
 def _record() -> dict[str, object]:

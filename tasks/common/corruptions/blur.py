@@ -61,7 +61,7 @@ def disc_spectrum(radius: float, sigma: float, side: int) -> Tensor:
 
 
 def grid(side: int, width: int) -> int:
-    """The next size from ``side`` + ``width`` - 1 on that has no prime factor above 3: transforms of such are fast."""
+    """The next size from ``side`` + ``width`` - 1 on that has no prime factor above 3: its transforms are fast."""
     size = side + width - 1
     while math.gcd(size, 2**10 * 3**6) != size:
         size += 1

@@ -103,7 +103,7 @@ SIDE = 128
 
 @cache
 def made_textures(scale: int = 1) -> tuple[Tensor, ...]:
-    """Five textures that stand in for the frost photos, uint8 (3, 128 * scale, 128 * scale): not Hendrycks's frost.
+    """Five textures in place of the frost photos, uint8 (3, 128 * scale, 128 * scale): not Hendrycks's frost.
 
     Each is a cloudy field (power falling with frequency) and fine ice needles, grown in patches of three directions
     60 degrees apart. Colour, contrast and slope of the spectrum are near the photos'; shapes are not. ``scale`` 1 is

@@ -1,7 +1,7 @@
 """What several corruptions share: uint8 to float64 and back, and resampling.
 
 Sums run in float64 and end in ``to_uint8``, so the order of a sum (which differs with batch shape and device) moves a
-value by some 1e-13 and a pixel only if it lies that close to the edge of a grey level, which the guard keeps empty of
+value by some 1e-13 and a pixel only if it is that close to the edge of a grey level, which the guard keeps empty of
 the values that are whole grey levels.
 """
 
@@ -98,7 +98,7 @@ def centre_zoom(values: Tensor, factor: float, trim: bool = True) -> Tensor:
     places = zoom_places(factor, values.shape[-1], trim, values.device)
     low, high = places[:2].long()
     before, after = places[2:]
-    for _ in range(2):  # rows lie together in memory, so columns are turned into rows
+    for _ in range(2):  # rows are contiguous in memory, so columns are turned into rows
         lines = values.index_select(2, low).mul_(before[:, None])
         values = lines.add_(values.index_select(2, high).mul_(after[:, None])).transpose(2, 3).contiguous()
     return values

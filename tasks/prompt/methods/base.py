@@ -36,7 +36,7 @@ class PromptMethod:
         self, prompts: Prompts, loss: Any = None, *, context: Context | None = None, shots: Shots | None = None
     ):
         self.prompts, self.loss = prompts, placed(loss, prompts.clip.device)
-        self.notes: list[Note] = []  # what must stand beside the numbers
+        self.notes: list[Note] = []  # what a reader of the numbers must know
         self.artifacts: list[Artifact] = []
         self.forward_passes = self.backward_passes = self.updated = 0  # passes of one context through the text tower
         self.last_loss: Tensor | None = None

@@ -3,7 +3,7 @@
 As in the authors' code (63ecbac): the views of least entropy are chosen once, with the initial context; the loss is of
 their marginal; AdamW with torch's defaults; the plain view is predicted with the tuned context, which is then
 forgotten. Theirs runs under fp16 autocast with a gradient scaler that outlives the image; here context, loss and
-optimiser are float32 and nothing outlives it. ``loss`` stands where TPT has the entropy, on ``aggregate``:
+optimiser are float32 and nothing outlives it. ``loss`` replaces TPT's entropy, on ``aggregate``:
 
     marginal      one row an image, the log of the mean softmax of the chosen views; with EM this is TPT
     mean_logits   one row, the mean of their logits

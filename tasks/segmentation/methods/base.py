@@ -129,7 +129,7 @@ class UDAMethod(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    replaces_entropy: ClassVar[bool] = False  # the loss stands for the method's own entropy, it is no addition
+    replaces_entropy: ClassVar[bool] = False  # the loss replaces the method's own entropy; else it is added
     adapts_at_test: ClassVar[bool] = False
 
     def __init__(

@@ -1,4 +1,4 @@
-"""MinEnt: minimise the entropy of the target pixels (Vu et al., ADVENT, 2019, eq. 3), where a loss stands for it."""
+"""MinEnt: minimise the entropy of the target pixels (Vu et al., ADVENT, 2019, eq. 3), where a loss replaces it."""
 
 from __future__ import annotations
 

@@ -33,12 +33,14 @@ class Batch:
         images, labels: labelled samples in their weak view, (B, 3, H, W) float and (B,) int64.
         views: unlabelled samples by name of view, (M, 3, H, W) each, the same samples in the same order.
         progress: share of the training that is done, from 0 to 1.
+        rows: numbers of the unlabelled samples among all of them, (M,) int64, on the device; None without any.
     """
 
     images: Tensor
     labels: Tensor
     views: Mapping[str, Tensor] = field(default_factory=dict)
     progress: float = 0.0
+    rows: Tensor | None = None
 
 
 class Slot(nn.Module):
@@ -107,6 +109,9 @@ class SemiMethod(nn.Module, ABC):
             if not low <= value <= high:
                 upper = "" if high == math.inf else f" and at most {high:g}"
                 raise ValueError(f"{self.name}: expected {name} of at least {low:g}{upper}, got {value}")
+
+    def prepare(self, num_unlabelled: int) -> None:
+        """Called once before the training; ``num_unlabelled`` is how many unlabelled samples there are."""
 
     @property
     def needed_views(self) -> tuple[str, ...]:

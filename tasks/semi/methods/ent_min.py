@@ -8,7 +8,7 @@ from dembench.tasks.semi.methods.base import Batch, SemiMethod, Terms, passes, s
 
 
 class EntMin(SemiMethod):
-    """Cross entropy on labelled plus 0.3 times the mean entropy on unlabelled samples, where ``loss`` stands for it.
+    """Cross entropy on labelled plus 0.3 times the mean entropy on unlabelled samples, or of ``loss`` in its place.
 
     Labelled and unlabelled samples go through the network together. Without a loss it is ``Supervised``.
     """

@@ -95,6 +95,13 @@ class TTAMethod:
     def reset(self) -> None:
         """Nothing of this method changes."""
 
+    def extra_state(self) -> dict[str, Any]:
+        """What a method keeps between batches beside attributes that are tensors or numbers, in plain containers."""
+        return {}
+
+    def put_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Takes what ``extra_state`` gave."""
+
 
 @dataclass(frozen=True)
 class Seen:

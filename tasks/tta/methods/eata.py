@@ -2,7 +2,7 @@
 
 As the authors' code (EATA f739b36): the Fisher information is the squared gradient of each batch's mean loss, so that
 it and the fitting fisher_alpha depend on fisher_batch; ``fisher="sample"`` squares the gradient of each sample's loss.
-The gradient of the penalty is added to that of the objective as it stands, without autograd.
+The gradient of the penalty is added to that of the objective directly, without autograd.
 """
 
 from typing import Literal, Unpack

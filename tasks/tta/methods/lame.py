@@ -66,7 +66,8 @@ class LAME(TTAMethod):
             nearest = distance.topk(min(self.neighbours + 1, len(distance)), largest=False).indices[:, 1:]
             return torch.zeros_like(distance).scatter_(1, nearest, 1.0)
         width = distance.topk(min(self.neighbours, len(distance)), largest=False).values[:, -1].mean()
-        return (-distance.square() / (2 * width.square())).exp()
+        scale = (2 * width.square()).clamp(min=torch.finfo(width.dtype).tiny)  # zero where all images are one
+        return (-distance.square() / scale).exp()
 
 
 def assigned(log_p: Tensor, w: Tensor, steps: int = 100) -> Tensor:

@@ -40,7 +40,7 @@ def guard_group_norms(model: nn.Module) -> None:
     """Lets the affine parameters of GroupNorms be learned on a CPU behind layers that do not learn.
 
     Before PyTorch 2.15 the backward pass of a GroupNorm on a CPU ends the process where its input is in channels-last
-    format and needs no gradient (seen in 2.6 and 2.11): such an input is copied to the plain format.
+    format and needs no gradient (seen in 2.6 and 2.11): that input is copied to the plain format.
     """
     if TorchVersion(torch.__version__) < "2.15":
         for module in model.modules():

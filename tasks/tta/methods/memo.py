@@ -37,6 +37,8 @@ class MEMO(EntropyMethod):
     views < 1, prior < 0 or another crop.
     """
 
+    needs_images = stops_gradient = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -33,6 +33,8 @@ class ROID(EntropyMethod):
     The other arguments and errors are those of ``EntropyMethod``.
     """
 
+    needs_images = stops_gradient = True
+
     def __init__(
         self,
         model: nn.Module,

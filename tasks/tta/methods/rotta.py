@@ -5,6 +5,7 @@ the logarithm of the entropies that score images; here they are exact.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,17 @@ class RoTTA(MeanTeacher):
     def _restart(self) -> None:
         self.memory: Memory | None = None
         self._seen = 0
+
+    def extra_state(self) -> dict[str, Any]:
+        if self.memory is None:
+            return {}
+        items = [[item.image.clone(), item.label, item.entropy, item.age] for item in self.memory.items]
+        return {"classes": len(self.memory.classes), "items": items}
+
+    def put_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.memory = Memory(self.capacity, state["classes"], *self.weights) if state else None
+        for image, label, entropy, age in state.get("items", ()):
+            self.memory.classes[label].append(Item(image.clone(), label, entropy, age))
 
 
 @dataclass

@@ -24,6 +24,7 @@ class MeanTeacher(TTAMethod):
 
     in_model = False
     uses_loss = False
+    needs_images = stops_gradient = True
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from dembench.tasks.tta.methods.base import Common, EntropyMethod, Optimizer
 
 
 class Tent(EntropyMethod):
-    """Lowers each batch's mean loss; ``loss`` stands where Tent has the entropy.
+    """Lowers each batch's mean loss; ``loss`` replaces Tent's entropy.
 
     Args:
         optimizer: "adam", "momentum", "nesterov" or "sgd" (the paper: Adam for CIFAR, momentum for ImageNet).

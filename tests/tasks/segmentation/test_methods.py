@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.core import DEM, EM, AdaDEM
-from dembench.tasks.segmentation.batches import Draws, collate
+from dembench.tasks.segmentation.batches import ImagePairs, collate
 from dembench.tasks.segmentation.methods.adv_ent import AdvEnt, Discriminator, self_information
 from dembench.tasks.segmentation.methods.base import EntropyTerm, Logits, UDAMethod, cross_entropy, padding_mask
 from dembench.tasks.segmentation.methods.min_ent import MinEnt
@@ -40,7 +40,7 @@ def network(data: Blocks) -> Network:
 
 
 def batches(data: Blocks, steps: int, progress: float = 0.5) -> list[dict[str, Any]]:
-    draws = Draws(data.source_train, data.target_train, seed=0)
+    draws = ImagePairs(data.source_train, data.target_train, seed=0)
     return [collate([draws[2 * i], draws[2 * i + 1]]) | {"progress": progress} for i in range(steps)]
 
 

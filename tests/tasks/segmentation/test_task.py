@@ -67,7 +67,7 @@ def test_a_network_that_has_learned_is_right_and_reported_so() -> None:
 
 def test_notes_say_what_the_loss_does() -> None:
     texts = {
-        "source_only has no use": SourceOnly,
+        "source_only does not use": SourceOnly,
         "min_ent without a loss": partial(MinEnt, loss=None),
         "the loss is added to adv_ent on target pixels (its paper has none): weights 0.001 and 0.0002": partial(
             AdvEnt, loss=AdaDEM(), discriminator_width=4

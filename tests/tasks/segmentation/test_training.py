@@ -15,7 +15,7 @@ from torch import Tensor
 from dembench.core import EM, AdaDEM
 from dembench.tasks.base import Note
 from dembench.tasks.common.cache import load_state
-from dembench.tasks.segmentation.batches import Draws, Share, collate
+from dembench.tasks.segmentation.batches import ImagePairs, Share, collate
 from dembench.tasks.segmentation.data import NORMALISATIONS
 from dembench.tasks.segmentation.methods.adv_ent import AdvEnt
 from dembench.tasks.segmentation.methods.base import UDAMethod
@@ -143,7 +143,7 @@ def test_advents_schedule_to_the_digit() -> None:
 
 
 def test_a_batch_follows_from_seed_and_position(data: Blocks) -> None:
-    first, other = (Draws(data.source_train, data.target_train, seed) for seed in (0, 1))
+    first, other = (ImagePairs(data.source_train, data.target_train, seed) for seed in (0, 1))
     names = [first[i]["source"]["data_samples"].img_path for i in range(10)]
     assert sorted(names[:5]) == sorted(names[5:]) == [f"0-{i}" for i in range(5)]  # each image once an epoch
     assert names != [other[i]["source"]["data_samples"].img_path for i in range(10)]

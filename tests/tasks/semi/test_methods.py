@@ -18,14 +18,17 @@ from dembench.tasks.semi.methods import base
 from dembench.tasks.semi.methods.base import Batch
 from dembench.tasks.semi.methods.ent_min import EntMin
 from dembench.tasks.semi.methods.fixmatch import FixMatch
+from dembench.tasks.semi.methods.flexmatch import FlexMatch
 from dembench.tasks.semi.methods.freematch import FreeMatch
 from dembench.tasks.semi.methods.mixmatch import MixMatch, sharpen
 from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
+from dembench.tasks.semi.methods.softmatch import SoftMatch
 from dembench.tasks.semi.methods.supervised import Supervised
+from dembench.tasks.semi.methods.uda import UDA
 from dembench.tasks.semi.methods.vat import VAT, kl, unit
 
 C = 4
-METHODS = (Supervised, PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch)
+METHODS = (Supervised, PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch, SoftMatch, UDA)
 
 
 def linear() -> nn.Module:
@@ -139,6 +142,79 @@ def test_freematch_fairness_is_zero_where_nothing_is_masked_in() -> None:
     value.backward()
     assert float(value) == 0
     assert torch.isfinite(logits.grad).all()
+
+
+def test_flexmatch_counts_what_is_learned_over_five_batches() -> None:
+    model, n = linear(), 30
+    method = FlexMatch(None, num_classes=C, threshold=0.7)
+    method.prepare(n)
+    learned, status, kept = [-1] * n, [0.0] * C, []
+    for step in range(5):
+        data = batch(step / 5)
+        rows = torch.randperm(n)[:12]
+        data = Batch(data.images, data.labels, data.views, data.progress, rows)
+        terms = method.terms(model, data)
+        weak, strong = (numbers(model, data.views[name]) for name in ("weak", "strong"))
+
+        def keeps(q: np.ndarray, status: list[float] = status) -> bool:
+            return q.max() >= 0.7 * status[q.argmax()] / (2 - status[q.argmax()])
+
+        close(terms["consistency"], masked(strong, weak, keeps))
+        kept.append(sum(keeps(q) for q in softmax(weak, axis=1)))
+        for row, q in zip(rows.tolist(), softmax(weak, axis=1), strict=True):
+            if q.max() >= 0.7:
+                learned[row] = int(q.argmax())
+        most = max(learned.count(value) for value in (-1, *range(C)))
+        status = [learned.count(c) / most for c in range(C)] if most < n else status
+    assert method.learned.tolist() == learned
+    np.testing.assert_allclose(method.status.numpy(), status, rtol=1e-6)
+    assert kept[0] == 12  # all thresholds begin at 0
+    assert min(kept) < 12
+
+
+def test_flexmatch_without_numbers_of_the_samples_says_so() -> None:
+    with pytest.raises(ValueError, match="numbers of the unlabelled samples"):
+        FlexMatch(None, num_classes=C).terms(linear(), batch())
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_softmatch_follows_its_recurrence_over_three_batches(align: bool) -> None:
+    model = linear()
+    method = SoftMatch(None, num_classes=C, momentum=0.2, align=align)
+    mean, var, marginal = 1 / C, 1.0, None
+    for step in range(3):
+        data = batch(step / 3)
+        terms = method.terms(model, data)
+        weak, strong = (numbers(model, data.views[name]) for name in ("weak", "strong"))
+        p = softmax(weak, axis=1)
+        marginal = p.mean(0) if marginal is None else 0.2 * marginal + 0.8 * p.mean(0)
+        q = p * (1 / C + 1e-6) / (marginal + 1e-6) if align else p
+        sure = (q / q.sum(1, keepdims=True)).max(1)
+        mean, var = 0.2 * mean + 0.8 * sure.mean(), 0.2 * var + 0.8 * sure.var(ddof=1)
+        weight = [1.0 if c >= mean else math.exp(-2 * (c - mean) ** 2 / var) for c in sure]
+        losses = [-log_softmax(z)[q.argmax()] for z, q in zip(strong, p, strict=True)]
+        close(terms["consistency"], float(np.mean(np.multiply(weight, losses))))
+    assert min(weight) < 0.95
+
+
+@pytest.mark.parametrize("annealing", ["none", "linear", "log", "exp"])
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_uda(annealing: str, temperature: float) -> None:
+    model, data = linear(), batch(progress=0.3)
+    method = UDA(None, threshold=0.6, temperature=temperature, annealing=annealing)
+    terms = method.terms(model, data)
+    weak, strong = (numbers(model, data.views[name]) for name in ("weak", "strong"))
+    p, target = softmax(weak, axis=1), softmax(weak / temperature, axis=1)
+    expected = [-(t * log_softmax(z)).sum() * (q.max() >= 0.6) for t, z, q in zip(target, strong, p, strict=True)]
+    close(terms["consistency"], float(np.mean(expected)))
+    assert 0 < sum(q.max() >= 0.6 for q in p) < len(p)
+    risen = {"none": math.inf, "linear": 0.3, "log": 1 - math.exp(-1.5), "exp": math.exp(-3.5)}[annealing]
+    own = numbers(model, data.images)
+    losses = [
+        -log_softmax(z)[y] * (softmax(z).max() <= risen * (1 - 1 / C) + 1 / C)
+        for z, y in zip(own, data.labels.tolist(), strict=True)
+    ]
+    close(terms["supervised"], float(np.mean(losses)))
 
 
 def test_mixmatch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dembench.core import DEM, EM, AdaDEM
-from dembench.tasks.common.draws import generator
+from dembench.tasks.common.orders import generator
 from dembench.tasks.semi import augment
 from dembench.tasks.semi.data import SemiData
 from dembench.tasks.semi.methods.base import SemiMethod
