@@ -62,10 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench search: {error}")
     shown = Shown(settings.trials)
     command = shlex.join(["dembench", "search", *argv])
-    say(f"searching (tau, alpha) of DEM*, {settings.trials} trials")
+
+    def begin() -> None:
+        say(f"searching (tau, alpha) of DEM*, {settings.trials} trials")
+
     try:
         with alive(lambda: f"  trial {shown.ended + 1} of {settings.trials}"):
-            record = search(args.overrides, settings, args.config_dir, command=command, tell=shown)
+            record = search(args.overrides, settings, args.config_dir, command=command, tell=shown, begin=begin)
     except ConfigError as error:
         return fail(f"dembench search: {error}")
     except KeyboardInterrupt:

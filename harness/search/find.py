@@ -34,6 +34,7 @@ def search(
     *,
     command: str = "",
     tell: Callable[[Done], None] = lambda done: None,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Searches, or goes on with a search that was stopped or is under way elsewhere, and writes its result.
 
@@ -42,7 +43,7 @@ def search(
         settings: how.
         config_dir: own configurations.
         command: what the record gives as the way to repeat this.
-        tell: called after each trial of this process.
+        tell: called after each trial of this process. begin: called before the first, when all is checked.
     Returns: the record, which is in ``search.json`` of its folder, with "path".
     Raises: ConfigError for whatever the user can put right, before the first trial; RuntimeError where no trial is ok.
     """
@@ -59,6 +60,7 @@ def search(
 
     with experiment.user_errors():
         found = Search(folder, settings)
+    begin()
     done = found.run(evaluate, tell)
     chosen = best(done)
     if chosen is None:

@@ -133,7 +133,7 @@ def test_without_a_search_the_error_gives_the_command_that_makes_one(tmp_path, c
     assert command.main([*argv, "--trials", "3"]) == 0
     out, err = capsys.readouterr()
     assert Path(out.strip()).is_file()
-    assert err.startswith("[1/3] tau 1, alpha 1: error 0.")
+    assert err.splitlines()[1].startswith("[1/3] tau 1, alpha 1: error 0.")
     ready = experiment.prepare(compose(star))
     (planned,) = sweeps.plan([star])
     assert planned.id == ready.id

@@ -47,7 +47,7 @@ def is_one_line(words: str, said: str, things: Path, capsys: pytest.CaptureFixtu
     except SystemExit as end:  # argparse's way
         status = end.code
     told = capsys.readouterr()
-    lines = [line for line in told.err.splitlines() if line.strip()]
+    lines = [line for line in told.err.splitlines() if line.strip() and not line.startswith("  planning")]  # slow CPUs
     assert status == 2, (status, told.err[-300:], told.out[-300:])
     assert len(lines) == 1, told.err
     assert told.out == ""
