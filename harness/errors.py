@@ -23,6 +23,14 @@ READERS = {  # packages whose errors are about what they were given to read
 LONGEST = 500  # characters of a message
 
 
+class RunFirst(ConfigError):
+    """A run rests on a search or a tuning that is not there; ``command`` makes it."""
+
+    def __init__(self, message: str, command: str) -> None:
+        super().__init__(message)
+        self.command = command
+
+
 class DiskFull(ConfigError):
     """Nothing more can be written; what is finished is kept."""
 

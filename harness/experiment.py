@@ -20,7 +20,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from dembench import records
-from dembench.harness import errors, groups, loggers, runs
+from dembench.harness import compiler, errors, groups, loggers, runs
 from dembench.harness.compose import GROUPS, ConfigError, check_signatures
 from dembench.harness.search import dem_star, tuned
 from dembench.harness.targets import build, locate
@@ -96,7 +96,7 @@ def seed_all(seed: int) -> None:
 def make_repeatable(threads: int) -> None:
     """Sets torch's threads, and deterministic algorithms if present."""
     torch.set_num_threads(threads)
-    compiler_on_demand()
+    compiler.on_demand()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if "torch._inductor" in sys.modules:  # which it tells, too
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -106,29 +106,6 @@ def make_repeatable(threads: int) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; matrix products are so by torch's default
     torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in no fixed order
-
-
-def compiler_on_demand() -> None:
-    """Keeps torch's optimizers from importing its compiler, which takes a second and a half, before anything compiles.
-
-    Some of their methods are not to be traced; torch imports the compiler to mark them when they are first called.
-    Until something else imports it there is nothing to trace.
-    """
-    for method in vars(torch.optim.Optimizer).values():
-        plain = getattr(method, "__wrapped__", None)
-        if plain is not None and method.__module__ == torch.optim.Optimizer.__module__:
-            vars(plain).setdefault("__dynamo_disable", _unmarked(plain))
-
-
-def _unmarked(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        marked = sys.modules["torch._dynamo"].disable(function, True, wrapping=False)
-        setattr(function, "__dynamo_disable", marked)
-        return marked(*args, **kwargs)
-
-    return call
 
 
 @contextmanager
@@ -188,13 +165,14 @@ def files(config: Mapping[str, Any]) -> dict[str, str]:
     return {"files": short_hash(sorted((key, content[text]) for key, text in texts.items()))} if texts else {}
 
 
-def prepare(cfg: DictConfig) -> Prepared:
+def prepare(cfg: DictConfig | Mapping[str, Any]) -> Prepared:
     """Builds task, loss and method from a composed configuration and checks that the data is there.
 
     Raises: ConfigError for whatever the user can put right.
     """
-    cfg, tune = tuned.settle(cfg)
-    config = resolve(cfg) | ({} if tune is None else {"tune": tune["id"]})
+    composed: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg
+    plain, tune = tuned.settle_plain(composed)
+    config = resolve(plain) | ({} if tune is None else {"tune": tune["id"]})
     check_signatures({group: config.get(group) for group in (*GROUPS[1:], "task")})
     make_repeatable(config["threads"])
     seed_all(config["seed"])
@@ -204,7 +182,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     ask_to_save(task, config["save"], config["choices"]["task"])
     if tune is not None:
         tuned.check(tune, config["seed"], found)
-    config, search = dem_star.settle(cfg, config, found)
+    config, search = dem_star.settle(plain, config, found)
     with user_errors():
         method = build(config["method"], "method", loss=build_loss(config))
     check_method(task, method)

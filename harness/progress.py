@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from dembench.harness import notebook
 from dembench.harness.experiment import Watcher
+from dembench.harness.say import alive, is_quiet, say
 from dembench.tasks.base import Event, Flag, Note, Point, Scalars
 
 
@@ -32,7 +33,7 @@ class SliceError:
 @contextmanager
 def shown(enabled: bool, title: str) -> Iterator[Watcher | None]:
     """A watcher for ``harness.experiment.run``, or None where ``enabled`` is false."""
-    if not enabled:
+    if not enabled or is_quiet():
         yield None
     elif notebook.inside():
         with _in_notebook(title) as watch:
@@ -42,7 +43,8 @@ def shown(enabled: bool, title: str) -> Iterator[Watcher | None]:
             yield watch
     else:
         lines = _Lines(title)
-        yield lines
+        with alive(lines.now):
+            yield lines
         lines.close()
 
 
@@ -52,11 +54,16 @@ LINES = 10  # of a learning curve, where there is no terminal
 class _Lines:
     def __init__(self, title: str) -> None:
         self.error = SliceError()
-        self.scalars = 0
+        self.scalars = self.step = self.total = 0
         self.start = time.perf_counter()
-        print(title, file=sys.stderr, flush=True)
+        say(title)
+
+    def now(self) -> str:
+        step = f"{self.step} of {self.total}" if self.total else "preparing"
+        return f"  {step}, {time.perf_counter() - self.start:.0f} s"
 
     def __call__(self, event: Event, total: int) -> None:
+        self.step, self.total = self.step + isinstance(event, Point | Scalars), total
         if isinstance(event, Point):
             if event.slice != self.error.slice:
                 self.close()
@@ -65,14 +72,14 @@ class _Lines:
             self.scalars += 1
             if self.scalars * LINES // total > (self.scalars - 1) * LINES // total:
                 seconds = time.perf_counter() - self.start
-                print(f"  {_numbers(event)} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+                say(f"  {_numbers(event)} ({seconds:.1f} s)")
         elif text := _message(event):
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def close(self) -> None:
         if self.error.n:
             seconds = time.perf_counter() - self.start
-            print(f"  {self.error.slice}: {self.error} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+            say(f"  {self.error.slice}: {self.error} ({seconds:.1f} s)")
             self.error = SliceError()
 
 

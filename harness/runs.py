@@ -19,6 +19,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -308,7 +309,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {
-        **code_version(),
+        **_code_version_once(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_model(),
@@ -320,6 +321,12 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     if device == "cuda":
         found["cuda"] = torch.version.cuda
         found["cudnn"] = torch.backends.cudnn.version()
+    return found | _versions()
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    found = {}
     for name in VERSIONS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
@@ -344,6 +351,12 @@ def code_version() -> dict[str, Any]:
             version["commit"] = commit
             version["modified"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     return version
+
+
+@lru_cache(maxsize=1)
+def _code_version_once() -> dict[str, Any]:
+    """That of the code that this process has loaded."""
+    return code_version()
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -19,10 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
-
-from dembench.harness import experiment, groups, runs
+from dembench.harness import groups, runs
 from dembench.harness.compose import (
     GROUPS,
     ConfigError,
@@ -38,12 +35,15 @@ from dembench.harness.compose import (
     read_option,
     to_arguments,
 )
-from dembench.harness.search import dem_star, tuned
+from dembench.harness.errors import RunFirst
 from dembench.harness.targets import build
 from dembench.harness.times import Times, past_results
-from dembench.tasks.common import parts, trust
+from dembench.tasks.base import PART_KEYS
+from dembench.tasks.common import trust
 
 STUDIES = "sweep/study"  # the folder of the sources' tables and figures
+
+_Composed = tuple[Words, dict[str, Any], dict[str, Any]]  # a run in words, composed, and resolved
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ def _mappings(value: Any) -> bool:
 
 def read_overrides(words: Sequence[str]) -> dict[str, list[Any]]:
     """Command line words to values per key; ``seed=0,1`` gives two values, ``seed=[0,1]`` one that is a list."""
+    from hydra.core.override_parser.types import Override
+
     found: dict[str, list[Any]] = {}
     for override in parse(words):
         key = f"+{override.key_or_group}" if override.is_add() else override.key_or_group
@@ -173,6 +175,13 @@ def _named(words: Words, config_dir: Path | None) -> dict[str, Any]:
     return composed({group: words[group] for group in GROUPS if group in words}, config_dir, complete=False)
 
 
+def check_words(many: Iterable[Words], config_dir: Path | None = None) -> None:
+    """Raises ConfigError for a name, a key, a kind of value or a range that is wrong in any run; imports no PyTorch."""
+    for words in many:
+        with _named_errors(words):
+            composed(words, config_dir, complete=False)
+
+
 def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bool = False) -> list[Planned]:
     """Composes and checks every run before the first starts: names, arguments, data, weights, and whether task and
     method take what they are given; two words for one run are one run.
@@ -182,17 +191,23 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
         elsewhere: the runs will not run on this machine, which need not have a GPU for device=cuda.
     Raises: ConfigError that names the run.
     """
-    alike: dict[
-        str, list[tuple[Words, dict[str, Any], dict[str, Any]]]
-    ] = {}  # runs that differ in seed, method and loss
+    composed_runs = []
+    for words in many:
+        with _named_errors(words):
+            composed_runs.append((words, composed(words, config_dir)))
+    from dembench.harness import compiler, experiment  # from here on PyTorch is needed
+    from dembench.harness.search import tuned
+
+    compiler.on_demand()
+    alike: dict[str, list[_Composed]] = {}  # runs that differ in seed, method and loss
     order: list[tuple[Words, dict[str, Any], dict[str, Any] | None]] = []
     tunings: dict[str, None] = {}
-    for words in many:
+    for words, cfg in composed_runs:
         try:
             with _named_errors(words):
-                cfg, tune = _settled(composed(words, config_dir))
+                cfg, tune = tuned.settle_plain(cfg)
                 config = _resolve(cfg, elsewhere) | ({} if tune is None else {"tune": tune["id"]})
-        except tuned.NotTuned as error:
+        except RunFirst as error:
             tunings.setdefault(error.command)
             continue
         alike.setdefault(_kind(cfg, config), []).append((words, cfg, config))
@@ -228,7 +243,7 @@ def plan(many: Iterable[Words], config_dir: Path | None = None, *, elsewhere: bo
 def _named_errors(words: Words) -> Iterator[None]:
     try:
         yield
-    except (dem_star.NotSearched, tuned.NotTuned):
+    except RunFirst:
         raise
     except ConfigError as error:
         hint = "; in a grid each value of a list is a run: write [[a, b]] for a value that is a list"
@@ -236,16 +251,10 @@ def _named_errors(words: Words) -> Iterator[None]:
         raise ConfigError(f"{error}{asked} (in {' '.join(to_arguments(words))})") from error
 
 
-def _settled(cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """``tuned.settle`` of plain containers."""
-    if cfg["tuned"] is None:
-        return cfg, None
-    settled, tune = tuned.settle(OmegaConf.create(cfg))
-    plain: Any = OmegaConf.to_container(settled)
-    return plain, tune
-
-
 def _resolve(cfg: dict[str, Any], elsewhere: bool) -> dict[str, Any]:
+    from dembench.harness import experiment
+    from dembench.tasks.common import parts
+
     if elsewhere and cfg["device"] == "cuda":
         return parts.without_default(groups.resolve(cfg))
     return experiment.resolve(cfg)
@@ -253,20 +262,20 @@ def _resolve(cfg: dict[str, Any], elsewhere: bool) -> dict[str, Any]:
 
 def _kind(cfg: dict[str, Any], config: Mapping[str, Any]) -> str:
     """What all runs share whose task is right where one of them is: they differ in seed, method and loss."""
-    at_zero = groups.resolve({**cfg, "seed": 0})["task"]  # so that what follows the seed is the same
-    part = {key: config.get(key) for key in parts.KEYS}
+    at_zero = groups.resolve({**cfg, "seed": 0}, ("task",))["task"]  # so that what follows the seed is the same
+    part = {key: config.get(key) for key in PART_KEYS}
     return json.dumps({**at_zero, "device": config["device"], **part}, sort_keys=True)
 
 
 def _sources(config: Mapping[str, Any]) -> str:
     """What the fingerprints of data and weights depend on."""
-    part = {key: config.get(key) for key in parts.KEYS}
+    part = {key: config.get(key) for key in PART_KEYS}
     task = {key: value for key, value in config["task"].items() if key not in ("seed", "protocol")}
     return json.dumps([task, part], sort_keys=True)
 
 
 def _check(
-    alike: Sequence[tuple[Words, dict[str, Any], dict[str, Any]]],
+    alike: Sequence[_Composed],
     found: dict[str, dict[str, str]],
     searches: dict[str, None],
 ) -> None:
@@ -277,6 +286,9 @@ def _check(
         found: is given what stands for the task's paths in the ids, by ``_sources``.
         searches: is given the command of each search that is missing.
     """
+    from dembench.harness import experiment
+    from dembench.harness.search import dem_star
+
     task: Any = None
     seen = set()
     for words, cfg, config in alike:
@@ -291,9 +303,8 @@ def _check(
         if dem_star.asked(config):
             try:
                 with _named_errors(words):
-                    whole = OmegaConf.create(cfg)
-                    config.update(dem_star.settle(whole, config, found[key] | experiment.files(config))[0])
-            except dem_star.NotSearched as error:
+                    config.update(dem_star.settle(cfg, config, found[key] | experiment.files(config))[0])
+            except RunFirst as error:
                 searches.setdefault(error.command)
                 continue
         key = json.dumps([config["method"], config["loss"]], sort_keys=True)

@@ -27,8 +27,15 @@ COMMANDS = {
     "bench": "time the losses and the methods",
     "new": "write a skeleton of a loss, method, model or data, with its test",
     "check": "a loss, method, model or data of your own; or whether all works on this machine's GPU",
+    "completion": "a script that lets bash, zsh or fish complete these words",
     "kit": "a folder with wheels, this tree and chosen data, for a machine without network",
 }
+
+
+VOLUMES = (
+    (("-q", "--quiet"), 30, "tell warnings and errors only"),  # levels of Python's logging
+    (("-v", "--verbose"), 10, "tell more: where time goes"),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +43,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, **kwargs: object) -> None:
         super().__init__(prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+        for flags, level, text in VOLUMES:
+            self.add_argument(*flags, action=_Volume, nargs=0, const=level, dest=argparse.SUPPRESS, help=text)
 
     def add_own(self) -> None:
         """Options that name what is the user's own."""
@@ -46,6 +55,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         sys.exit(fail(f"{self.prog}: {message}"))
+
+
+class _Volume(argparse.Action):
+    """How much is told on stderr."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: object = None) -> None:
+        from dembench.harness.say import LOG
+
+        LOG.setLevel(self.const)
 
 
 class _Allow(argparse.Action):
@@ -62,12 +80,14 @@ class _Allow(argparse.Action):
 
 def fail(message: str, status: int = 2) -> int:
     """Prints ``message`` to stderr, in one line, and returns the exit status."""
-    print(" ".join(message.split("\n")), file=sys.stderr)
+    from dembench.harness.say import LOG
+
+    LOG.error("%s", " ".join(message.split("\n")))
     return status
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<11}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: dembench COMMAND ...",
@@ -77,7 +97,8 @@ def usage() -> str:
             "commands:",
             *lines,
             "",
-            "dembench COMMAND --help tells more; dembench --version gives the version.",
+            "dembench COMMAND --help tells more; dembench --version gives the version. Every command takes -q (only",
+            "warnings and errors) and -v (more); NO_COLOR=1 switches colours off.",
         ]
     )
 
@@ -98,10 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from dembench.lookup import lookup
 
+    while len(argv) > 1 and argv[0] in (flag for flags, _, _ in VOLUMES for flag in flags):
+        argv[:2] = [argv[1], argv[0]]  # dembench -q run is dembench run -q
     try:
         name = lookup(argv[0], COMMANDS, "command")
     except ValueError as error:
         return fail(f"dembench: {error}")
+    from dembench.harness.say import LOG
+
+    before = LOG.level
     try:
         return importlib.import_module(f"dembench.scripts.{name}").main(argv[1:])
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
@@ -116,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         line, status = told(error)
         return fail(f"dembench {name}: {line}", status)
+    finally:
+        LOG.setLevel(before)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dembench.harness.say import say
 from dembench.scripts.cli import Parser, fail
 
 EXAMPLE = """examples:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path, result = judge(args.run, args.overrides, args.weights, args.config_dir)
     except ConfigError as error:
         return fail(f"dembench evaluate: {error}")
-    print(means(result), file=sys.stderr)
+    say(means(result))
     print(path)
     return 0
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dembench.harness.say import say
 from dembench.scripts.cli import Parser, fail
+
+PAUSE = 5.0  # seconds, at the least, between two pages of --watch
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="about how many to draw where comparisons are many; 0: none (default: 48)",
     )
+    p.add_argument("--watch", action="store_true", help="write it anew while runs come in, until Ctrl-C")
     p.add_argument("--paper", action="store_true", help="also figures as PDF and PNG, and paper.tex with all tables")
     p.add_argument("--readme", type=Path, metavar="FILE", help="also make the marked tables of this Markdown file anew")
     return p
@@ -36,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in args.runs:
         if not folder.exists():
             return fail(f"dembench report: no folder or file {folder}; `dembench run` and `dembench sweep` make runs")
+    say(f"reading {', '.join(map(str, args.runs))}")
     from dembench.report import write_report
 
+    if args.watch:
+        watch(args)
     try:
         options = {"with_figures": args.figures != 0, "most_figures": args.figures, "paper": args.paper}
         page = write_report(args.runs, args.out, **options)
@@ -47,6 +56,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench report: {error}")
     print(page)
     return 0
+
+
+def watch(args: argparse.Namespace) -> None:
+    """Writes the page whenever a run has ended, resting as long as that took, and at least PAUSE; until Ctrl-C."""
+    from dembench.report import write_report
+
+    seen: set[tuple[Path, int]] = set()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            ended = {(path, path.stat().st_mtime_ns) for path in _records(args.runs)}
+            start = time.monotonic()
+            if ended - seen:
+                try:
+                    page = write_report(args.runs, args.out, with_figures=args.figures != 0, most_figures=args.figures)
+                    say(f"{page}: {len(ended)} runs")
+                except (ValueError, OSError) as error:  # of a file that is being written; the next turn reads it again
+                    say(f"not written this time: {error}")
+                seen = ended
+            time.sleep(max(PAUSE, time.monotonic() - start))
+
+
+def _records(places: Sequence[Path]) -> Iterator[Path]:
+    for place in places:
+        yield from [place] if place.is_file() else place.glob("*/result.json")
 
 
 def rewrite_readme(readme: Path, runs: list[Path], out: Path) -> None:

@@ -6,11 +6,14 @@ import argparse
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dembench.harness.say import alive, say, whisper
 from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
@@ -45,9 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.show:
             print(OmegaConf.to_yaml(cfg, resolve=True), end="")
             return 0
+        started = time.monotonic()
+        if cfg.progress:
+            say(f"preparing {title({'choices': cfg.choices, 'seed': cfg.seed})}")
         from dembench.harness import experiment, progress
 
-        prepared = experiment.prepare(cfg)
+        with alive(lambda: f"  preparing, {time.monotonic() - started:.0f} s") if cfg.progress else nullcontext():
+            prepared = experiment.prepare(cfg)
+        whisper(f"run {prepared.id}, prepared in {time.monotonic() - started:.1f} s")
         command = shlex.join(["dembench", "run", *argv])
         try:
             with progress.shown(cfg.progress, title(prepared.config)) as watch:
@@ -66,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except runs.RunBusy as error:
         return fail(f"dembench run: {error}", status=1)
     if not outcome.ran:
-        print("finished before; force=true runs it again", file=sys.stderr)
+        say("finished before; force=true runs it again")
         if cfg.save != "none" and not list((outcome.path.parent / "files").glob("*.safetensors")):
-            print("that run kept no weights", file=sys.stderr)
+            say("that run kept no weights")
     if cfg.progress:
-        print(summary(outcome.result), file=sys.stderr)
+        say(summary(outcome.result))
     print(outcome.path)
     return 0
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dembench.harness.say import alive, say
 from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
@@ -61,15 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench search: {error}")
     shown = Shown(settings.trials)
     command = shlex.join(["dembench", "search", *argv])
+    say(f"searching (tau, alpha) of DEM*, {settings.trials} trials")
     try:
-        record = search(args.overrides, settings, args.config_dir, command=command, tell=shown)
+        with alive(lambda: f"  trial {shown.ended + 1} of {settings.trials}"):
+            record = search(args.overrides, settings, args.config_dir, command=command, tell=shown)
     except ConfigError as error:
         return fail(f"dembench search: {error}")
     except KeyboardInterrupt:
         return fail("dembench search: interrupted; rerun the command to resume", status=130)
     except RuntimeError as error:
         return fail(f"dembench search: {error}", status=1)
-    print(summary(record), file=sys.stderr)
+    say(summary(record))
     print(record["path"])
     return 0
 
@@ -78,15 +81,16 @@ class Shown:
     """A line on stderr for each trial of this process."""
 
     def __init__(self, trials: int) -> None:
-        self.trials, self.best = trials, None
+        self.trials, self.best, self.ended = trials, None, 0
 
     def __call__(self, done: Done) -> None:
+        self.ended += 1
         if done.ok and (self.best is None or done.score > self.best.score):
             self.best = done
         text = f"[{done.number + 1}/{self.trials}] {describe(done)}"
         if self.best is not None and self.best is not done:
             text += f"; best here {describe(self.best)}"
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 def describe(done: Done) -> str:

@@ -6,11 +6,14 @@ import argparse
 import contextlib
 import json
 import re
+import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dembench.harness.say import alive, is_quiet, say
 from dembench.records import write_plain
 from dembench.scripts.cli import Parser, fail
 
@@ -41,6 +44,7 @@ def parser(prog: str = "dembench suite") -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="for report and runs (reports/demo, reports/full, ...)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: as CPUs or GPUs allow); 0: none")
     p.add_argument("--dry-run", action="store_true", help="show what would run and what is missing, and stop")
+    p.add_argument("--watch", action="store_true", help="write the report anew while runs come in")
     p.add_own()
     return p
 
@@ -63,6 +67,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "dembench suite") -> int
 
 def run(args: argparse.Namespace) -> int:
     """Plans, then searches, runs and reports; returns the exit status. Raises: ConfigError before any of it."""
+    from dembench.harness import sweeps
     from dembench.harness.compose import ConfigError, options
     from dembench.harness.suite import papers, suites
     from dembench.harness.suite.costs import Costs
@@ -81,8 +86,12 @@ def run(args: argparse.Namespace) -> int:
         if names:
             raise ConfigError(f"suite {suite.name} has no tables and figures to choose from; expected key=value")
         many = suites.runs_of(suite, overrides, args.config_dir)
+        sweeps.check_words(many, args.config_dir)
         groups = suites.only(suites.grouped(suite.name, many, args.config_dir), tasks, args.config_dir)
-        groups = [suites.checked(group, args.config_dir) for group in groups if not data or group.data in data]
+        groups = [group for group in groups if not data or group.data in data]
+        if groups:
+            say(f"planning the suite {suite.name}, {sum(len(group.runs) for group in groups)} runs")
+        groups = [suites.checked(group, args.config_dir) for group in groups]
         drawn: list[str] = []
     else:
         for task in tasks:
@@ -113,6 +122,7 @@ def carry_out(
     suite: Suite, groups: Sequence[Group], drawn: Sequence[str], costs: Costs, out: Path, args: argparse.Namespace
 ) -> int:
     from dembench.harness.suite import searches
+    from dembench.harness.suite.sweepfile import write_sweep
     from dembench.report import write_report
 
     runs = out / "runs"
@@ -127,27 +137,56 @@ def carry_out(
         return fail("no run can start here; see the missing items above", status=1)
 
     def tell(search: searches.Needed, text: str) -> None:
-        print(f"{search.verb} {search.title}: {text}", file=sys.stderr, flush=True)
+        say(f"{search.verb} {search.title}: {text}")
 
     options = {"search": suite.search, "tune": suite.tune}
-    failed = searches.run([*todo, *tunings], options, workers, args.config_dir, tell)
-    waiting = [words for search in failed for words in search.runs]
-    if waiting:
-        print(f"{len(waiting)} runs are left out, whose search failed", file=sys.stderr)
-    many, reasons = searches.offered(many, args.config_dir)
-    for reason in reasons:
-        print(reason, file=sys.stderr)
-    many = [words for words in many if words not in waiting]
-    status = int(bool(waiting))
-    if many:
-        swept = run_sweep(many, out, f"what dembench suite {suite.name} runs here", args)
-        if swept == STOPPED:
-            return swept
-        status |= swept
+    later = [words for words in many if words.get("loss") == searches.STAR or words.get("tuned") is not None]
+    first = [words for words in many if words not in later] if todo or tunings else []
+    status = 0
+    with watched(runs, out, args.watch):
+        if first:  # what needs no search can be read about meanwhile
+            status = run_sweep(first, out, f"what dembench suite {suite.name} runs before its searches", args)
+            if status == STOPPED:
+                return status
+        started = time.monotonic()
+        with alive(lambda: f"  searching, {time.monotonic() - started:.0f} s"):
+            failed = searches.run([*todo, *tunings], options, workers, args.config_dir, tell)
+        waiting = [words for search in failed for words in search.runs]
+        if waiting:
+            say(f"{len(waiting)} runs are left out, whose search failed")
+        offered, reasons = searches.offered(later if first else many, args.config_dir)
+        for reason in reasons:
+            say(reason)
+        left = [words for words in offered if words not in waiting]
+        status |= int(bool(waiting))
+        if left:
+            swept = run_sweep(left, out, f"what dembench suite {suite.name} runs here", args)
+            if swept == STOPPED:
+                return swept
+            status |= swept
+    if first:
+        write_sweep(out / "sweep.yaml", [*first, *left], f"what dembench suite {suite.name} runs here")
     status |= draw(drawn, runs, out / "figures")
     if runs.is_dir() and next(runs.glob("*/result.json"), None):
         print(f"report: {write_report([runs], out).resolve()}")
     return status
+
+
+@contextlib.contextmanager
+def watched(runs: Path, out: Path, watch: bool) -> Iterator[None]:
+    """Makes the report again and again meanwhile, in a process of its own, where that is asked for."""
+    if not watch:
+        yield
+        return
+    command = [sys.executable, "-m", "dembench", "report", str(runs), "--out", str(out), "--watch", "--quiet"]
+    runs.mkdir(parents=True, exist_ok=True)
+    say(f"while runs come in: {(out / 'index.html').resolve()}")
+    reporter = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        reporter.terminate()
+        reporter.wait()
 
 
 def run_sweep(many: Sequence[Mapping[str, Any]], out: Path, about: str, args: argparse.Namespace) -> int:
@@ -159,7 +198,7 @@ def run_sweep(many: Sequence[Mapping[str, Any]], out: Path, about: str, args: ar
     try:
         return sweep(str(write_sweep(out / "sweep.yaml", many, about)), (), args.workers, args.config_dir)
     except ConfigError as error:
-        print(f"{error}\nplanning each method by itself", file=sys.stderr)
+        say(f"{error}\nplanning each method by itself")
         rest = plannable(many, args.config_dir)
         if not rest:
             raise
@@ -182,7 +221,7 @@ def plannable(many: Sequence[Mapping[str, Any]], config_dir: Path | None) -> lis
                 sweeps.plan([words], config_dir)
             except ConfigError as error:
                 reasons[key] = str(error)
-                print(f"left out: {error}", file=sys.stderr)
+                say(f"left out: {error}")
         if not reasons[key]:
             kept.append(dict(words))
     return kept
@@ -231,9 +270,9 @@ def say_time(runs: Cost, searched: Cost, workers: int, searches: int) -> None:
     before = f" after {searches} search{'es' * (searches != 1)}" if searches else ""
     parts = [cost.cpu_seconds for cost in (runs, searched)]
     if None in parts:
-        print(f"time unknown{before}: no cost estimate for some runs", file=sys.stderr)
+        say(f"time unknown{before}: no cost estimate for some runs")
         return
-    print(f"about {hours(sum(parts) / max(1, workers))} with {max(1, workers)} CPUs{before}", file=sys.stderr)
+    say(f"about {hours(sum(parts) / max(1, workers))} with {max(1, workers)} CPUs{before}")
 
 
 def show_plan(groups: Sequence[Group], costs: Costs, past: Sequence[Mapping[str, Any]]) -> None:
@@ -264,7 +303,8 @@ def show_plan(groups: Sequence[Group], costs: Costs, past: Sequence[Mapping[str,
             ),
             *(str(len(group.runs)), str(finished or ""), spent(costs.of(group.runs)), "" if group.here else "missing"),
         )
-    console(stderr=True).print(table)
+    if not is_quiet():
+        console(stderr=True).print(table)
     show_missing([lack for group in groups for lack in group.lacks], stderr=True)
 
 

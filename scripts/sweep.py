@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dembench.harness.say import alive, say, whisper
 from dembench.records import read_plain
 from dembench.scripts.cli import Parser, fail
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from dembench.harness.sweeps import Planned
     from dembench.harness.times import Times
 
+FEW = 20  # runs that are planned in a few seconds
 EXAMPLE = """examples:
   dembench sweep demo --dry-run
   dembench sweep cifar10_jpeg out=runs/cifar10_jpeg seed=0,1 --workers 2
@@ -101,6 +104,7 @@ def sweep(
     Raises: ConfigError before the first run starts, for whatever is wrong with any of them.
     """
     from dembench.harness import sequential, sweeps
+    from dembench.harness.engines import warm
     from dembench.harness.engines.choose import Settings
 
     if not isinstance(settings, Settings):
@@ -109,10 +113,19 @@ def sweep(
     given = sweeps.read_overrides(overrides)
     words, left = sweeps.fit(sweeps.expand(content, given), given, config_dir)
     for key, names in left.items():
-        print(f"{key} is left out of the runs of {', '.join(names)}, which have no such option", file=sys.stderr)
+        say(f"{key} is left out of the runs of {', '.join(names)}, which have no such option")
+    sweeps.check_words(words, config_dir)
+    if settings.name == "processes" and not settings.gpus and not dry_run:
+        warm.start()  # imports PyTorch for the workers while this process plans
+    if len(words) > FEW or sys.stderr.isatty():
+        say(f"planning {len(words)} runs")
     options = {"dry_run": dry_run, "retries": retries, "retry_errors": retry_errors}
     if until is None:
-        return run_planned(sweeps.plan(words, config_dir, elsewhere=settings.name == "ray"), settings, **options)
+        started = time.monotonic()
+        with alive(lambda: f"  planning, {time.monotonic() - started:.0f} s"):
+            planned = sweeps.plan(words, config_dir, elsewhere=settings.name == "ray")
+        whisper(f"planned in {time.monotonic() - started:.1f} s")
+        return run_planned(planned, settings, **options)
     seeds = {int(own.get("seed", 0)) for own in words if until.concerns(own, config_dir)}
     if not seeds:
         raise sweeps.ConfigError(f"--until {until.text!r} names none of the runs")
@@ -124,10 +137,10 @@ def sweep(
         if status or dry_run:
             return status
         widest = max(sequential.widths(planned, until, len(looks), config_dir).values())
-        print(f"{until.a} - {until.b}: +-{widest:.3g} with {count} seeds, asked +-{until.half:g}", file=sys.stderr)
+        say(f"{until.a} - {until.b}: +-{widest:.3g} with {count} seeds, asked +-{until.half:g}")
         if widest <= until.half:
             return 0
-    print(f"not that narrow within --max-seeds {until.most}", file=sys.stderr)
+    say(f"not that narrow within --max-seeds {until.most}")
     return 0
 
 
@@ -141,15 +154,15 @@ def run_planned(planned: Sequence[Planned], settings: Settings, dry_run: bool, r
     for run in planned:
         if run.odd:
             kept = "" if dry_run else "; it is set aside as result.json.odd, and the run runs again"
-            print(f"{run.odd.removesuffix('; remove it to run again')}{kept}", file=sys.stderr)
+            say(f"{run.odd.removesuffix('; remove it to run again')}{kept}")
     missing = [run for run in planned if not run.done]
     times = sweeps.past_times(planned)
     labels = sweeps.labels(planned)
     if not missing:
-        print(f"{len(planned)} runs: {len(planned)} done, 0 to run", file=sys.stderr)
+        say(f"{len(planned)} runs: {len(planned)} done, 0 to run")
     engine = choose(settings, planned, times) if missing else None
     if engine is not None:
-        print(f"{plan_line(planned, settings, engine.slots, times)}", file=sys.stderr)
+        say(f"{plan_line(planned, settings, engine.slots, times)}")
     if dry_run:
         for run in planned:
             print(dry_line(run, labels[run.id], times))
@@ -212,10 +225,10 @@ def reason(path: Path) -> str:
 def conclude(summary: Summary) -> int:
     """Says how a sweep ended; the exit status."""
     for id, path in summary.failed.items():
-        print(f"failed: {id}, see {path}: {reason(path)}", file=sys.stderr)
+        say(f"failed: {id}, see {path}: {reason(path)}")
     again = f", {summary.retried} tried again" if summary.retried else ""
     counts = f"{summary.ran} run, {summary.found} done before, {len(summary.failed)} failed{again}"
-    print(counts, file=sys.stderr)
+    say(counts)
     return 1 if summary.failed else 0
 
 

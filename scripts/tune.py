@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dembench.harness.say import say
 from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def tune(args: argparse.Namespace) -> int:
     given = sweeps.read_overrides(words)
     many, left = sweeps.fit(sweeps.expand(content, given), given, args.config_dir)
     for key, names in left.items():
-        print(f"{key} is left out of the runs of {', '.join(names)}, which have no such option", file=sys.stderr)
+        say(f"{key} is left out of the runs of {', '.join(names)}, which have no such option")
     for own in many:
         if own.get("part") != "rest":
             raise ConfigError(f"part={own.get('part')}: a tuning is judged on part=rest")
@@ -106,17 +107,17 @@ def tune(args: argparse.Namespace) -> int:
     todo = searches.tunings(many, args.config_dir)
     check([one.words for one in todo], budget, args.config_dir)
     workers = default_workers() if args.workers is None else args.workers
-    print(f"{len(todo)} tunings, {budget.trials} trials each", file=sys.stderr)
+    say(f"{len(todo)} tunings, {budget.trials} trials each")
 
     def tell(one: searches.Needed, text: str) -> None:
-        print(f"tune {one.title}: {text}", file=sys.stderr, flush=True)
+        say(f"tune {one.title}: {text}")
 
     failed = searches.run(todo, {"tune": asdict(budget)}, workers, args.config_dir, tell)
     if failed or args.no_judge:
         return int(bool(failed))
     many, reasons = searches.offered(many, args.config_dir)
     for reason in reasons:
-        print(reason, file=sys.stderr)
+        say(reason)
     out = Path(many[0].get("out", "runs"))
     planned = write_sweep(out / "tunes" / "judged.yaml", many, "what dembench tune judges")
     return sweep(str(planned), (), settings, args.config_dir)

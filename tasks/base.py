@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # the report reads runs without PyTorch
 
 PARTS = ("all", "search", "rest")  # of the data, see tasks.common.parts
+PART_KEYS = ("part", "search_share", "search_seed", "criteria")  # of a configuration; absent where all is judged
 PRECISIONS = ("fp32", "bf16")  # bf16: autocast where the task says so
 
 SAVE = ("none", "last", "best_validation")  # weights that a run keeps, see tasks.common.keep

@@ -8,12 +8,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dembench.harness import errors, experiment, runs
-from dembench.harness.compose import Words, compose
+from dembench.harness import errors, runs
+from dembench.harness.compose import Words, composed
 from dembench.harness.sweeps import Planned
 from dembench.tasks.base import Event, Point, Scalars
+
+if TYPE_CHECKING:
+    from dembench.harness.experiment import Watcher
 
 REPORT_SECONDS = 0.2  # how often a run tells how far it is
 RETRY_SECONDS = 2.0  # how often a run that another process is writing is looked at
@@ -68,7 +71,7 @@ class Job:
         return cls(run.words, run.id, device, run.directory, run.command, run.config_dir, force)
 
 
-def attempt(job: Job, watch: experiment.Watcher) -> tuple[Kind, str]:
+def attempt(job: Job, watch: Watcher) -> tuple[Kind, str]:
     """Runs a job in this process: "done", "found" or "busy", or "failed" and the traceback.
 
     A ConnectionError is passed on: ``watch`` raises it where nobody listens any more.
@@ -84,24 +87,26 @@ def attempt(job: Job, watch: experiment.Watcher) -> tuple[Kind, str]:
         return ("failed", traceback.format_exc()) if full is None else ("full", str(full))
 
 
-def perform(job: Job, watch: experiment.Watcher) -> bool:
+def perform(job: Job, watch: Watcher) -> bool:
     """Composes, prepares and runs one run in this process; False where another process had finished it.
 
     Raises: RunBusy where another process is writing it; RuntimeError where data or weights changed since the plan.
     """
+    from dembench.harness import experiment
+
     if job.directory.is_dir():  # before anything is loaded
         if not job.force and runs.read_result(job.directory) is not None:
             return False
         with runs.lock(job.directory):
             pass
     words = {**job.words, "device": job.device}  # "auto" may mean something else in a worker
-    prepared = experiment.prepare(compose(words, job.config_dir))
+    prepared = experiment.prepare(composed(words, job.config_dir))
     if prepared.id != job.id:
         raise RuntimeError(f"planned as {job.id}, but its data or weights now give {prepared.id}; plan again")
     return experiment.run(prepared, command=job.command, watch=watch).ran
 
 
-def teller(tell: Callable[[int, int], None]) -> experiment.Watcher:
+def teller(tell: Callable[[int, int], None]) -> Watcher:
     """A watcher that calls ``tell(step, total)`` now and then."""
     step, told = 0, 0.0
 

@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from dembench.harness.engines import warm
 from dembench.harness.engines.job import REPORT_SECONDS, Job, Kind, Progress, Waiting, attempt, teller
 from dembench.harness.sweeps import Planned
 from dembench.tasks.common.files import scratch
@@ -23,7 +24,7 @@ PRINTED = 4000  # last characters of what a failed run printed that are kept
 
 
 class Processes:
-    """Workers that are started afresh (spawn).
+    """Workers that keep what they have imported from one run to the next, see ``warm``.
 
     Args:
         cpus: workers without a GPU.
@@ -95,14 +96,13 @@ class _Worker:
         self.process: multiprocessing.process.BaseProcess | None = None
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = warm.context(self.environment)
         self.pipe, theirs = context.Pipe()
-        name = f"dembench worker {self.number}"
-        self.process = context.Process(target=_work, args=(theirs, self.output), daemon=True, name=name)
-        with (
-            _interrupts_ignored(),
-            _environment(self.environment),
-        ):  # Ctrl-C reaches the whole group; the parent decides
+        arguments = (theirs, self.output, {**os.environ, **self.environment})
+        with warm.interrupts_ignored(), warm.environment(self.environment):  # Ctrl-C reaches all; the parent decides
+            self.process = context.Process(  # type: ignore[attr-defined]
+                target=_work, args=arguments, daemon=True, name=f"dembench worker {self.number}"
+            )
             self.process.start()
         theirs.close()  # so that the end of the process ends the pipe
 
@@ -155,8 +155,9 @@ def _ending(exitcode: int | None) -> str:
     return f"the worker process ended with exit code {exitcode}"
 
 
-def _work(pipe: Connection, output: Path) -> None:
+def _work(pipe: Connection, output: Path, environment: Mapping[str, str]) -> None:
     """The worker process: takes runs from the pipe until the parent is gone."""
+    warm.take(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, sys.stdout.fileno())
@@ -179,31 +180,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """A process started in here ignores Ctrl-C from its first instruction on."""
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """A process started in here has these variables."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

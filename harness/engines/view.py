@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dembench.harness import notebook
 from dembench.harness.engines.job import Engine, Progress
+from dembench.harness.say import alive, is_quiet, say, warn
 from dembench.harness.sweeps import Planned
 from dembench.harness.times import Times
 
@@ -105,6 +106,15 @@ class State:
             total += max(0.0, expected - (now - running.since)) if running else expected
         return total / max(1, min(self.engine.slots, len(self._left))) if known else None
 
+    def line(self) -> str:
+        """How far the sweep and its longest run are."""
+        ended, left = self.done + self.failed, self.seconds_left()
+        text = f"  {ended} of {len(self.missing)} ended, {len(self.running)} running"
+        if running := next(iter(list(self.running.values())), None):
+            step = f" at {running.step} of {running.total}" if running.total else ""
+            text += f", {self.labels[running.run.id]}{step} for {duration(self.clock() - running.since)}"
+        return text + ("" if left is None else f"; {duration(left)} left")
+
     def table(self, width: int, height: int) -> Table:
         """As many running runs as fit, below the counts."""
         from rich.markup import escape
@@ -151,13 +161,14 @@ def shown(state: State, enabled: bool = True) -> Iterator[Callable[[Progress], N
 
         yield tell_notebook
         return
-    if not enabled or not sys.stderr.isatty():
+    if not enabled or is_quiet() or not sys.stderr.isatty():
 
         def tell(progress: Progress) -> None:
             if (text := state.add(progress)) and enabled:
-                print(text, file=sys.stderr, flush=True)
+                (warn if progress.kind in ("failed", "again") else say)(text)
 
-        yield tell
+        with alive(state.line) if enabled else nullcontext():
+            yield tell
         return
     from rich.console import Console
 

@@ -18,6 +18,7 @@ from dembench import records
 from dembench.core import DEM
 from dembench.harness import runs
 from dembench.harness.compose import GROUPS, ConfigError, compose, to_arguments
+from dembench.harness.errors import RunFirst
 from dembench.harness.targets import locate
 from dembench.tasks.base import Note
 from dembench.tasks.common import parts
@@ -30,12 +31,11 @@ NOT_SEARCHED = (
 )  # in no identity
 
 
-class NotSearched(ConfigError):
+class NotSearched(RunFirst):
     """There is no result of a search for a run; ``command`` makes one."""
 
     def __init__(self, command: str) -> None:
-        super().__init__(f"loss=dem_star: no search result for this configuration; run: {command}")
-        self.command = command
+        super().__init__(f"loss=dem_star: no search result for this configuration; run: {command}", command)
 
 
 class DEMStar(DEM):
@@ -67,7 +67,7 @@ def asked(config: Mapping[str, Any]) -> bool:
 
 
 def settle(
-    cfg: DictConfig, config: dict[str, Any], fingerprints: Mapping[str, str]
+    cfg: DictConfig | Mapping[str, Any], config: dict[str, Any], fingerprints: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Puts the searched pair into a run's configuration.
 
@@ -83,6 +83,7 @@ def settle(
     if given := sorted({"tau", "alpha", "search"} & loss.keys()):
         raise ConfigError(f"loss=dem_star takes its pair from a search, not loss.{given[0]}; loss=dem takes a pair")
     _check_part(config)
+    cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     path = folder(cfg, fingerprints) / "search.json"
     record = read(path)
     if record is None:

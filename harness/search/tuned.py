@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from dembench import records
 from dembench.harness import ranges, runs
 from dembench.harness.compose import GROUPS, ConfigError, lookup_or_fail
+from dembench.harness.errors import RunFirst
 from dembench.harness.search import dem_star
 from dembench.tasks.base import Note
 from dembench.tasks.common.criteria import NAMES
@@ -38,12 +39,20 @@ BY = {
 KEPT = ("id", "keys", "space", "preset", "metric", "subset", "settings", "cost", "trials", "choices", "command")
 
 
-class NotTuned(ConfigError):
+class NotTuned(RunFirst):
     """There is no result of a tuning for a run; ``command`` makes one."""
 
     def __init__(self, command: str) -> None:
-        super().__init__(f"tuned: no tuning of this configuration; run: {command}")
-        self.command = command
+        super().__init__(f"tuned: no tuning of this configuration; run: {command}", command)
+
+
+def settle_plain(cfg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """``settle`` of plain containers."""
+    if cfg["tuned"] is None:
+        return dict(cfg), None
+    settled, tune = settle(OmegaConf.create(dict(cfg)))
+    plain: Any = OmegaConf.to_container(settled)
+    return plain, tune
 
 
 def settle(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any] | None]:

@@ -4,16 +4,17 @@ which are done, and doing the others."""
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dembench.harness.compose import ConfigError, Words, compose, to_arguments
+from dembench.harness.engines import warm
+from dembench.harness.say import LOG, say
 
 STAR = "dem_star"
 
@@ -143,8 +144,13 @@ def run(
 def _in_processes(
     todo: list[Needed], options: Mapping[str, Mapping[str, Any]], workers: int, config_dir: Path | None
 ) -> Iterator[tuple[Needed, str | None, str]]:
-    context = multiprocessing.get_context("spawn")
-    with _one_thread(), ProcessPoolExecutor(workers, mp_context=context) as pool:
+    own = {warm.THREADS: "1"}
+    variables = {**os.environ, **own}
+    context = warm.context(own)
+    with (
+        warm.environment(own),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_take, initargs=(variables, LOG.level)) as pool,
+    ):
         waiting = {pool.submit(_attempt, search, options[search.verb], config_dir): search for search in todo}
         try:
             for future in as_completed(waiting):
@@ -154,34 +160,38 @@ def _in_processes(
             raise
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes that start in here take one thread each, where libraries read this when they load."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+def _take(variables: Mapping[str, str], level: int) -> None:
+    """The environment of the process that asked, and what is told; Ctrl-C reaches both and ends both."""
+    warm.take(variables)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    LOG.setLevel(level)
+
+
+def _trial(needed: Needed) -> Callable[[Any], None]:
+    """A line for each trial that ends."""
+
+    def tell(done: Any) -> None:
+        value = done.details.get("value")
+        number = "" if value is None else f": {done.details['metric']} {value:.4f}"
+        say(f"{needed.verb} {needed.title}: trial {done.number + 1}{number}")
+
+    return tell
 
 
 def _attempt(needed: Needed, options: Mapping[str, Any], config_dir: Path | None) -> tuple[str | None, str]:
     """A line on what was found, or None and the reason why there is nothing."""
     try:
-        return (_tune if needed.verb == "tune" else _search)(needed.words, options, config_dir), ""
+        return (_tune if needed.verb == "tune" else _search)(needed, options, config_dir), ""
     except (ConfigError, RuntimeError) as error:
         return None, f"failed: {error} (dembench {needed.verb} {' '.join(to_arguments(needed.words))})"
 
 
-def _tune(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> str:
+def _tune(needed: Needed, options: Mapping[str, Any], config_dir: Path | None) -> str:
     from dembench.harness.search.ranges import Budget
     from dembench.harness.search.tune import tune
 
     texts = {key: tuple(value) for key, value in options.items() if isinstance(value, list)}
-    record = tune(words, Budget(**{**options, **texts}), config_dir)
+    record = tune(needed.words, Budget(**{**options, **texts}), config_dir, tell=_trial(needed))
     found = [
         f"{kind} {', '.join(f'{value:g}' for value in choice['values'].values())}"
         for kind, choice in record["choices"].items()
@@ -189,11 +199,11 @@ def _tune(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> 
     return f"{', '.join(record['keys'])}: {'; '.join(found)}, {record['cost']['wall_seconds']:.0f} s"
 
 
-def _search(words: Words, options: Mapping[str, Any], config_dir: Path | None) -> str:
+def _search(needed: Needed, options: Mapping[str, Any], config_dir: Path | None) -> str:
     from dembench.harness.search.find import search
     from dembench.harness.search.trials import Settings
 
-    record = search(words, Settings(**options), config_dir)
+    record = search(needed.words, Settings(**options), config_dir, tell=_trial(needed))
     pair, cost = record["pair"], record["cost"]
     value = f"{record['metric']} {record['value']:.4f}"
     one = record["at_one_one"]

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dembench.tasks.base import PARTS, Note
+from dembench.tasks.base import PART_KEYS, PARTS, Note
 from dembench.tasks.common.orders import generator
 
 ALL = PARTS[0]
-KEYS = ("part", "search_share", "search_seed", "criteria")  # of a configuration; a run on all data is recorded without
+KEYS = PART_KEYS  # a run on all data is recorded without
 UNSET = ("criteria", "tuned", "sequential")  # keys that are recorded only where they are asked for
 
 
