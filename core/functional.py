@@ -54,7 +54,7 @@ def gmc(logits: Tensor, *, mask: Tensor | None = None, reduction: str = "none") 
     if mask is not None:
         z = z.masked_fill(~mask.unsqueeze(1), 0)
     value = z.logsumexp(1)
-    return _reduce(value if mask is None else value.masked_fill(~mask, 0), mask, reduction)
+    return reduce(value if mask is None else value.masked_fill(~mask, 0), mask, reduction)
 
 
 def dem(
@@ -171,7 +171,7 @@ def adadem_step(
     if mask is None and isinstance(table, Tensor) and options == calibrator.DEFAULT and logits.dim() == 2:
         found = calibrator.directly(logits, table, momentum, inplace, across_ranks)
         if found is not None:
-            return _reduce(found[0], None, reduction), found[1]
+            return reduce(found[0], None, reduction), found[1]
     rows = kernels.in_rows(logits) or logits.shape[1] > calibrator.ONE_HOT_CLASSES or isinstance(table, Rows)
     held = table.rows if isinstance(table, Rows) else table
     dtype = kernels.accumulation_dtype(logits, *(() if held is None else (held,)))
@@ -182,13 +182,13 @@ def adadem_step(
     z = kernels.canonical(logits, rows)
     skip = _skip(mask, rows, logits.dim())
     value, table = calibrator.adadem(z, table, skip, options, momentum, inplace, across_ranks)
-    return _reduce(_positions(value, logits), mask, reduction), table
+    return reduce(_positions(value, logits), mask, reduction), table
 
 
 def _dem(logits: Tensor, tau: float, alpha: float, mask: Tensor | None, reduction: str) -> Tensor:
     rows = kernels.in_rows(logits)
     value = kernels.dem(kernels.canonical(logits, rows), tau, alpha, _skip(mask, rows, logits.dim()))
-    return _reduce(_positions(value, logits), mask, reduction)
+    return reduce(_positions(value, logits), mask, reduction)
 
 
 def _skip(mask: Tensor | None, rows: bool, dims: int) -> Tensor | None:
@@ -203,7 +203,7 @@ def _positions(value: Tensor, logits: Tensor) -> Tensor:
     return value if logits.dim() == 2 else value.reshape(logits.shape[:1] + logits.shape[2:])
 
 
-def _reduce(value: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+def reduce(value: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
     """Reduces (N, ...), which is 0 where the mask is False."""
     if reduction == "none":
         return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import re
 import types
 import typing
@@ -260,6 +261,15 @@ def choose(words: Sequence[str] | Mapping[str, Any]) -> Choice:
     return Choice(names, values, frozenset(added))
 
 
+@lru_cache(maxsize=64)
+def _check_folder(out: str) -> None:
+    """Raises ConfigError where a file is in the place of the folder, or of one above it."""
+    place = Path(out)
+    there = next((folder for folder in (place, *place.parents) if os.path.lexists(folder)), None)
+    if there is not None and not there.is_dir():
+        raise ConfigError(f"out: {there} is not a folder")
+
+
 def compose(
     words: Sequence[str] | Mapping[str, Any] | Choice = (), config_dir: Path | None = None, *, complete: bool = True
 ) -> DictConfig:
@@ -296,6 +306,7 @@ def composed(
             lookup_or_fail(str(cfg[key]), valid, key)
     if not isinstance(cfg["out"], str) or not cfg["out"].strip():
         raise ConfigError(f"out: expected a folder, such as out=runs, got {cfg['out']!r}")
+    _check_folder(cfg["out"])
     for key in ("force", "progress"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key}: expected true or false, got {cfg[key]!r}")

@@ -57,7 +57,7 @@ _NAMES = {
         """,
     ABOVE: """
         backbone_multiplier cast clip_range delta discriminator_lr eps gamma head_multiplier learning_rate light
-        lr margin max_grad_norm mix power similarity std tau temperature weight_margin xi
+        lr margin max_grad_norm mix order power similarity std tau temperature weight_margin xi
         """,
     LEAST: """
         adversarial adversarial_aux age_weight alpha aux_weight blur d diversity ent_coef ent_coef_final
@@ -65,9 +65,9 @@ _NAMES = {
         texture unlabelled_weight vf_coef warmup_from weight weight_decay
         """,
     SHARE: "confidence flip gae_lambda glow haze loss_ramp paint probs_momentum ramp restore source_momentum",
-    SHARE_ABOVE: "bn_momentum layer_decay scale selected",
+    SHARE_ABOVE: "bn_momentum layer_decay q scale selected",
     SHARE_BELOW: "dropout ema momentum",
-    INSIDE: "search_share train_share",
+    INSIDE: "clip search_share train_share",
 }
 RANGES: dict[str, Range] = {
     **{name: wanted for wanted, names in _NAMES.items() for name in names.split()},
@@ -84,7 +84,6 @@ RANGES: dict[str, Range] = {
     "method.keep": Range(-1, whole=True),  # -1 keeps all
     "method.momentum": SHARE,
     "method.plpd": Range(-1, 1),
-    "method.q": SHARE_ABOVE,
     "method.rho": ABOVE,
     "method.threshold": SHARE,
     "protocol.rho": Range(1),

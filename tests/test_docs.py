@@ -2,7 +2,8 @@
 is built without a warning where MkDocs is installed.
 
 A block with ``title="FILE"`` is that file. A comment ``<!-- before ... -->`` holds Python that a block needs and
-a reader does not. The commands of a block after ``<!-- run -->`` are run, others only read.
+a reader does not. The commands of a block after ``<!-- run -->`` are run, others only read; Python after
+``<!-- not run: REASON -->`` is only compiled.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from dembench.tasks.common import trust
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
-    r"(?:<!-- (?P<kind>run) -->\s*)?^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$|"
+    r"(?:<!-- (?P<kind>run|not run: [^>]+) -->\s*)?"
+    r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$|"
     r"^<!-- before\n(?P<before>.*?)^-->$",
     re.MULTILINE | re.DOTALL,
 )
@@ -108,7 +110,9 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
                 (tmp_path / block["title"]).write_text(block["text"])
             elif source:
                 line = text.count("\n", 0, block.start("before" if block["before"] else "text"))
-                exec(compile("\n" * line + source, str(page), "exec"), space)
+                code = compile("\n" * line + source, str(page), "exec")
+                if not (block["kind"] or "").startswith("not run"):
+                    exec(code, space)
             if block["kind"] == "run":
                 for words in commands(block["text"]):
                     assert main(words) == 0, words

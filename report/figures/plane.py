@@ -7,7 +7,9 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from dembench import records
 from dembench.report.figures.drawing import GREY, INK, STYLE, Figure, canvas
@@ -81,7 +83,7 @@ def find(roots: Iterable[Path]) -> list[Record]:
             children[:] = sorted(
                 name for name in children if not name.startswith(".") and not records.RUN_ID.fullmatch(name)
             )
-    found = {}
+    found: dict[str, Record] = {}
     for path in paths:
         try:
             record = read(path)
@@ -153,7 +155,7 @@ def draw(axes: Axes, record: Record) -> None:
         [pair[1] for pair in shown],
         s=110 if grid else 55,
         marker="s" if grid else "o",
-        c=[mapped.to_rgba(value) for value in values],
+        c=list(mapped.to_rgba(np.array(values))),
         edgecolors=GREY,
         linewidths=0.5,
         zorder=2,
@@ -206,10 +208,9 @@ def colours(values: list[float], metric: Metric) -> ScalarMappable:
     far = best + 2 * (statistics.median(values) - best)
     low, high = sorted((best, best - metric.sign if far == best else far))
     levels = list(MaxNLocator(LEVELS).tick_values(low, high))
-    extend = {(True, False): "min", (False, True): "max", (True, True): "both"}.get(
-        (min(values) < levels[0], max(values) > levels[-1]), "neither"
-    )
-    norm = BoundaryNorm(levels, 256, extend=extend)
+    below, above = min(values) < levels[0], max(values) > levels[-1]
+    ends: Literal["neither", "both", "min", "max"] = "min" if below else "max" if above else "neither"
+    norm = BoundaryNorm(levels, 256, extend="both" if below and above else ends)
     return ScalarMappable(norm, "Blues_r" if metric.sign < 0 else "Blues")
 
 

@@ -78,7 +78,7 @@ def rate_figure(block: Block, method: str) -> Figure | None:
             best: dict[float, Cell] = {}
             for cell in block.settings(method, column):
                 value = dict(cell.setting).get(key)
-                if numeric(value) and cell.values(block.metric):
+                if value is not None and numeric(value) and cell.values(block.metric):
                     best.setdefault(float(value), cell)
             if len(best) > 1:
                 series[column] = sorted(best.items())
@@ -187,8 +187,9 @@ def across_figure(blocks: Sequence[Block]) -> Figure | None:
 
     keys = {key for block in blocks for key in block.distinct}
     (key,) = keys if len(keys) == 1 else (None,)
-    values = [block.distinct.get(key) for block in blocks] if key else []
-    if len(values) < 2 or not all(numeric(value) for value in values):
+    found = [block.distinct.get(key) for block in blocks] if key else []
+    values = [float(value) for value in found if value is not None and numeric(value)]
+    if len(values) < 2 or len(values) < len(found):
         return None
     lines: dict[str, list[tuple[float, Block, Cell]]] = {}
     for value, block in sorted(zip(values, blocks, strict=True), key=lambda pair: pair[0]):

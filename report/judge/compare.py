@@ -171,10 +171,10 @@ def pair(
             if not (math.isfinite(x) and math.isfinite(y)):
                 continue
             labels = {key: left[i].get(key) for key in keys}
-            owns = [{key: own[key] for key in apart if key in own} for own in (left[i], right[j])]
-            row = tuple(map(freeze, (labels, *owns)))
+            mine, other = ({key: own[key] for key in apart if key in own} for own in (left[i], right[j]))
+            row = tuple(map(freeze, (labels, mine, other)))
             if row not in rows:
-                rows[row] = Pairs(task, labels, *owns, str(left[i]["data"]), metric, {}, {})
+                rows[row] = Pairs(task, labels, mine, other, str(left[i]["data"]), metric, {}, {})
             rows[row].a[seed], rows[row].b[seed] = x, y
             most = max(rows[row].looks, ours[i].looks, theirs[j].looks)
             rows[row] = rows[row] if most == rows[row].looks else replace(rows[row], looks=most)
@@ -274,7 +274,9 @@ def why_nothing(a: Sequence[Run], b: Sequence[Run]) -> str:
 def kind(row: Pairs) -> str:
     """The methods and losses of a row that not all rows of its side share, in words."""
     heads = (("A", row.own_a), ("B", row.own_b))
-    named = ((name, {key: own[key] for key in ("method", "loss") if key in own}) for name, own in heads)
+    named: list[tuple[str, Features]] = [
+        (name, {key: own[key] for key in ("method", "loss") if key in own}) for name, own in heads
+    ]
     return "; ".join(f"{name}: {described(own)}" for name, own in named if own)
 
 

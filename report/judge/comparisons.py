@@ -167,7 +167,7 @@ def time_ratios(verdict: Verdict) -> list[float]:
     """Wall time over that of EM, for each run of the loss that EM has with the same setting and seed."""
     ratios = []
     for cell, _ in verdict.equal:
-        base = verdict.block.cells.get(((cell.method, cell.setting), verdict.block.em))
+        base = verdict.block.twin(cell)
         times = {run.seed: run.cost.get("wall_seconds", 0.0) for run in base.runs} if base else {}
         for run in cell.runs:
             mine, ems = run.cost.get("wall_seconds", 0.0), times.get(run.seed, 0.0)

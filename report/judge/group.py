@@ -142,6 +142,10 @@ class Block:
         keys = [key for key in self.columns if key[0] == "em"]
         return max(keys, key=lambda k: sum(len(c.runs) for (_, col), c in self.cells.items() if col == k), default=None)
 
+    def twin(self, cell: Cell) -> Cell | None:
+        """The cell of EM with the same method and setting."""
+        return self.cells.get(((cell.method, cell.setting), self.em)) if self.em else None
+
     @cached_property
     def slices(self) -> list[str]:
         return list(dict.fromkeys(name for run in self.runs for name in run.slices))
@@ -251,7 +255,8 @@ def fill(block: Block) -> None:
                 block.aside.append(Aside(run.id, reason))
         for (row, column), seeds in grouped.items():
             chosen = tuple(seeds[seed] for seed in sorted(seeds))
-            cell = Cell(*row, *(column or (None, ())), chosen, block.seeds)
+            loss, params = column or (None, ())
+            cell = Cell(*row, loss, params, chosen, block.seeds)
             if column is None:
                 block.free[row] = cell
             else:

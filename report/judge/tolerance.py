@@ -73,9 +73,14 @@ def width(values: Values, metric: Metric) -> Width | None:
     at, tolerance = np.log10(rates), POINT.get(metric.unit, 0.01)
     left, right, best = _range(at, scores.mean(1), tolerance)
 
+    known: dict[tuple[int, ...], float] = {}  # few seeds give few different draws
+
     def decades(rows: Sequence[int]) -> float:
-        first, last, _ = _range(at, scores[:, rows].mean(1), tolerance)
-        return last - first
+        key = tuple(sorted(rows))
+        if key not in known:
+            first, last, _ = _range(at, scores[:, key].mean(1), tolerance)
+            known[key] = last - first
+        return known[key]
 
     drawn = [decades(rows) for rows in resamples(len(seeds))] if len(seeds) > 1 else None
     low, high = (None, None) if drawn is None else map(float, np.quantile(drawn, [0.025, 0.975]))

@@ -31,7 +31,12 @@ class Verdict:
 
     @property
     def swept(self) -> bool:
-        return max(len(self.block.settings(self.method, c)) for c in (self.column, self.block.em)) > 1
+        return max(len(self.block.settings(self.method, c)) for c in (self.column, self.base)) > 1
+
+    @property
+    def base(self) -> Key:
+        """The column of EM, which every verdict has."""
+        return self.block.em or self.column
 
     @property
     def what(self) -> str:
@@ -61,12 +66,12 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The numbers behind the headline, whatever their sign."""
-        metric, block = self.block.metric, self.block
+        metric = self.block.metric
         noun = "accuracy" if metric.name in ("error", "accuracy") else f"{metric.label} (as a gain)"
         unit, text = points(metric), f"{pretty(self.method)}, {self.loss} minus EM in {noun}: "
         if not self.swept:
             return text + f"{said(self.best, metric.digits, unit)}.{self.seeds_needed}"
-        ems, owns = self.short(self.em, block.em), self.short(self.own, self.column)
+        ems, owns = self.short(self.em, self.base), self.short(self.own, self.column)
         text += f"{said(self.best, metric.digits, unit)} at each loss's best {self.what} "
         text += f"(EM {ems}; {self.loss} {owns}), chosen on the test stream itself"
         if not self.equal:
@@ -75,7 +80,8 @@ class Verdict:
             f"{self.short_plain(cell)}: {gain_text(gain, metric)}{self.marker(cell)}" for cell, gain in self.equal
         )
         signs = [None if gain.low is None else gain.verdict for _, gain in self.equal]
-        words = [("better", 1), ("worse", -1), ("undecided", 0)] if set(signs) != {None} else []
+        words: list[tuple[str, int | None]] = [("better", 1), ("worse", -1), ("undecided", 0)]
+        words = words if set(signs) != {None} else []
         words += [("one seed only", None)] if None in signs else []
         tally = ", ".join(f"{word} at {signs.count(sign)}" for word, sign in words)
         return f"{text}. At equal {self.what} {tally} of {len(signs)} ({listed}).{self.seeds_needed}"
@@ -91,7 +97,7 @@ class Verdict:
 
     def marker(self, cell: Cell) -> str:
         """The collapse marker where a run of ``cell`` or of EM at the same setting collapsed."""
-        base = self.block.cells.get(((cell.method, cell.setting), self.block.em))
+        base = self.block.twin(cell)
         return f" {COLLAPSED}" if cell.collapsed or (base and base.collapsed) else ""
 
     @property
@@ -118,13 +124,13 @@ def verdicts(block: Block) -> list[Verdict]:
     for method in block.methods:
         columns = block.losses_of(method)
         em = block.best(method, block.em) if block.em in columns and block.em else None
-        for column in columns if em else ():
+        for column in columns:
             own = block.best(method, column)
-            if column == block.em or own is None or column not in block.shown_columns:
+            if em is None or column == block.em or own is None or column not in block.shown_columns:
                 continue
             equal = []
             for cell in block.settings(method, column):
-                base = block.cells.get(((method, cell.setting), block.em))
+                base = block.twin(cell)
                 gain = cell.gain(base, block.metric) if base else None
                 if gain and gain.n:
                     equal.append((cell, gain))

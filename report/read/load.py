@@ -238,7 +238,9 @@ def read_run(store: Store, shared: Shared) -> Run:
     record = store.record()
     if missing := [name for name in (*NAMES, "seed", "rows") if name not in record]:
         raise ValueError(f"lacks {', '.join(missing)}")
-    scores, units, sizes = {}, {}, {}
+    scores: dict[tuple[str, str], float] = {}
+    units: dict[str, str] = {}
+    sizes: dict[str, int] = {}
     for row in record["rows"]:
         key = (str(row["slice"]), str(row["metric"]))
         scores[shared(key, key)] = math.nan if row["value"] is None else float(row["value"])

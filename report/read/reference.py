@@ -106,7 +106,7 @@ def read(name: str, text: str) -> Reference:
     Raises: ValueError for unknown or missing keys, rows whose values do not match the columns, and what is no number.
     """
     try:
-        content = OmegaConf.to_container(OmegaConf.create(text))
+        content: Any = OmegaConf.to_container(OmegaConf.create(text))
     except (YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"reference {name}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -123,7 +123,7 @@ def read(name: str, text: str) -> Reference:
             raise ValueError(f"reference {name}, {row['name']}: {len(row['values'])} values for {len(columns)} columns")
         cells = []
         for column, value in zip(columns, row["values"], strict=True):
-            fields = {**shared, **column, **row}
+            fields: dict[str, Any] = {**shared, **column, **row}
             cells.append(None if value is None else _number(name, content, fields, value))
         rows.append((str(row["name"]), tuple(cells)))
     about = next((line[9:].strip() for line in text.splitlines() if line.startswith("# About: ")), "")
@@ -153,7 +153,7 @@ def _number(name: str, content: dict[str, Any], fields: dict[str, Any], value: A
         raise ValueError(f"reference {name}, {fields['name']}: {mean} is no percentage")
     if missing := [key for key in NEEDED if key not in fields]:
         raise ValueError(f"reference {name}, {fields['name']}: lacks {', '.join(missing)}")
-    texts = {key: None if fields.get(key) is None else str(fields[key]) for key in FIELDS}
+    texts: dict[str, Any] = {key: None if fields.get(key) is None else str(fields[key]) for key in FIELDS}
     made_with = {key: fields[key] for key in SETTINGS if key in fields}
     common = {key: str(content[key]) for key in ("task", "metric", "unit")}
     return Published(**texts, **common, value=float(mean), sd=None if sd is None else float(sd), made_with=made_with)

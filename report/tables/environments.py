@@ -152,7 +152,7 @@ def seeds_table(blocks: Sequence[Block], protocol: str) -> Table:
                     *(Entry(label or "–") for label in labels),
                     figure_entry(values.mean()),
                     figure_entry(values.std(ddof=1) if len(values) > 1 else None),
-                    figure_entry(np.mean(episodes) if episodes else None),
+                    figure_entry(float(np.mean(episodes)) if episodes else None),
                     figure_entry(np.median(values)),
                     Entry(f"{solved} of {len(values)}", "", (str(solved), str(len(values))), solved / len(values)),
                     pairs_entry(cell, base_of(labels, cells)),

@@ -44,7 +44,7 @@ TEX = {
     "ρ": r"$\rho$", "β": r"$\beta$", "λ": r"$\lambda$", "→": r"$\rightarrow$", "≈": r"$\approx$", "∞": r"$\infty$",
 }  # fmt: skip
 
-Lines = list[str]
+Lines = tuple[str, ...]
 
 
 def latex(table: Table) -> str:
@@ -105,6 +105,8 @@ def pieces(table: Table) -> list[Part]:
     """The parts of a table: one, the narrowest measure and the largest size first, where all of it fits."""
     every, rows = range(len(table.columns)), table.rows[:MOST]
     for measure in (ONE, BOTH):
+        if Part(table, every, rows, len(SIZES) - 1, CAPS[-1]).width > measure:
+            continue
         for size in range(len(SIZES)):
             for cap in CAPS:
                 part = Part(table, every, rows, size, cap)
@@ -237,19 +239,22 @@ def stack(lines: Sequence[str] | map[str], align: str) -> str:
     return rf"\begin{{tabular}}[t]{{@{{}}{align}@{{}}}}" + r"\\".join(kept) + r"\end{tabular}"
 
 
+@lru_cache(maxsize=1 << 16)
 def wrap(text: str, em: float, cap: float) -> Lines:
     """Lines of at most ``cap`` pt, broken between words, and within a word that is wider."""
-    lines: Lines = []
+    if text and width(text, em) <= cap:
+        return (" ".join(text.split()),)
+    lines: list[str] = []
     for word in text.split():
         for piece in broken(word, em, cap):
             if lines and width(f"{lines[-1]} {piece}", em) <= cap:
                 lines[-1] += f" {piece}"
             else:
                 lines.append(piece)
-    return lines
+    return tuple(lines)
 
 
-def broken(word: str, em: float, cap: float) -> Lines:
+def broken(word: str, em: float, cap: float) -> list[str]:
     if width(word, em) <= cap:
         return [word]
     pieces = [""]

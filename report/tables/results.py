@@ -48,11 +48,11 @@ def main_table(block: Block) -> Table:
         entries = [Entry(pretty(row[0]), sort=pretty(row[0]))]
         entries += [Entry(show(values[k]) if k in values else "–", sort=sortable(values.get(k))) for k in keys]
         if row in block.free:
-            cell = block.free[row]
-            entry = value_entry(cell, marks, None, block)
+            free = block.free[row]
+            entry = value_entry(free, marks, None, block)
             note = "loss-free" if losses else ""
             entries.append(Entry(entry.text, note, entry.numbers, entry.sort, entry.mark, max(1, len(losses))))
-            shown.append(cell)
+            shown.append(free)
         else:
             for loss in losses:
                 cell = block.cells.get((row, loss))
@@ -96,7 +96,7 @@ def value_entry(cell: Cell, marks: dict[int, str], base: Cell | None, block: Blo
     score = cell.estimate(metric)
     mean, sd = number(score.mean, metric.digits), number(score.sd, metric.digits)
     text = (mean + (f" ± {sd}" if sd else "") + f" ({score.n})" if score.n else "no finite run") + flags(cell)
-    numbers = (plain(mean) if score.n else "", sd, str(score.n), str(cell.collapsed), str(cell.nans))
+    numbers: tuple[str, ...] = (plain(mean) if score.n else "", sd, str(score.n), str(cell.collapsed), str(cell.nans))
     below = []
     if column is not None and merged(block, column):
         own = block.own_params(column, cell)

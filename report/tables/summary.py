@@ -42,12 +42,12 @@ def summary_table(items: list[Verdict]) -> Table:
         for found in [*picked, (item.best, f" {COLLAPSED}" if item.flagged else "")]:
             unit = f" {metric.gain_unit}" if len(units) > 1 else ""
             entries.append(gain_entry(found[0], unit + found[1], metric) if found and found[0].n else Entry("–"))
-        pairs = ((item.em, block.em), (item.own, item.column))
+        pairs = ((item.em, item.base), (item.own, item.column))
         edges = [item.short_plain(cell) + ("*" if item.edge(cell, column) else "") for cell, column in pairs]
         if any(needing):
             entries.append(Entry(seeds, "", tuple(seeds.split("; "))) if seeds else Entry("–"))
         if swept:
-            entries.append(Entry("; ".join(edges) if item.swept else "one setting"))
+            entries.append(Entry("; ".join(edges) if item.swept else "–"))
         rows.append(entries)
     unit = "the unit named" if len(units) > 1 else "".join(units)
     caption = (

@@ -101,4 +101,6 @@ def _problem(options: Namespace, many: bool) -> str | None:
         return f"--seconds: expected more than 0 and less than 3600, got {options.seconds}"
     if options.json and not options.json.parent.is_dir():
         return f"--json: no folder {options.json.parent}"
+    if options.json and options.json.exists() and not options.json.is_file():
+        return f"--json: {options.json} is not a file"
     return None

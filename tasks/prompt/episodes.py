@@ -14,13 +14,14 @@ from dembench.tasks.common.devices import placed
 class Episodes:
     """Gives every image of a block its own copy of the loss, as new, so that no image sees another's state.
 
-    A loss without state (no ``reset`` and no buffers) is called once for all. ``online`` keeps one copy for good, and
-    takes one image at a time.
+    A loss without state (no ``reset`` and no buffers) is called once for all, unless it ``needs_batch``, the views of
+    one image. ``online`` keeps one copy for good, and takes one image at a time.
     """
 
     def __init__(self, loss: Any, online: bool = False):
         self.loss, self.online = loss, online
         self.stateful = hasattr(loss, "reset") or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
+        self.stateful |= getattr(loss, "needs_batch", False)
         self._own: list[Any] = [deepcopy(loss)] if online else []
 
     def start(self, images: int) -> None:

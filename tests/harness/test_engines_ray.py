@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,3 +125,40 @@ def test_without_ray_the_extra_is_named(stub_configs: Path, tmp_path: Path, monk
     monkeypatch.delitem(sys.modules, "dembench.harness.engines.ray", raising=False)
     with pytest.raises(ConfigError, match=r'the engine ray needs: pip install "dembench\[ray\]"'):
         choose(Settings(engine="ray"), planned)
+
+
+@pytest.mark.slow
+def test_the_head_is_killed_and_what_is_done_is_kept(cluster: Nodes, stub_configs: Path, tmp_path: Path) -> None:
+    """Ray ends a process whose head is gone; the sweep, run again elsewhere, does what is missing and nothing else."""
+    head = cluster.add()
+    cluster.add()
+    (tmp_path / "data.txt").write_text("images")
+    out, log = tmp_path / "runs", tmp_path / "log"
+    words = [f"data.root={tmp_path / 'data.txt'}", "protocol.mode=sleep", "protocol.batches=3", f"out={out}"]
+    (tmp_path / "grid.yaml").write_text("base: {task: stub}\ngrids: [{seed: [0, 1, 2, 3, 4, 5, 6, 7]}]\n")
+    command = [sys.executable, "-m", "dembench", "sweep", str(tmp_path / "grid.yaml"), *words]
+    command += ["--config-dir", str(stub_configs)]
+    environment = {**os.environ, "DEMBENCH_STUB_LOG": str(log)}
+    with open(tmp_path / "said", "w") as said:
+        own = ["--engine", "ray", "--address", cluster.address]
+        sweep = subprocess.Popen([*command, *own], env=environment, stdout=said, stderr=said)
+    try:
+        limit = time.monotonic() + 240
+        while not list(out.glob("*/result.json")):
+            assert sweep.poll() is None, (tmp_path / "said").read_text()[-2000:]
+            assert time.monotonic() < limit
+            time.sleep(0.2)
+        cluster.kill(head)
+        assert sweep.wait(240) != 0
+    finally:
+        sweep.kill()
+    cluster.close()
+    done = {path: path.read_bytes() for path in out.glob("*/result.json")}
+    assert 1 <= len(done) < 8
+    before = len(log.read_text().split())
+    again = subprocess.run([*command, "--engine", "inline"], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"{8 - len(done)} run, {len(done)} done before, 0 failed" in again.stderr
+    assert len(log.read_text().split()) == before + 8 - len(done)
+    assert {path: path.read_bytes() for path in done} == done
+    assert len(list(out.glob("*/result.json"))) == 8

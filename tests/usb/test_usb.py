@@ -27,9 +27,12 @@ from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS
 from dembench import EM, AdaDEM
 from dembench.tasks.semi.methods.base import Batch, SemiMethod
 from dembench.tasks.semi.methods.fixmatch import FixMatch
+from dembench.tasks.semi.methods.flexmatch import FlexMatch
 from dembench.tasks.semi.methods.freematch import FreeMatch
 from dembench.tasks.semi.methods.mixmatch import MixMatch
 from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
+from dembench.tasks.semi.methods.softmatch import SoftMatch
+from dembench.tasks.semi.methods.uda import UDA
 from dembench.tasks.semi.methods.vat import VAT
 from dembench.tasks.semi.nets import WideResNet
 
@@ -206,7 +209,7 @@ def test_under_one_of_usbs_imbalanced_algorithms(example: ModuleType) -> None:
 
 def ours(method: SemiMethod, net: nn.Module, batch: dict[str, Tensor], second: str = "strong") -> dict[str, float]:
     views = {"weak": batch["x_ulb_w"], second: batch["x_ulb_s"]}
-    terms = method.terms(Logits(net), Batch(batch["x_lb"], batch["y_lb"], views, STEP / STEPS))
+    terms = method.terms(Logits(net), Batch(batch["x_lb"], batch["y_lb"], views, STEP / STEPS, batch["idx_ulb"]))
     return {name: float(value.detach()) for name, value in terms.items()}
 
 
@@ -238,6 +241,35 @@ def test_freematch_over_three_batches() -> None:
         assert float(method.confidence) == pytest.approx(float(theirs.time_p), abs=1e-6)
         torch.testing.assert_close(method.marginal, theirs.p_model)
         torch.testing.assert_close(method.histogram, theirs.label_hist)
+
+
+def test_flexmatch_over_three_batches() -> None:
+    theirs = built("flexmatch", hard_label=True, p_cutoff=0.25, thresh_warmup=True)
+    method = FlexMatch(None, num_classes=C, threshold=0.25)
+    method.prepare(theirs.args.ulb_dest_len)
+    for batch in batches(3):
+        mine = ours(method, copy.deepcopy(theirs.model), batch)
+        same(mine, step(theirs, batch)[1])
+        hook = theirs.hooks_dict["MaskingHook"]
+        assert torch.equal(method.learned, hook.selected_label)
+        torch.testing.assert_close(method.status, hook.classwise_acc)
+
+
+def test_softmatch_over_three_batches() -> None:
+    options = {"dist_align": True, "dist_uniform": True, "per_class": False}
+    theirs = built("softmatch", hard_label=True, ema_p=0.7, n_sigma=2, **options)
+    method = SoftMatch(None, num_classes=C, momentum=0.7, n_sigma=2)
+    for batch in batches(3):
+        mine = ours(method, copy.deepcopy(theirs.model), batch)
+        same(mine, step(theirs, batch)[1])
+
+
+@pytest.mark.parametrize("schedule", ["none", "linear", "log", "exp"])
+def test_uda(schedule: str) -> None:
+    theirs, batch = built("uda", p_cutoff=0.2, tsa_schedule=schedule, T=0.4), batches()[0]
+    method = UDA(None, threshold=0.2, annealing=schedule, num_classes=C)
+    mine = ours(method, copy.deepcopy(theirs.model), batch)
+    same(mine, step(theirs, batch)[1])
 
 
 def test_pseudo_label() -> None:

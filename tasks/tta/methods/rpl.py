@@ -5,8 +5,9 @@ As mariodoebler/test-time-adaptation 8b2ed63: Tent with that loss in the place o
 
 from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
+from dembench.core.family import GCE
 from dembench.tasks.tta.methods.base import Common, Optimizer
 from dembench.tasks.tta.methods.tent import Tent
 
@@ -32,10 +33,4 @@ class RPL(Tent):
         lr: float = 1e-3,
         **common: Unpack[Common],
     ):
-        if not 0 < q <= 1:
-            raise ValueError(f"rpl: expected q above 0 and at most 1, got {q}")
-
-        def gce(logits: Tensor) -> Tensor:
-            return (1 - logits.softmax(1).amax(1) ** q) / q
-
-        super().__init__(model, gce, optimizer=optimizer, lr=lr, **common)
+        super().__init__(model, GCE(q), optimizer=optimizer, lr=lr, **common)

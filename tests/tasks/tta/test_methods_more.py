@@ -225,7 +225,7 @@ def test_starts_afresh_bit_for_bit_and_peeks_without_a_trace(name):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: RPL(SmallNet(), q=0), "q above 0"),
+        (lambda: RPL(SmallNet(), q=0), "0 < q <= 1"),
         (lambda: RDumb(SmallNet(), core.EM(), every=0), "every >= 1"),
         (lambda: LAME(SmallNet(), neighbours=0), "neighbours >= 1"),
         (lambda: LAME(SmallNet(), affinity="cosine"), "affinity"),
