@@ -59,15 +59,15 @@ def is_quiet() -> bool:
 
 @contextmanager
 def alive(now: Callable[[], str], every: float = EVERY) -> Iterator[None]:
-    """Says how far something is, whenever nothing was said in it for ``every`` seconds; ``now`` makes the line, or "".
+    """Says how far something is, whenever nothing was said for ``every`` seconds; ``now`` makes the line, or "".
 
     It is called in a thread of its own.
     """
-    ended, begun = threading.Event(), time.monotonic()
+    ended, start = threading.Event(), time.monotonic()
 
     def tell() -> None:
-        while not ended.wait(max(0.05, max(_last, begun) + every - time.monotonic())):
-            if time.monotonic() - max(_last, begun) >= every:
+        while not ended.wait(max(0.05, max(_last, start) + every - time.monotonic())):
+            if time.monotonic() - max(_last, start) >= every:
                 say(now() or "...")
 
     thread = threading.Thread(target=tell, daemon=True, name="dembench alive")
