@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from dembench.harness.say import say
 from dembench.scripts.cli import Parser, fail
@@ -63,13 +64,15 @@ def watch(args: argparse.Namespace) -> None:
     from dembench.report import write_report
 
     seen: set[tuple[Path, int]] = set()
+    kept: dict[Any, Any] = {}
+    options = {"with_figures": args.figures != 0, "most_figures": args.figures, "paper": args.paper, "kept": kept}
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             ended = {(path, path.stat().st_mtime_ns) for path in _records(args.runs)}
             start = time.monotonic()
             if ended - seen:
                 try:
-                    page = write_report(args.runs, args.out, with_figures=args.figures != 0, most_figures=args.figures)
+                    page = write_report(args.runs, args.out, **options)
                     say(f"{page}: {len(ended)} runs")
                 except (ValueError, OSError) as error:  # of a file that is being written; the next turn reads it again
                     say(f"not written this time: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from dembench.report.tables.published import beside_table, reference_table
 from dembench.report.tables.summary import summary_table
 from dembench.report.tables.table import Table, capital, sentence
 
+Kept = dict[Any, list[Figure]]
 HERE = Path(__file__).parent
 LISTED = 200  # entries of a list of runs beyond which the page refers to runs.csv
 ROWS = 200  # of a table, beyond which the page refers to its files
@@ -130,6 +131,7 @@ def write_report(
     with_figures: bool = True,
     most_figures: int | None = None,
     paper: bool = False,
+    kept: Kept | None = None,
 ) -> Path:
     """Reads every run under ``run_roots`` and writes ``out``/index.html and tables/ beside it.
 
@@ -139,6 +141,8 @@ def write_report(
         with_figures: False leaves all figures out, for a quick look.
         most_figures: about how many are drawn of all comparisons together, where there are many; FIGURES by default.
         paper: also writes the figures as PDF and PNG to figures/, and paper.tex, which sets all tables.
+        kept: a dictionary, empty at first, that is given again at the next report of more runs: comparisons that did
+            not change are not drawn again.
     Returns: the path of index.html, which is self-contained and opens offline.
     Raises: ValueError when a root is missing or holds no finished run; nothing is written then.
     """
@@ -149,7 +153,7 @@ def write_report(
     tasks: dict[str, Task] = {}
     judged = [verdicts(block) for block in blocks]
     planned = plan(blocks, judged, FIGURES if most_figures is None else most_figures) if with_figures else []
-    drawn = parallel.draw(planned, paper)
+    drawn = draw(planned, paper, {} if kept is None else kept)
     for number, (block, said) in enumerate(zip(blocks, judged, strict=True)):
         shown = drawn[number] if number < len(drawn) else []
         section = make_section(block, said, shown, gallery, whole=number < WHOLE)
@@ -189,6 +193,18 @@ def plan(blocks: list[Block], judged: list[list[Verdict]], most: int) -> list[pa
     share = max(3, most // len(blocks))
     count = max(1, most // share)
     return [(block, said, share) for block, said in zip(blocks[:count], judged, strict=False)]
+
+
+def draw(planned: list[parallel.Comparison], paper: bool, kept: Kept) -> list[list[Figure]]:
+    """The figures of each comparison, those of ``kept`` where its runs are the same; ``kept`` is brought up to date."""
+    keys = [(paper, most, *((run.id, *run.scores.items(), *run.cost.items()) for run in block.runs))
+            for block, _, most in planned]  # fmt: skip
+    todo = [number for number, key in enumerate(keys) if key not in kept]
+    made = dict(zip(todo, parallel.draw([planned[number] for number in todo], paper), strict=True))
+    now = {key: made[number] if number in made else kept[key] for number, key in enumerate(keys)}
+    kept.clear()
+    kept.update(now)
+    return [[replace(figure) for figure in now[key]] for key in keys]  # copies, since writing gives them their names
 
 
 def make_section(block: Block, judged: list[Verdict], drawn: list[Figure], gallery: Gallery, *, whole: bool) -> Section:

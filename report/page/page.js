@@ -163,7 +163,8 @@ function browse(part, { runs, left, pairs, environments, notes }) {
       && wanted.every((word) => JSON.stringify(Object.values(run).slice(0, 14)).toLowerCase().includes(word)));
     body.replaceChildren(...kept.slice(0, most).map((run) => make("tr", {},
       make("th", { scope: "row" }, make("a", { href: `#run-${run.id}`, textContent: run.id })),
-      ...["task", "data", "method", "loss", "setting", "seed"].map((key) => make("td", { textContent: run[key] })),
+      ...["task", "data", "method", "loss", "setting", "seed"].map((key) =>
+        make("td", { textContent: run[key], className: ["task", "setting"].includes(key) ? "text" : "" })),
       make("td", { textContent: `${run.metric} ${run.value}` }), make("td", { textContent: run.status }))));
     more.hidden = kept.length <= most;
     said.textContent = `${Math.min(most, kept.length)} of ${kept.length} runs`
@@ -205,7 +206,7 @@ function browse(part, { runs, left, pairs, environments, notes }) {
     pane.focus({ preventScroll: true });
   };
   addEventListener("hashchange", pick);
-  part.append(filters, said, make("div", { className: "scroll" }, list), more, pane);
+  part.append(filters, pane, said, make("div", { className: "scroll" }, list), more);
   show();
   setTimeout(pick);
 }

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from dembench.report.judge.group import Block, method_of
 from dembench.report.judge.wording import run_label
 from dembench.report.read.load import Collection, Run
-from dembench.report.read.names import pretty, rank
+from dembench.report.read.names import DIGITS, TOYS, pretty, rank
 
+MIRRORED = (
+    "TTC takes each image together with its mirror image (augment=hflip), and a mirrored digit is another one or none: "
+    "its errors on digits say nothing of TTC on photographs."
+)
 QUIET = ("adapts", "aggregate", "fisher", "tipi")  # notes on what a method is made of
 
 
@@ -88,7 +92,17 @@ def notes_of(block: Block) -> list[Remark]:
         names = ", ".join(pretty(name) for name in sorted(having, key=lambda name: rank("method", name)))
         which = "all runs" if n == len(block.runs) else names if own else f"{n} of {len(block.runs)} runs"
         remarks.append(Remark(key, text, which, own or key in QUIET))
+    if TOYS.get(block.data) == DIGITS and (
+        mirrored := dict.fromkeys(method_of(run) for run in block.runs if flips(run))
+    ):
+        remarks.append(Remark("digits", MIRRORED, ", ".join(map(pretty, mirrored)), quiet=False))
     return remarks
+
+
+def flips(run: Run) -> bool:
+    """Whether a method learns from mirrored images."""
+    node = run.config.get("method")
+    return isinstance(node, dict) and node.get("augment") == "hflip"
 
 
 def commands_of(block: Block) -> list[tuple[str, str, str]]:

@@ -47,7 +47,7 @@ def summary_table(items: list[Verdict]) -> Table:
         if any(needing):
             entries.append(Entry(seeds, "", tuple(seeds.split("; "))) if seeds else Entry("–"))
         if swept:
-            entries.append(Entry("; ".join(edges) if item.swept else "one setting"))
+            entries.append(Entry("; ".join(edges) if item.swept else "–"))
         rows.append(entries)
     unit = "the unit named" if len(units) > 1 else "".join(units)
     caption = (

@@ -73,3 +73,11 @@ def test_formats_escape_what_they_must():
     assert "a\\|b" in table.markdown()
     assert "  50\\% [a](b) & $-$1 \\\\" in table.latex()
     assert "x\\&y & n \\\\" in table.latex()
+
+
+def test_what_mirrors_digits_is_said(tmp_path: Path):
+    make_run(tmp_path / "runs", EM[0], method="ttc", config={"method.augment": "hflip"})
+    make_run(tmp_path / "runs", EM[0], method="ttc", config={"method.augment": "hflip"}, data="cifar10c")
+    page = opened(write_report([tmp_path / "runs"], tmp_path / "out", with_figures=False).read_text())
+    assert page.count("a mirrored digit is another one or none") == 2  # on the first screen, and beside the numbers
+    assert "(TTC)</span>" in page

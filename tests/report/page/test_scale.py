@@ -117,3 +117,18 @@ def test_the_report_needs_neither_torch_nor_a_task(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "reward-curves" in opened((tmp_path / "out" / "index.html").read_text())
+
+
+def test_a_report_of_more_runs_draws_what_changed_only(tmp_path: Path):
+    for data in ("a", "b"):
+        for seed in range(2):
+            make_run(tmp_path / "runs", EM[seed], seed=seed, data=data)
+    kept: pages.Kept = {}
+    with mock.patch.object(parallel, "draw", wraps=parallel.draw) as draw:
+        page = write_report([tmp_path / "runs"], tmp_path / "out", kept=kept).read_text()
+        assert write_report([tmp_path / "runs"], tmp_path / "out", kept=kept).read_text() == page
+        make_run(tmp_path / "runs", EM[2], seed=2, data="b")
+        again = write_report([tmp_path / "runs"], tmp_path / "out", kept=kept).read_text()
+    assert [[block.data for block, *_ in call.args[0]] for call in draw.call_args_list] == [["a", "b"], [], ["b"]]
+    assert again != page
+    assert again == write_report([tmp_path / "runs"], tmp_path / "new").read_text()
