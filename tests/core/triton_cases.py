@@ -71,7 +71,7 @@ def test_dem(shape, tau, alpha):
 def test_adadem_and_its_table_over_some_batches(shape, masked):
     loss = core.AdaDEM()
     table = torch.full((shape[1], shape[1]), 1 / shape[1], dtype=torch.float64)
-    for _ in range(3):
+    for _ in range(2):
         z = logits(shape)
         mask = torch.rand(shape[:1] + shape[2:]) > 0.3 if masked else None
         table = published.step(table, z.detach().cpu().double(), 0.1, mask)
