@@ -63,11 +63,11 @@ def alive(now: Callable[[], str], every: float = EVERY) -> Iterator[None]:
 
     It is called in a thread of its own.
     """
-    ended = threading.Event()
+    ended, start = threading.Event(), time.monotonic()
 
     def tell() -> None:
-        while not ended.wait(max(0.05, _last + every - time.monotonic())):
-            if time.monotonic() - _last >= every:
+        while not ended.wait(max(0.05, max(_last, start) + every - time.monotonic())):
+            if time.monotonic() - max(_last, start) >= every:
                 say(now() or "...")
 
     thread = threading.Thread(target=tell, daemon=True, name="dembench alive")

@@ -87,9 +87,11 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"suite {suite.name} has no tables and figures to choose from; expected key=value")
         many = suites.runs_of(suite, overrides, args.config_dir)
         sweeps.check_words(many, args.config_dir)
-        say(f"planning the suite {suite.name}, {len(many)} runs")
         groups = suites.only(suites.grouped(suite.name, many, args.config_dir), tasks, args.config_dir)
-        groups = [suites.checked(group, args.config_dir) for group in groups if not data or group.data in data]
+        groups = [group for group in groups if not data or group.data in data]
+        if groups:
+            say(f"planning the suite {suite.name}, {sum(len(group.runs) for group in groups)} runs")
+        groups = [suites.checked(group, args.config_dir) for group in groups]
         drawn: list[str] = []
     else:
         for task in tasks:

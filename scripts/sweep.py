@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dembench.harness.sweeps import Planned
     from dembench.harness.times import Times
 
+FEW = 20  # runs that are planned in a few seconds
 EXAMPLE = """examples:
   dembench sweep demo --dry-run
   dembench sweep cifar10_jpeg out=runs/cifar10_jpeg seed=0,1 --workers 2
@@ -116,7 +117,8 @@ def sweep(
     sweeps.check_words(words, config_dir)
     if settings.name == "processes" and not settings.gpus and not dry_run:
         warm.start()  # imports PyTorch for the workers while this process plans
-    say(f"planning {len(words)} runs")
+    if len(words) > FEW or sys.stderr.isatty():
+        say(f"planning {len(words)} runs")
     options = {"dry_run": dry_run, "retries": retries, "retry_errors": retry_errors}
     if until is None:
         started = time.monotonic()

@@ -85,9 +85,9 @@ def what_is_missing(words: Mapping[str, Any], config_dir: Path | None = None) ->
     for group, state_of in (("data", data_state), ("model", model_state)):
         if cfg.get(group) is None:
             continue
-        unset = sorted(missing_keys(cfg[group], ""))
+        unset = sorted(missing_keys(cfg[group], group))
         if unset:
-            state, reason = "missing", f"{unset[0].removeprefix('.')} is not given"
+            state, reason = "missing", f"{unset[0]} is not given"
         else:
             state, reason = state_of(groups.resolve(cfg, (group,))[group])
         if state == "missing":

@@ -92,9 +92,10 @@ def notes_of(block: Block) -> list[Remark]:
         names = ", ".join(pretty(name) for name in sorted(having, key=lambda name: rank("method", name)))
         which = "all runs" if n == len(block.runs) else names if own else f"{n} of {len(block.runs)} runs"
         remarks.append(Remark(key, text, which, own or key in QUIET))
-    mirroring = dict.fromkeys(method_of(run) for run in block.runs if flips(run))
-    if mirroring and TOYS.get(block.data) == DIGITS:
-        remarks.append(Remark("digits", MIRRORED, ", ".join(map(pretty, mirroring)), quiet=False))
+    if TOYS.get(block.data) == DIGITS and (
+        mirrored := dict.fromkeys(method_of(run) for run in block.runs if flips(run))
+    ):
+        remarks.append(Remark("digits", MIRRORED, ", ".join(map(pretty, mirrored)), quiet=False))
     return remarks
 
 

@@ -131,7 +131,7 @@ def _from_archive(path: Path, cache: Path, kind: Kind, split: Split) -> Original
     images, labels = (load_array(folder / f"{name}.npy") for name in ("images", "labels"))
     about = _read_about(folder / "done.json")
     if images is None or labels is None or about is None or len(images) != len(labels):
-        check_writable(folder)
+        check_writable(cache)
         sizes = member_sizes(path, kind.layout)
         if any(PurePosixPath(name).parent.name == kind.folder for name in sizes):
             raise ConfigError(f"{path} is torchvision's archive: unpack it and give the folder")

@@ -133,7 +133,7 @@ def read(source: Path, size: tuple[int, int] | None, cache: Path) -> Read:
     folder = cache / "camvid" / short_hash(file_hash(source, 32), size, CACHED)
     found = _read_cache(folder)
     if found is None:
-        check_writable(folder)
+        check_writable(cache)
         found = _decode(source, size)
         _write_cache(folder, *found)
     return found

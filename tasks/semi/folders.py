@@ -44,7 +44,7 @@ def read_folders(source: Path, size: int | None, cache: Path) -> Folders:
     folder = cache / "folders" / f"{file_hash(source, 32)}-{size}-{VERSION}"
     cached = _read_cache(folder)
     if cached is None:
-        check_writable(folder)
+        check_writable(cache)
         cached = _decode(source, size)
         _write_cache(folder, cached)
     return cached

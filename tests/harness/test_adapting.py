@@ -22,7 +22,7 @@ METHODS = [name for name in options("method", "tta") if "mariodoebler" not in na
 SOURCE = {"eata": {"source_images": 16, "fisher_batch": 8}}
 FEW = {  # what makes a method cheap, or has it learn from few images
     **SOURCE,
-    "memo": {"views": 2},
+    "memo": {"views": 1},
     "cotta": {"views": 2},
     "rotta": {"every": 10},
     "deyo": {"margin": None, "plpd": -1.0},

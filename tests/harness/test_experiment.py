@@ -176,9 +176,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 
 
 def test_a_setting_that_only_the_method_can_judge_is_a_users_error_too(words: list[str], stub_configs: Path) -> None:
-    ready = prepared([*words, "method.lr=3"], stub_configs)
     with pytest.raises(ConfigError, match="Method: expected lr <= 1, got 3.0"):
-        experiment.run(ready)
+        prepared([*words, "method.lr=3"], stub_configs)
 
 
 def test_a_crash_leaves_no_result_and_its_own_traceback(words: list[str], stub_configs: Path, tmp_path: Path) -> None:

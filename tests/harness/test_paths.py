@@ -42,6 +42,8 @@ def test_every_key_that_can_hold_a_path_is_known() -> None:
     found = {}
     for file in sorted(CONFIGS.rglob("*.yaml")):
         for node in nodes(yaml.safe_load(file.read_text(encoding="utf-8"))):
+            if node["_target_"] == "???":  # that the user gives
+                continue
             target = locate(node["_target_"], str(file))
             hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
             for key, value in node.items():

@@ -310,15 +310,19 @@ def test_only_a_search_that_failed_takes_its_runs_along(
 ) -> None:
     pytest.importorskip("optuna")
     ran: list[str] = []
-    monkeypatch.setattr(searches, "_attempt", lambda words, *_: (None, "failed: no") if ran == [] else ("x", ""))
+    outcome = {"of": (None, "failed: no")}
+    monkeypatch.setattr(searches, "_attempt", lambda words, *_: outcome["of"])
     monkeypatch.setattr("dembench.scripts.sweep.sweep", lambda file, *_: ran.append(Path(file).read_text()) or 0)
     argv = ["suite", "quick", "--only", "longtail", "--out", str(tmp_path), "--workers", "0"]
     assert main(argv) == 1
     assert "3 runs are left out, whose search failed" in capsys.readouterr().err
     assert "dem_star" not in ran[0]
     assert "adadem" in ran[0]
+    assert len(ran) == 1  # what needs no search, before it
+    outcome["of"] = ("x", "")
     assert main(argv) == 0
-    assert "dem_star" in ran[1]
+    assert ["dem_star" in text for text in ran] == [False, False, True]
+    assert all(name in (tmp_path / "sweep.yaml").read_text() for name in ("dem_star", "adadem"))
 
 
 def test_a_method_that_cannot_be_planned_is_left_out_and_named(
