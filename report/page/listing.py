@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dembench.report.judge.group import Block, flatten, method_of, show
+from dembench.report.judge.group import Block, flatten, is_free, method_of, show
 from dembench.report.judge.wording import number, settings_text
 from dembench.report.read.export import without_paths
 from dembench.report.read.load import Run
@@ -59,7 +59,7 @@ def listing(blocks: Sequence[Block], with_curves: bool) -> str:
                 "slices": slices_of(block, run),
                 "config": [pairs([key, value]) for key, value in config.items()],
                 "environment": environments(environment),
-                "curve": curve_of(run) if with_curves and at < CURVED else None,
+                "curve": curve_of(block, run) if with_curves and at < CURVED else None,
             }
         )
     kept = {"pairs": pairs.kept, "environments": environments.kept, "notes": notes.kept}
@@ -75,8 +75,8 @@ def names_of(block: Block, run: Run) -> dict[str, Any]:
         "model": run.model,
         "protocol": run.protocol,
         "method": pretty(method_of(run)),
-        "loss": "–" if block.free.get((method_of(run), ())) else pretty(run.loss),
-        "setting": " ".join(filter(None, [settings_text(run.config.get(group)) for group in ("method", "loss")])),
+        "loss": "–" if is_free(run) else pretty(run.loss),
+        "setting": "; ".join(filter(None, [settings_text(run.config.get(group)) for group in ("method", "loss")])),
         "seed": run.seed,
         "status": run.status,
         "value": text_of(run.score(metric.name), metric),
@@ -104,14 +104,16 @@ def slices_of(block: Block, run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def curve_of(run: Run) -> dict[str, Any] | None:
-    """{"x", "y": the points, "title": of y, "what": of x}: the accuracy over the stream, else the first series."""
+def curve_of(block: Block, run: Run) -> dict[str, Any] | None:
+    """{"x", "y": the points, "title": of y, "what": of x}: the accuracy over the stream, else the series of the task's
+    own metric, else the first one."""
     curve = run.curve()
     if curve is not None and curve.n.sum():
         parts = np.array_split(np.arange(len(curve.n)), min(POINTS, len(curve.n)))
         y = [100 * curve.correct[part].sum() / max(1.0, curve.n[part].sum()) for part in parts]
         return points([float(part.mean()) for part in parts], y, "accuracy (%)", "batch")
-    for (part, metric), (steps, values) in run.series().items():
+    series = sorted(run.series().items(), key=lambda item: item[0][1] != block.metric.name)
+    for (part, metric), (steps, values) in series:
         kept = np.isfinite(values)
         if kept.sum() > 1:
             at = np.linspace(0, kept.sum() - 1, min(POINTS, int(kept.sum()))).round().astype(int)

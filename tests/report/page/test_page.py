@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
-from report_runs import EM, Page, make_run, opened
+from report_runs import EM, Page, listed, make_run, opened
 
 from dembench.report import write_report
 from dembench.report.tables.table import Column, Entry, Table
@@ -81,3 +82,21 @@ def test_what_mirrors_digits_is_said(tmp_path: Path):
     page = opened(write_report([tmp_path / "runs"], tmp_path / "out", with_figures=False).read_text())
     assert page.count("a mirrored digit is another one or none") == 2  # on the first screen, and beside the numbers
     assert "(TTC)</span>" in page
+
+
+def test_every_run_is_listed_with_its_numbers_curve_and_command(golden: tuple[Path, Path]):
+    found = listed((golden[1] / "index.html").read_text())
+    records = {path.parent.name: json.loads(path.read_text()) for path in golden[0].glob("*/result.json")}
+    assert found["left"] == 0
+    assert {run["id"] for run in found["runs"]} == set(records)
+    for run in found["runs"]:
+        record = records[run["id"]]
+        assert (run["seed"], run["status"], run["command"]) == (record["seed"], record["status"], record["command"])
+        errors = {row["slice"].partition("/")[0]: row["value"] for row in record["rows"] if row["metric"] == "error"}
+        assert run["value"] == ("–" if record["status"] == "nan" else f"{100 * errors['mean']:.2f}")
+        assert len(run["curve"]["y"]) == 12
+        config = dict(found["pairs"][at] for at in run["config"])
+        assert config["protocol.severity"] == "5"
+        assert config.get("method.lr") == {1e-3: "1e-3", 1e-2: "1e-2"}.get(record["config"]["method"].get("lr"))
+        assert not any("/somewhere/" in value for value in config.values())  # paths are cut to their last name
+        assert ["commit", "0123abcd"] in found["environments"][run["environment"]]
