@@ -57,7 +57,7 @@ _NAMES = {
         """,
     ABOVE: """
         backbone_multiplier cast clip_range delta discriminator_lr eps gamma head_multiplier learning_rate light
-        lr margin max_grad_norm mix order power similarity std tau temperature weight_margin xi
+        lr margin max_grad_norm n_sigma mix order power similarity std tau temperature weight_margin xi
         """,
     LEAST: """
         adversarial adversarial_aux age_weight alpha aux_weight blur d diversity ent_coef ent_coef_final
