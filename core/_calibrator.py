@@ -99,7 +99,7 @@ def _ranks(z: Tensor) -> Tensor:
 def _search(c: Tensor, ranks: Tensor, index: bool, room: Tensor | None) -> Tensor:
     """How a block's positions name their rows of the table by the first of their greatest logits; may overwrite c.
 
-    That is row numbers (M,), or a one-hot block laid out as c is. Two float passes: ``max`` with indices takes many
+    That is row numbers (M,), or a one-hot block in the shape of c. Two float passes: ``max`` with indices takes many
     times as long as without.
     """
     # the greatest, c = 0, have their ranks, all others far less (logits closer than 1e-35 count as tied)
@@ -108,7 +108,7 @@ def _search(c: Tensor, ranks: Tensor, index: bool, room: Tensor | None) -> Tenso
 
 
 def _gather(table: Tensor, address: Tensor, like: Tensor, room: Tensor | None) -> Tensor:
-    """Row a_k of the table for each position, laid out as ``like``, a block of z."""
+    """Row a_k of the table for each position, in the shape of ``like``, a block of z."""
     if address.dim() == 1:
         if like.dim() == 2:
             return torch.index_select(table, 0, address, out=room)

@@ -41,7 +41,7 @@ def slots_with(slots: Tensor, named: Tensor) -> Tensor:
 
 
 def with_room(rows: Tensor, slots: Tensor) -> Tensor:
-    """The rows, or more of them where these are too few for the slots; asks the device for a number."""
+    """The rows, or more of them where these are too few for the slots. Synchronises with the device."""
     needed, there, classes = int(slots.amax()) + 1, rows.shape[0], rows.shape[1]
     if needed <= there:
         return rows

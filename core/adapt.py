@@ -1,6 +1,6 @@
 """What methods that learn at test time share: choose what learns, take steps on it, and put it back bit for bit.
 
-Nothing here asks the device for a number, so a step costs the host no wait.
+No function here synchronises with the device.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def em(logits: Tensor, *, mask: Tensor | None = None, reduction: str = "none") -
 
     Args:
         logits: (N, C, ...) floating point.
-        mask: (N, ...) bool, True where the position counts; None counts all. What stands elsewhere is never read.
+        mask: (N, ...) bool, True where the position counts; None counts all. Masked-out positions are ignored (they may be NaN).
         reduction: "none", "mean" (over the positions that count; 0 if there are none) or "sum".
     Returns: nats, (N, ...) for "none" with 0 where the mask is False, else a scalar.
     Raises: ValueError for integer logits, a wrong mask or an unknown reduction.
@@ -192,7 +192,7 @@ def _dem(logits: Tensor, tau: float, alpha: float, mask: Tensor | None, reductio
 
 
 def _skip(mask: Tensor | None, rows: bool, dims: int) -> Tensor | None:
-    """The positions that do not count, laid out as ``kernels.canonical`` lays out one class."""
+    """The masked-out positions, in the shape that ``kernels.canonical`` gives one class."""
     if mask is None:
         return None
     return kernels.canonical((~mask).unsqueeze(1), rows or dims == 2)
