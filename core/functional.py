@@ -25,7 +25,8 @@ def em(logits: Tensor, *, mask: Tensor | None = None, reduction: str = "none") -
 
     Args:
         logits: (N, C, ...) floating point.
-        mask: (N, ...) bool, True where the position counts; None counts all. Masked-out positions are ignored (they may be NaN).
+        mask: (N, ...) bool, True where the position counts; None counts all. Masked-out positions are ignored (they may
+            be NaN).
         reduction: "none", "mean" (over the positions that count; 0 if there are none) or "sum".
     Returns: nats, (N, ...) for "none" with 0 where the mask is False, else a scalar.
     Raises: ValueError for integer logits, a wrong mask or an unknown reduction.
