@@ -44,7 +44,8 @@ def compose_groups(names: Mapping[str, str], config_dir: Path | None) -> dict[st
 
     It is the caller's own. Raises: ConfigError where a file is not valid, or cannot be composed.
     """
-    return copied(_composed(tuple(sorted(names.items())), config_dir))
+    compose = _composed if config_dir is None else _composed.__wrapped__  # what is shipped does not change
+    return copied(compose(tuple(sorted(names.items())), config_dir))
 
 
 @lru_cache(maxsize=1024)
@@ -120,14 +121,20 @@ def _file(name: str, config_dir: Path | None) -> dict[str, Any]:
     return copied(_parsed(text))
 
 
-@lru_cache(maxsize=1024)
 def _text(name: str, config_dir: Path | None) -> str:
-    """That of one file. Those of a process do not change under it."""
-    parts = f"{name}.yaml".split("/")
-    for root in (resources.files("dembench.configs"), *([] if config_dir is None else [config_dir])):
-        if (file := root.joinpath(*parts)).is_file():
-            return file.read_text(encoding="utf-8-sig")
-    raise Beyond
+    """That of one file; one of the user's own is read anew each time."""
+    text = _shipped_text(name)
+    if text is None and config_dir is not None and (file := config_dir.joinpath(f"{name}.yaml")).is_file():
+        text = file.read_text(encoding="utf-8-sig")
+    if text is None:
+        raise Beyond
+    return text
+
+
+@lru_cache(maxsize=1024)
+def _shipped_text(name: str) -> str | None:
+    file = resources.files("dembench.configs").joinpath(*f"{name}.yaml".split("/"))
+    return file.read_text(encoding="utf-8-sig") if file.is_file() else None
 
 
 def _parsed(text: str) -> dict[str, Any]:

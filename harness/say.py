@@ -15,6 +15,7 @@ from typing import Any
 
 LOG = logging.getLogger("dembench")
 EVERY = 10.0  # seconds, at the most, without a word
+FIRST = 1.0  # seconds until what is being prepared is named
 QUIET, USUAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
 
 
@@ -58,14 +59,16 @@ def is_quiet() -> bool:
 
 
 @contextmanager
-def alive(now: Callable[[], str], every: float = EVERY) -> Iterator[None]:
+def alive(now: Callable[[], str], every: float = EVERY, first: str = "") -> Iterator[None]:
     """Says how far something is, whenever nothing was said for ``every`` seconds; ``now`` makes the line, or "".
 
-    It is called in a thread of its own.
+    It is called in a thread of its own. ``first`` is said after a second: what ends before, ends without it.
     """
     ended, start = threading.Event(), time.monotonic()
 
     def tell() -> None:
+        if first and not ended.wait(FIRST):
+            say(first)
         while not ended.wait(max(0.05, max(_last, start) + every - time.monotonic())):
             if time.monotonic() - max(_last, start) >= every:
                 say(now() or "...")

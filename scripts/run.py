@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(OmegaConf.to_yaml(cfg, resolve=True), end="")
             return 0
         started = time.monotonic()
-        if cfg.progress:
-            say(f"preparing {title({'choices': cfg.choices, 'seed': cfg.seed})}")
-        from dembench.harness import experiment, progress
+        preparing = f"preparing {title({'choices': cfg.choices, 'seed': cfg.seed})}"
+        told = alive(lambda: f"  preparing, {time.monotonic() - started:.0f} s", first=preparing)
+        with told if cfg.progress else nullcontext():
+            from dembench.harness import experiment, progress
 
-        with alive(lambda: f"  preparing, {time.monotonic() - started:.0f} s") if cfg.progress else nullcontext():
             prepared = experiment.prepare(cfg)
         whisper(f"run {prepared.id}, prepared in {time.monotonic() - started:.1f} s")
         command = shlex.join(["dembench", "run", *argv])

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from report_runs import opened
 
-from dembench.harness import groups
 from dembench.scripts.cli import main
 
 MODULE = """
@@ -92,7 +91,6 @@ def test_a_label_is_no_argument_and_moves_no_id(own: Path, capsys: pytest.Captur
     words = ["task=stub", "data.root=data.txt", "out=runs", "method=stroll", "loss=halved"]
     for title in ("Stroll at ease", "Another title"):
         (own / "method" / "stub" / "stroll.yaml").write_text(METHOD.replace("Stroll at ease", title))
-        groups._composed.cache_clear()
         assert main(["run", "--config-dir", str(own), *words]) == 0
         paths.append(capsys.readouterr().out.splitlines()[-1])
     assert paths[0] == paths[1]

@@ -101,10 +101,21 @@ def test_quiet_leaves_results_and_errors_and_verbose_says_more(
     assert main([*words, "-v", "seed=1"]) == 0
     said = capsys.readouterr().err
     assert "prepared in" in said
-    assert "preparing" in said
     assert main([*words, "--quiet", "device=gpu"]) == 2
     assert "unknown device 'gpu'" in capsys.readouterr().err
     assert not say.is_quiet()  # the next command is as loud as usual
+
+
+def test_what_takes_longer_than_a_second_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(say, "FIRST", 0.05)
+    with say.alive(lambda: "", first="preparing a run"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "preparing a run\n"
+    with say.alive(lambda: "", first="preparing another"):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 def test_no_color(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

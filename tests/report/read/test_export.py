@@ -33,8 +33,8 @@ def test_the_report_of_the_file_is_the_report_of_the_folder(runs: Path, tmp_path
     assert len(found.runs) == 16
     assert len(found.unfinished) == 1
     (tmp_path / "all.jsonl.gz").write_bytes(content)
-    of_folder = write_report([runs], tmp_path / "a")
-    of_file = write_report([tmp_path / "all.jsonl.gz"], tmp_path / "b")
+    of_folder = write_report([runs], tmp_path / "a", paper=True)
+    of_file = write_report([tmp_path / "all.jsonl.gz"], tmp_path / "b", paper=True)
     names = [
         sorted(path.relative_to(page.parent).as_posix() for path in page.parent.rglob("*.*"))
         for page in (of_folder, of_file)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_runs import Page, make_run, only_block
+from report_runs import Page, make_run, only_block, opened
 
 from dembench.report import write_report
 from dembench.report.read.reference import canonical, read, references
@@ -138,7 +138,7 @@ def test_published_numbers_of_other_data_or_models_stand_apart(tmp_path: Path, o
     table, used = beside_table(only_block(tmp_path))
     assert table is None
     assert not used
-    text = write_report([tmp_path], tmp_path / "out", with_figures=False).read_text()
+    text = opened(write_report([tmp_path], tmp_path / "out", with_figures=False).read_text())
     section = text.split('<section id="published">')[1].split("</section>")[0]
     assert "Published, other model or data" in section
     assert section.count("<details>") > 10

@@ -30,7 +30,8 @@ from dembench.tasks.semi.protocol import Protocol
 from dembench.tasks.semi.sources import Digits, ImageFolders
 from dembench.tasks.semi.task import SemiSupervised
 
-METHODS = ("ent_min", "fixmatch", "freematch", "mixmatch", "pseudo_label", "supervised", "vat")
+METHODS = ("ent_min", "fixmatch", "flexmatch", "freematch", "mixmatch", "pseudo_label", "softmatch", "supervised")
+METHODS += ("uda", "vat")
 TINY = ["model.width=4", "protocol.iterations=4", "protocol.eval_every=2", "protocol.batch_size=4"]
 
 
