@@ -82,6 +82,13 @@ def alive(now: Callable[[], str], every: float = EVERY, first: str = "") -> Iter
         thread.join()
 
 
+def _writable(record: logging.LogRecord) -> bool:
+    """No word of a user is too odd to be said."""
+    record.msg, record.args = record.getMessage().encode("utf-8", "backslashreplace").decode(), ()
+    return True
+
+
 if not LOG.handlers:
     LOG.addHandler(_Stderr())
+    LOG.addFilter(_writable)
     LOG.setLevel(USUAL)

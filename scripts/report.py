@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dembench.harness.say import say
+from dembench.harness.say import alive, say
 from dembench.scripts.cli import Parser, fail
 
 PAUSE = 5.0  # seconds, at the least, between two pages of --watch
@@ -43,16 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in args.runs:
         if not folder.exists():
             return fail(f"dembench report: no folder or file {folder}; `dembench run` and `dembench sweep` make runs")
-    say(f"reading {', '.join(map(str, args.runs))}")
-    from dembench.report import write_report
-
     if args.watch:
         watch(args)
+    options = {"with_figures": args.figures != 0, "most_figures": args.figures, "paper": args.paper}
     try:
-        options = {"with_figures": args.figures != 0, "most_figures": args.figures, "paper": args.paper}
-        page = write_report(args.runs, args.out, **options)
-        if args.readme is not None:
-            rewrite_readme(args.readme, args.runs, page.parent)
+        with alive(lambda: "", first=f"reading {', '.join(map(str, args.runs))}"):
+            from dembench.report import write_report
+
+            page = write_report(args.runs, args.out, **options)
+            if args.readme is not None:
+                rewrite_readme(args.readme, args.runs, page.parent)
     except (ValueError, OSError) as error:
         return fail(f"dembench report: {error}")
     print(page)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dembench.harness.sweeps import Planned
     from dembench.harness.times import Times
 
-FEW = 20  # runs that are planned in a few seconds
 EXAMPLE = """examples:
   dembench sweep demo --dry-run
   dembench sweep cifar10_jpeg out=runs/cifar10_jpeg seed=0,1 --workers 2
@@ -117,12 +116,11 @@ def sweep(
     sweeps.check_words(words, config_dir)
     if settings.name == "processes" and not settings.gpus and not dry_run:
         warm.start()  # imports PyTorch for the workers while this process plans
-    if len(words) > FEW or sys.stderr.isatty():
-        say(f"planning {len(words)} runs")
     options = {"dry_run": dry_run, "retries": retries, "retry_errors": retry_errors}
     if until is None:
         started = time.monotonic()
-        with alive(lambda: f"  planning, {time.monotonic() - started:.0f} s"):
+        told = alive(lambda: f"  planning, {time.monotonic() - started:.0f} s", first=f"planning {len(words)} runs")
+        with told:
             planned = sweeps.plan(words, config_dir, elsewhere=settings.name == "ray")
         whisper(f"planned in {time.monotonic() - started:.1f} s")
         return run_planned(planned, settings, **options)

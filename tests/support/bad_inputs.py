@@ -182,7 +182,7 @@ WORDS: list[Row] = [  # the command line itself
     ("run 'method.lr=\"1'", "cannot read"),
     ("run data.root={", "cannot read"),
     ("run data.root=\x00", "data.root"),
-    ("run \ud800=1", "can't encode"),
+    ("run \ud800=1", "cannot read '\\ud800=1'"),
     # other tasks
     ("run task=minigrid method.gamma=2", "method.gamma: expected a number from 0 to 1, got 2.0"),
     ("run task=minigrid method.clip_range=-1", "method.clip_range: expected a number > 0"),
@@ -396,6 +396,8 @@ WORDS: list[Row] = [  # the command line itself
     ("figure ttc_figure1 metod=x", "takes no settings"),
     ("figure dem_figure3 --runs @/nothing", "@/nothing"),
     ("bench speed", "unknown bench 'speed'"),
+    ("completion tcsh", "invalid choice: 'tcsh'"),
+    ("completion", "the following arguments are required"),
     ("bench loss --threads 0", "--threads: expected at least 1, got 0"),
     ("bench loss --seconds 0", "--seconds: expected more than 0"),
     ("bench loss --seconds x", "--seconds: invalid float value"),
