@@ -139,9 +139,9 @@ def test_published_numbers_of_other_data_or_models_stand_apart(tmp_path: Path, o
     assert table is None
     assert not used
     text = opened(write_report([tmp_path], tmp_path / "out", with_figures=False).read_text())
-    section = text.split('<section id="published">')[1].split("</section>")[0]
-    assert "Published, other model or data" in section
-    assert section.count("<details>") > 10
+    section = text.split('<details class="fill" id="published">')[1].split("<footer")[0]
+    assert "Published numbers, of other models or data" in section
+    assert section.count("<details") > 10
     assert "<details open" not in section
 
 
