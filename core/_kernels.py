@@ -102,7 +102,7 @@ def canonical(x: Tensor, rows: bool) -> Tensor:
 
 
 def in_rows(x: Tensor) -> bool:
-    """Whether (N, C, ...) is best looked at as rows: its classes lie next to each other and are not too few."""
+    """Whether (N, C, ...) is best looked at as rows: its classes are next to each other and are not too few."""
     return x.dim() == 2 or (x.stride(1) == 1 and x.shape[1] > (_SHORT_ROW if x.device.type == "cpu" else 1))
 
 
@@ -126,7 +126,7 @@ def pieces(total: int, size: int) -> Iterable[slice]:
 
 
 def cut(x: Tensor | None, block: Block) -> Any:
-    """The part of x, (M, .) or (N, ., S), that lies in the block; None stays None."""
+    """The part of x, (M, .) or (N, ., S), that is in the block; None stays None."""
     if x is None or block is WHOLE:
         return x
     return x[block[0]] if x.dim() == 2 else x[block[0], :, block[1]]

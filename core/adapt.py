@@ -78,8 +78,8 @@ def require_grad_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> N
 def top_layers(model: nn.Module, kinds: Kinds = ALL_NORMS) -> list[str]:
     """Names of the modules at the top of the network, by depth: all that comes after the first three quarters.
 
-    The trunk is found by opening the one child that holds several normalisation layers until there are several such
-    children: the stages of a ResNet or Swin, the blocks of a ViT. The top is what comes after all but the last
+    The trunk is found by opening the one child that holds several normalisation layers until several of its
+    children do: the stages of a ResNet or Swin, the blocks of a ViT. The top is what comes after all but the last
     max(1, T // 4) of these T: one of three or four stages, three of twelve blocks, and the layers before and behind
     them. In a network without blocks, the layers themselves are counted.
     """

@@ -1,7 +1,7 @@
 """TensorBoard, W&B and MLflow beside the run directory, through the logger interface of Lightning Fabric.
 
 Off unless the key ``logger`` names some; the key is not part of a run's id, and result.json and the CSV files are
-written whatever it says. TensorBoard's files lie in ``<out>/<id>/tensorboard``, W&B's in ``<out>/wandb``, MLflow's in
+written whatever it says. TensorBoard's files are in ``<out>/<id>/tensorboard``, W&B's in ``<out>/wandb``, MLflow's in
 ``<out>/mlruns``; WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME hold as with these tools.
 """
 

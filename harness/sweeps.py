@@ -319,7 +319,7 @@ def _check(
 
 
 def failure_note(directory: Path) -> Path:
-    """Where the reason lies for which the run of a directory failed, if it did."""
+    """Where the reason is kept for which the run of a directory failed, if it did."""
     return directory.parent / "failed" / f"{directory.name}.txt"
 
 

@@ -22,7 +22,7 @@ EXAMPLE = """examples:
 
 Trials are runs of loss=dem on part=search of the data: search_share=0.2 of the samples, by search_seed=0; where a task
 has labelled samples apart from those that it is judged on, such as validation images, they are the part. Everything
-lies in <out>/searches/. Started again, a search goes on; started several times at once, the processes share the
+is kept in <out>/searches/. Started again, a search goes on; started several times at once, the processes share the
 trials. What it found is used by loss=dem_star in a run or a sweep with the same out: with part=rest on the samples
 that the search has not seen, or, with loss.evaluation=paper, on all of them as in the paper."""
 

@@ -32,7 +32,7 @@ EXAMPLE = """examples:
   dembench suite paper ttc_table2 --data cifar10c data.root=DIR model.weights=FILE
 
 What is missing is listed with how to get it, and left out. Interrupted suites resume; runs and
-its report lie in --out. DEM* is searched before its runs where no search of it is done."""
+its report are in --out. DEM* is searched before its runs where no search of it is done."""
 
 
 def parser(prog: str = "dembench suite") -> argparse.ArgumentParser:

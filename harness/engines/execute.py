@@ -44,7 +44,7 @@ def execute(
         retry_errors: also retry runs that raised an exception.
         tell: called in this process as things happen.
     Raises: DiskFull, once the workers are ended, where a run or the note on a failure could not be written.
-    Returns: the summary; tracebacks lie in ``<out>/failed/<id>.txt``. On KeyboardInterrupt the workers are ended.
+    Returns: the summary; tracebacks are in ``<out>/failed/<id>.txt``. On KeyboardInterrupt the workers are ended.
     """
     for run in planned:
         if run.odd:

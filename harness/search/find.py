@@ -65,7 +65,7 @@ def search(
     chosen = best(done)
     if chosen is None:
         statuses = ", ".join(sorted({trial.status for trial in done}))
-        raise RuntimeError(f"none of the {len(done)} trials can win (status {statuses}); they lie in {folder}")
+        raise RuntimeError(f"none of the {len(done)} trials can win (status {statuses}); they are in {folder}")
     first = next((trial for trial in done if trial.pair == ONE_ONE), None)
     record = {
         "schema": records.VERSION,

@@ -71,7 +71,7 @@ def tune(
     done = search.run(evaluate, tell)
     if best(done) is None:
         statuses = ", ".join(sorted({trial.status for trial in done}))
-        raise RuntimeError(f"none of the {len(done)} trials can win (status {statuses}); they lie in {folder}")
+        raise RuntimeError(f"none of the {len(done)} trials can win (status {statuses}); they are in {folder}")
     choices, absent = chosen(done, prepared.task, budget)
     first = done[0].details
     record = {
