@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dembench.harness.say import say
+from dembench.harness.say import alive, say
 from dembench.scripts.cli import Parser, fail
 
 EXAMPLE = """examples:
@@ -34,8 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dembench.harness.judging import judge
     from dembench.scripts.run import means
 
+    started = time.monotonic()
     try:
-        path, result = judge(args.run, args.overrides, args.weights, args.config_dir)
+        with alive(
+            lambda: f"  judging, {time.monotonic() - started:.0f} s", first=f"judging the weights of {args.run}"
+        ):
+            path, result = judge(args.run, args.overrides, args.weights, args.config_dir)
     except ConfigError as error:
         return fail(f"dembench evaluate: {error}")
     say(means(result))

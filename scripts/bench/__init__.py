@@ -20,10 +20,12 @@ import json
 import os
 import pkgutil
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from dembench.harness.say import alive
 from dembench.lookup import lookup
 from dembench.scripts.cli import Parser, fail
 
@@ -74,8 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench bench {name}: --device cuda: PyTorch finds no CUDA device here")
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads[0])
+    started = time.monotonic()
     try:
-        found = bench.run(options, Console())
+        with alive(lambda: f"  measuring, {time.monotonic() - started:.0f} s", first=f"measuring {name}"):
+            found = bench.run(options, Console())
     except (ValueError, ImportError) as error:
         return fail(f"dembench bench {name}: {error}")
     finally:
