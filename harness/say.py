@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 LOG = logging.getLogger("dembench")
@@ -80,6 +80,12 @@ def alive(now: Callable[[], str], every: float = EVERY, first: str = "") -> Iter
     finally:
         ended.set()
         thread.join()
+
+
+def counting(doing: str, first: str = "") -> AbstractContextManager[None]:
+    """``alive`` with the seconds since now: "  planning, 20 s"."""
+    start = time.monotonic()
+    return alive(lambda: f"  {doing}, {time.monotonic() - start:.0f} s", first=first)
 
 
 def _writable(record: logging.LogRecord) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dembench.harness.say import alive, say
+from dembench.harness.say import counting, say
 from dembench.scripts.cli import Parser, fail
 
 EXAMPLE = """examples:
@@ -35,11 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dembench.harness.judging import judge
     from dembench.scripts.run import means
 
-    started = time.monotonic()
     try:
-        with alive(
-            lambda: f"  judging, {time.monotonic() - started:.0f} s", first=f"judging the weights of {args.run}"
-        ):
+        with counting("judging", first=f"judging the weights of {args.run}"):
             path, result = judge(args.run, args.overrides, args.weights, args.config_dir)
     except ConfigError as error:
         return fail(f"dembench evaluate: {error}")

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dembench.harness.say import alive, say, whisper
+from dembench.harness.say import counting, say, whisper
 from dembench.scripts.cli import Parser, fail
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         started = time.monotonic()
         preparing = f"preparing {title({'choices': cfg.choices, 'seed': cfg.seed})}"
-        told = alive(lambda: f"  preparing, {time.monotonic() - started:.0f} s", first=preparing)
-        with told if cfg.progress else nullcontext():
+        with counting("preparing", first=preparing) if cfg.progress else nullcontext():
             from dembench.harness import experiment, progress
 
             prepared = experiment.prepare(cfg)

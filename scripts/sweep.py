@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dembench.harness.say import alive, say, whisper
+from dembench.harness.say import counting, say, whisper
 from dembench.records import read_plain
 from dembench.scripts.cli import Parser, fail
 
@@ -119,8 +119,7 @@ def sweep(
     options = {"dry_run": dry_run, "retries": retries, "retry_errors": retry_errors}
     if until is None:
         started = time.monotonic()
-        told = alive(lambda: f"  planning, {time.monotonic() - started:.0f} s", first=f"planning {len(words)} runs")
-        with told:
+        with counting("planning", first=f"planning {len(words)} runs"):
             planned = sweeps.plan(words, config_dir, elsewhere=settings.name == "ray")
         whisper(f"planned in {time.monotonic() - started:.1f} s")
         return run_planned(planned, settings, **options)

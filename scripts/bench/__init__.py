@@ -20,12 +20,11 @@ import json
 import os
 import pkgutil
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from dembench.harness.say import alive
+from dembench.harness.say import counting
 from dembench.lookup import lookup
 from dembench.scripts.cli import Parser, fail
 
@@ -76,9 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"dembench bench {name}: --device cuda: PyTorch finds no CUDA device here")
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads[0])
-    started = time.monotonic()
     try:
-        with alive(lambda: f"  measuring, {time.monotonic() - started:.0f} s", first=f"measuring {name}"):
+        with counting("measuring", first=f"measuring {name}"):
             found = bench.run(options, Console())
     except (ValueError, ImportError) as error:
         return fail(f"dembench bench {name}: {error}")
