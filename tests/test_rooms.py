@@ -103,3 +103,25 @@ def test_there_is_no_circle(inside: bool) -> None:
     graph = {name: set(imports(name, inside)) for name in FILES}
     graph["core._kernels"].discard("core._triton")  # an optional backend, loaded once Triton is known to be there
     TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+def test_no_package_gives_another_thing_the_name_of_its_module() -> None:
+    """The first import of the module would put it in the place of the other thing."""
+    wrong = []
+    for name, path in FILES.items():
+        if path.name != "__init__.py":
+            continue
+        inside = {other.removeprefix(f"{name}.") for other in FILES if other.startswith(f"{name}.")}
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                bound = {a.asname or a.name for a in node.names if f"dembench.{name}" != node.module}
+            elif isinstance(node, ast.Import):
+                bound = {a.asname or a.name for a in node.names}
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                bound = {node.name}
+            elif isinstance(node, ast.Assign):
+                bound = {target.id for target in node.targets if isinstance(target, ast.Name)}
+            else:
+                continue
+            wrong += [f"{name}: {one}" for one in bound & inside]
+    assert not wrong

@@ -28,7 +28,7 @@ from dembench.harness.say import counting
 from dembench.lookup import lookup
 from dembench.scripts.cli import Parser, fail
 
-_HELPERS = ("counting", "textbook_forward", "textbook_tta", "timing")
+_HELPERS = ("operations", "textbook_forward", "textbook_tta", "timing")
 _QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # the profiler counts bytes, and need not say so
 BENCHES = tuple(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _HELPERS)
 

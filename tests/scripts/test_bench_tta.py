@@ -7,7 +7,7 @@ from tta_models import FeatureNet
 
 from dembench.scripts import bench
 from dembench.scripts.bench import textbook_forward, tta
-from dembench.scripts.bench.counting import count
+from dembench.scripts.bench.operations import count
 
 
 def test_bench_prints_and_writes_every_method(tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from tta_pairs import method_class
 
 from dembench import core
 from dembench.scripts.bench import textbook_tta
-from dembench.scripts.bench.counting import count, host_counters
+from dembench.scripts.bench.operations import count, host_counters
 from dembench.tasks.common.digits_nets import CIFARResNet
 
 GATES = {"margin": 1.0, "d": 1.1}  # every sample passes
