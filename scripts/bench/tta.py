@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from dembench.core import EM, AdaDEM
 from dembench.lookup import lookup
 from dembench.scripts.bench import textbook_forward, textbook_tta
-from dembench.scripts.bench.operations import count, host_counters
 from dembench.scripts.bench.loss import LiteralAdaDEM
+from dembench.scripts.bench.operations import count, host_counters
 from dembench.scripts.bench.timing import best_times, peak_bytes, size_text, time_of, time_text
 
 HELP = "the methods of corruption TTA, a step and a reset; the corruptions"
