@@ -110,6 +110,11 @@ class SemiMethod(nn.Module, ABC):
                 upper = "" if high == math.inf else f" and at most {high:g}"
                 raise ValueError(f"{self.name}: expected {name} of at least {low:g}{upper}, got {value}")
 
+    def check_classes(self, num_classes: int) -> None:
+        """Raises ValueError where there is nothing to tell apart."""
+        if num_classes < 2:
+            raise ValueError(f"{self.name}: expected num_classes >= 2, got {num_classes}")
+
     def prepare(self, num_unlabelled: int) -> None:
         """Called once before the training; ``num_unlabelled`` is how many unlabelled samples there are."""
 
@@ -180,5 +185,5 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Cross entropy with hard targets (N,), zero where the mask is; the mean is over all N samples."""
+    """Cross entropy with targets (N,) or distributions (N, C), zero where the mask is; the mean is over all N samples."""
     return (F.cross_entropy(logits, targets, reduction="none") * mask).mean()
