@@ -37,7 +37,9 @@ class Consistency(SemiMethod):
         """Classes (M,) or distributions (M, C) and weights (M,) from the weak view's logits (M, C), no gradient."""
 
     def terms(self, model: nn.Module, batch: Batch) -> Terms:
-        logits = self.logits(model, batch)
+        return self.objective(self.logits(model, batch), batch)
+
+    def objective(self, logits: dict[str, Tensor], batch: Batch) -> Terms:
         target, weight = self.targets(logits["weak"].detach(), batch)
         self.watch(logits["weak"], mask=weight.mean())
         return {

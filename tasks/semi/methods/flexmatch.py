@@ -29,9 +29,9 @@ class FlexMatch(FixMatch):
         super().__init__(loss, num_classes=num_classes, **settings)
         self.check_classes(num_classes)
         self.register_buffer("status", torch.zeros(num_classes))
-        self.prepare(0)
+        self.prepare(0, self.status)
 
-    def prepare(self, num_unlabelled: int) -> None:
+    def prepare(self, num_unlabelled: int, counts: Tensor) -> None:
         self.register_buffer("learned", torch.full((num_unlabelled,), -1))
 
     def targets(self, weak: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

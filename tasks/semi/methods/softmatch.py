@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dembench.tasks.common.training import mean_over_ranks
-from dembench.tasks.semi.methods.base import Batch
+from dembench.tasks.semi.methods.base import Batch, align
 from dembench.tasks.semi.methods.consistency import Consistency
 
 
@@ -49,14 +49,8 @@ class SoftMatch(Consistency):
 
     def targets(self, weak: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         p = weak.softmax(1)
-        return p.argmax(1), self.weights(self.aligned(p) if self.align else p)
-
-    def aligned(self, p: Tensor) -> Tensor:
-        """Predictions (M, C) over their moving mean, which the batch moves first."""
-        now = mean_over_ranks(p.mean(0))
-        self.marginal.copy_(torch.where(self.marginal.any(), self.marginal.lerp(now, 1 - self.momentum), now))
-        p = p * (1 / p.shape[1] + 1e-6) / (self.marginal + 1e-6)
-        return p / p.sum(1, keepdim=True)
+        aligned = align(p, self.marginal, 1 / p.shape[1], self.momentum) if self.align else p
+        return p.argmax(1), self.weights(aligned)
 
     def weights(self, p: Tensor) -> Tensor:
         """(M,), after the batch has moved mean and variance."""
