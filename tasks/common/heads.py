@@ -51,7 +51,7 @@ def add_head(model: nn.Module, num_classes: int, outputs: int, judges_second: bo
             f"{type(model).__name__}: the last Linear layer has {last.out_features} outputs, not one for each of "
             f"{num_classes} classes, so there is no place for a second head"
         )
-    both = TwoHeads(last, outputs, judges_second)
+    both = TwoHeads(last, outputs, judges_second).train(last.training)
     parent, _, name = next(name for name, module in model.named_modules() if module is last).rpartition(".")
     if not name:
         return both
