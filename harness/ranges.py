@@ -48,8 +48,8 @@ _NAMES = {
         discriminator_width episodes epochs eval_batch_size eval_every eval_seed every fisher_batch groups
         iterations labelled_head labels_per_class lr_batch lstm_hidden_size neighbours n_envs n_epochs n_steps
         num_classes num_images output_stride patches points power_iterations seed_spacing shots size
-        source_images source_size stages stem steps stride strong_views sweeps target_images target_size test_images unlabelled_head
-        unlabelled_ratio views visits width window
+        source_images source_size stages stem steps stride strong_views sweeps
+        target_images target_size test_images unlabelled_head unlabelled_ratio views visits width window
         """,
     COUNT_0: """
         checkpoint_every cosine_from horizon order_seed pictures search_seed split_seed validation_per_class
@@ -60,9 +60,9 @@ _NAMES = {
         lr margin max_grad_norm n_sigma mix order power similarity std tau temperature tolerance weight_margin xi
         """,
     LEAST: """
-        adversarial adversarial_aux age_weight alpha anchor_weight aux_weight balanced_weight blur d diversity ent_coef ent_coef_final
-        entropy_weight fairness_weight fisher_alpha loss_weight noise prior reset_below rotation_weight saturation source_aux
-        texture unlabelled_weight vf_coef warmup_from weight weight_decay
+        adversarial adversarial_aux age_weight alpha anchor_weight aux_weight balanced_weight blur d diversity
+        ent_coef ent_coef_final entropy_weight fairness_weight fisher_alpha loss_weight noise prior reset_below
+        rotation_weight saturation source_aux texture unlabelled_weight vf_coef warmup_from weight weight_decay
         """,
     SHARE: "confidence flip gae_lambda glow haze loss_ramp paint probs_momentum ramp restore source_momentum",
     SHARE_ABOVE: "bn_momentum layer_decay q scale selected",

@@ -238,7 +238,10 @@ def test_under_one_of_usbs_imbalanced_algorithms(example: ModuleType) -> None:
 
 def ours(method: SemiMethod, net: nn.Module, batch: dict[str, Tensor], second: str = "strong") -> dict[str, float]:
     views = {"weak": batch["x_ulb_w"], second: batch["x_ulb_s"]}
-    terms = method.terms(net if isinstance(net, TwoHeaded) else Logits(net), Batch(batch["x_lb"], batch["y_lb"], views, STEP / STEPS, batch["idx_ulb"]))
+    terms = method.terms(
+        net if isinstance(net, TwoHeaded) else Logits(net),
+        Batch(batch["x_lb"], batch["y_lb"], views, STEP / STEPS, batch["idx_ulb"]),
+    )
     return {name: float(value.detach()) for name, value in terms.items()}
 
 

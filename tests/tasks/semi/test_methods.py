@@ -302,7 +302,7 @@ def test_remixmatch_over_three_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ready(method, plain)
     second, marginal = model[1].second, None
     assert method.needed_views == ("strong", "strong2", "weak")
-    for step in range(3):
+    for _ in range(3):
         data, order = batch(progress=0.1), torch.randperm(5 + 36)
         turns = torch.randint(4, (12,))
         with monkeypatch.context() as patch:
@@ -350,7 +350,9 @@ def test_abc(hard: bool, views: int, monkeypatch: pytest.MonkeyPatch) -> None:
     terms = method.terms(model, data)
     names = ["labelled", "weak", "strong", "strong2"][: 2 + views]
     inputs = {"labelled": data.images, **data.views}
-    first, second = ({name: numbers(model, inputs[name])[:, part] for name in names} for part in (slice(4), slice(4, 8)))
+    first, second = (
+        {name: numbers(model, inputs[name])[:, part] for name in names} for part in (slice(4), slice(4, 8))
+    )
     close(terms["supervised"], ce(first["labelled"], data.labels.numpy()))
     strong = [masked(first[name], first["weak"], lambda q: q.max() >= 0.6) for name in names[2:]]
     close(terms["consistency"], float(np.mean(strong)))
