@@ -47,6 +47,8 @@ class TPT(PromptMethod):
     Raises: ValueError for options that make no sense, or a template without words to tune.
     """
 
+    remembers = ("episodes",)
+
     def __init__(
         self,
         prompts: Prompts,
