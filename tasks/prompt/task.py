@@ -126,10 +126,13 @@ class PromptTuning:
         return self.prompts(images.class_names), self.features.all(images), images.labels
 
     def check_method(self, make_method: Callable[..., PromptMethod]) -> None:
-        """Reads the files that a method names: a context that is damaged is refused here, before anything is run."""
-        for part in getattr(make_method, "keywords", {}).values():
+        """Refuses before anything is run what a method cannot use: a damaged context, a loss without effect."""
+        given = getattr(make_method, "keywords", {})
+        for part in given.values():
             if hasattr(part, "check"):
                 part.check()
+        if hasattr(method := getattr(make_method, "func", None), "check"):
+            method.check(self.protocol.views.count, **given)
 
     def run(self, make_method: Callable[..., PromptMethod]) -> Iterator[Event]:
         """Yields notes, a Point a block, rows, histogram and flags for each set, means, and the file cost.json."""
