@@ -32,10 +32,17 @@ class Ensemble(ZeroShot):
         shots: Shots | None = None,
     ):
         super().__init__(prompts, loss)
-        if isinstance(templates, str):
-            lookup(templates, ("simple",), "templates")
-            templates = [template("{}") for template in require_open_clip().SIMPLE_IMAGENET_TEMPLATES]
         with torch.no_grad():
-            parts = [prompts.with_template(template) for template in templates or prompts.templates]
+            parts = [prompts.with_template(template) for template in read_templates(templates) or prompts.templates]
             self.text = F.normalize(sum(part(part.words()) for part in parts) / len(parts), dim=-1)
         self.forward_passes = len(parts)
+
+
+def read_templates(given: str | Sequence[str] | None) -> list[str]:
+    """The templates that are meant; none for None. Raises: ValueError for another word, or one without one {}."""
+    if isinstance(given, str):
+        lookup(given, ("simple",), "templates")
+        return [template("{}") for template in require_open_clip().SIMPLE_IMAGENET_TEMPLATES]
+    if wrong := [template for template in given or () if template.count("{}") != 1]:
+        raise ValueError(f"templates: expected one {{}} in each, such as 'a photo of a {{}}.', got {wrong[0]!r}")
+    return list(given or ())

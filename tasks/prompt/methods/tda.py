@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from dembench.core.functional import em
 from dembench.tasks.base import Note
 from dembench.tasks.prompt.methods.base import Shots, check_share, confident, pick
-from dembench.tasks.prompt.methods.ensemble import Ensemble
+from dembench.tasks.prompt.methods.ensemble import Ensemble, read_templates
 from dembench.tasks.prompt.methods.marginal import log_marginal
 from dembench.tasks.prompt.text import Prompts
 
@@ -92,9 +92,7 @@ class TDA(Ensemble):
         shots: Shots | None = None,
     ):
         check_share("tda", selected)
-        for name, bounds in (("uncertain", uncertain), ("unlikely", unlikely)):
-            if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1] <= 1:
-                raise ValueError(f"tda: expected {name} to be two bounds in [0, 1], low and high, got {bounds}")
+        self.check(1, uncertain, unlikely, templates)
         if min(positive_capacity, negative_capacity) < 1:
             raise ValueError(f"tda: expected capacities >= 1, got {positive_capacity} and {negative_capacity}")
         super().__init__(prompts, loss, templates=templates)
@@ -104,6 +102,20 @@ class TDA(Ensemble):
         self.positive = Cache(prompts.num_classes, positive_capacity, self.text[0])
         self.negative = Cache(prompts.num_classes, negative_capacity, self.text[0])
         self.notes.append(Note("stream", "images come in an order that the seed draws; what was kept of them stays"))
+
+    @staticmethod
+    def check(
+        views: int,
+        uncertain: Sequence[float] = (0, 1),
+        unlikely: Sequence[float] = (0, 1),
+        templates: str | Sequence[str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Raises ValueError, before anything is run, for bounds or templates that make no sense."""
+        for name, bounds in (("uncertain", uncertain), ("unlikely", unlikely)):
+            if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1] <= 1:
+                raise ValueError(f"tda: expected {name} to be two bounds in [0, 1], low and high, got {list(bounds)}")
+        read_templates(templates)
 
     def predict(self, views: Tensor) -> Tensor:
         logits = self.logits(views, self.text)

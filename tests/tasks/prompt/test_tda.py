@@ -109,10 +109,11 @@ def test_templates_are_the_data_s_the_authors_or_a_list():
     ("options", "message"),
     [
         ({"selected": 0}, "share of views"),
-        ({"uncertain": (0.5, 0.2)}, r"expected uncertain to be two bounds in \[0, 1\], low and high, got \(0.5, 0.2\)"),
+        ({"uncertain": (0.5, 0.2)}, r"expected uncertain to be two bounds in \[0, 1\], low and high, got \[0.5, 0.2\]"),
         ({"unlikely": (0.1, 0.2, 0.3)}, "expected unlikely to be two bounds"),
         ({"negative_capacity": 0}, "expected capacities >= 1, got 3 and 0"),
         ({"templates": "all"}, "unknown templates 'all'; valid: simple"),
+        ({"templates": ["the cat"]}, "expected one {} in each, .* got 'the cat'"),
     ],
 )
 def test_settings_that_make_no_sense(options, message):
