@@ -47,7 +47,8 @@ _NAMES = {
         accumulate base_width batch_size block_size capacity channels classes count depth devices dilations
         discriminator_width episodes epochs eval_batch_size eval_every eval_seed every fisher_batch groups
         iterations labelled_head labels_per_class lr_batch lstm_hidden_size neighbours n_envs n_epochs n_steps
-        num_classes num_images output_stride patches points power_iterations seed_spacing shots size
+        negative_capacity num_classes num_images output_stride patches points positive_capacity power_iterations
+        seed_spacing shots size
         source_images source_size stages stem steps stride target_images target_size test_images unlabelled_head
         unlabelled_ratio views visits width window
         """,
@@ -61,10 +62,14 @@ _NAMES = {
         """,
     LEAST: """
         adversarial adversarial_aux age_weight alpha aux_weight blur d diversity ent_coef ent_coef_final
-        entropy_weight fairness_weight fisher_alpha loss_weight noise prior reset_below saturation source_aux
+        entropy_weight fairness_weight fisher_alpha loss_weight negative_alpha negative_beta noise positive_alpha
+        positive_beta prior reset_below saturation source_aux
         texture unlabelled_weight vf_coef warmup_from weight weight_decay
         """,
-    SHARE: "confidence flip gae_lambda glow haze loss_ramp paint probs_momentum ramp restore source_momentum",
+    SHARE: """
+        confidence flip gae_lambda glow haze loss_ramp paint probs_momentum ramp restore source_momentum uncertain
+        unlikely
+        """,
     SHARE_ABOVE: "bn_momentum layer_decay q scale selected",
     SHARE_BELOW: "dropout ema momentum",
     INSIDE: "clip search_share train_share",

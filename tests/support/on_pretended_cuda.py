@@ -31,6 +31,7 @@ from dembench.tasks.longtail.task import LongTail
 from dembench.tasks.prompt.data import Digits as PromptDigits
 from dembench.tasks.prompt.methods.ensemble import Ensemble
 from dembench.tasks.prompt.methods.marginal import Marginal
+from dembench.tasks.prompt.methods.tda import TDA
 from dembench.tasks.prompt.methods.tpt import TPT
 from dembench.tasks.prompt.methods.zero import Zero
 from dembench.tasks.prompt.methods.zero_shot import ZeroShot
@@ -222,7 +223,7 @@ def test_longtail_task() -> None:
 
 # --- prompt tuning
 
-PROMPT = {"zero_shot": ZeroShot, "ensemble": Ensemble, "marginal": Marginal, "zero": Zero, "tpt": TPT}
+PROMPT = {"zero_shot": ZeroShot, "ensemble": Ensemble, "marginal": Marginal, "zero": Zero, "tda": TDA, "tpt": TPT}
 
 
 def features(images: int, width: int = 24) -> torch.Tensor:
