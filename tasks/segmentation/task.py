@@ -101,10 +101,11 @@ class Segmentation:
             weights = " and ".join(f"{weight:g}" for weight in method.term.weights.values())
             text = f"the loss is added to {method.name} on target pixels (its paper has none): weights {weights}"
             yield Note("loss", text)
-        if method.name in ("min_ent", "adv_ent"):
+        if method.repeated_in is not None:
+            code, preset = method.repeated_in
             repeated = self.protocol.repeated_backbone
-            does = "a step for each module that holds it, as in ADVENT's code" if repeated else "one step an iteration"
-            other = "" if repeated else "; ADVENT's code takes about three for most (protocol=advent_original)"
+            does = f"a step for each module that holds it, as in {code}'s code" if repeated else "one step an iteration"
+            other = "" if repeated else f"; {code}'s code takes about three for most (protocol={preset})"
             yield Note("rates", f"each weight of the backbone takes {does}{other}")
         if self.protocol.devices > 1:
             yield Note("devices", f"BatchNorm normalises by the images of each of {self.protocol.devices} processes")
