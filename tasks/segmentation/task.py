@@ -20,6 +20,7 @@ from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import check_devices, launch
 from dembench.tasks.segmentation.data import TestPart
 from dembench.tasks.segmentation.methods.base import UDAMethod
+from dembench.tasks.segmentation.methods.tent_seg import adapting
 from dembench.tasks.segmentation.metrics import SegMetrics
 from dembench.tasks.segmentation.nets import NetMaker, count_parameters
 from dembench.tasks.segmentation.protocol import Protocol
@@ -93,6 +94,13 @@ class Segmentation:
         )
         learns = count_parameters(method.network, trainable=True)
         yield Note("network", f"{count_parameters(method.network):,} parameters, of which {learns:,} learn")
+        if method.adapts_at_test:
+            yield Note("adapts", f"at test time the weights and biases of {adapting(method.network)}")
+        if any(getattr(part, "needs_batch", False) for part in method.modules()):
+            whole = "one image" if method.adapts_at_test else "the target images of a step"
+            yield Note(
+                "batch", f"the loss of a pixel depends on the others: it takes all pixels of {whole} as its batch"
+            )
         if method.name == "source_only":
             yield Note("loss", "source_only does not use the loss")
         elif not method.term.active:

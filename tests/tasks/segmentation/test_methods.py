@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from made_domains import Blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.core import DEM, EM, AdaDEM
+from dembench.harness.compose import compose, options
 from dembench.tasks.segmentation.batches import ImagePairs, collate
 from dembench.tasks.segmentation.methods.adv_ent import AdvEnt, Discriminator, self_information
 from dembench.tasks.segmentation.methods.base import EntropyTerm, Logits, UDAMethod, cross_entropy, padding_mask
@@ -89,12 +91,55 @@ def test_unit_and_resolution_of_the_loss(unit: str, nats: float) -> None:
     assert term.item() == pytest.approx(2 * expected.item(), rel=1e-5)
 
 
-def test_pixels_are_samples_of_the_loss() -> None:
+LOSSES = sorted(set(options("loss")) - {"none", "dem_star"})
+
+
+def loss_named(name: str) -> Any:
+    return instantiate(compose(["task=segmentation", f"loss={name}"]).loss)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_pixels_are_samples_of_every_loss(name: str) -> None:
     z = logits_of()
     flat = z.full(z.main).permute(0, 2, 3, 1).reshape(-1, 19)
-    for loss in (DEM(1.2, 0.8), AdaDEM()):
-        expected = copy.deepcopy(loss)(flat).mean()
-        torch.testing.assert_close(EntropyTerm(loss, 1.0, 0.0, "nats", "full", 0.0)(z), expected)
+    expected = loss_named(name)(flat).mean()
+    torch.testing.assert_close(EntropyTerm(loss_named(name), 1.0, 0.0, "nats", "full", 0.0)(z), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_method_takes_every_loss(data: Blocks, name: str) -> None:
+    """Its gradients are those without a loss, and beside them those of the loss's mean over the target's pixels."""
+    (batch,) = batches(data, 1)
+    settings = {"weight": 0.5, "resolution": "logit"}
+    for kind, more in ((MinEnt, {}), (AdvEnt, {"discriminator_width": 4}), (FDA, {"beta": 0.1})):
+        found = []
+        for loss in (None, loss_named(name)):
+            torch.manual_seed(0)
+            method = kind(loss, network=network(data).double(), num_classes=C, **settings, **more).double().train()
+            method.gradients(batch)
+            parameters = list(method.network.segmentor.decode_head.parameters())
+            found.append(torch.cat([p.grad.flatten() for p in parameters]))
+        main = method.target_logits(batch["target"]).main
+        value = loss_named(name)(main.movedim(1, -1).flatten(0, 2)) / math.log(C)
+        if kind is FDA:
+            h = EM()(main.detach()).flatten() / math.log(C)
+            value = value * 4 * h * (h**2 + 1e-8)
+        added = torch.autograd.grad(0.5 * value.mean(), parameters)
+        torch.testing.assert_close(found[1] - found[0], torch.cat([g.flatten() for g in added]), msg=f"{kind}")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_tent_takes_every_loss(data: Blocks, name: str) -> None:
+    image = data.target_test[0]["inputs"]
+    method = TentSeg(loss_named(name), network=network(data), num_classes=C, lr=0.1, optimizer="sgd").double().eval()
+    method.prepare_test()
+    parameters = list(method.learner.parameters.values())
+    logits = method.test_logits(image)
+    expected = torch.autograd.grad(loss_named(name)(logits.movedim(1, -1).flatten(0, 2)).mean(), parameters)
+    start = [p.detach().clone() for p in parameters]
+    method.predict(image)
+    for before, gradient, after in zip(start, expected, parameters, strict=True):
+        torch.testing.assert_close(after.detach(), before - 0.1 * gradient)
 
 
 def test_each_head_has_a_state_of_its_own() -> None:
