@@ -57,7 +57,7 @@ _NAMES = {
         warmup workers
         """,
     ABOVE: """
-        backbone_multiplier cast clip_range delta discriminator_lr eps gamma head_multiplier learning_rate light
+        backbone_multiplier cast clip_range delta discriminator_lr eps eta gamma head_multiplier learning_rate light
         lr margin max_grad_norm n_sigma mix order power similarity std tau temperature weight_margin xi
         """,
     LEAST: """
@@ -83,6 +83,7 @@ RANGES: dict[str, Range] = {
     "data.rho": Range(1),
     "data.rho_unlabelled": ABOVE,
     "loss.alpha": Range(),
+    "method.beta": Range(0, 0.5, open="most"),
     "loss.momentum": SHARE_ABOVE,
     "method.alpha": SHARE,
     "method.gamma": SHARE,
