@@ -20,7 +20,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from dembench import records
-from dembench.harness import compiler, errors, groups, loggers, runs
+from dembench.harness import allocator, compiler, errors, groups, loggers, runs
 from dembench.harness.compose import GROUPS, ConfigError, check_signatures
 from dembench.harness.search import dem_star, tuned
 from dembench.harness.targets import build, locate
@@ -95,6 +95,7 @@ def seed_all(seed: int) -> None:
 
 def make_repeatable(threads: int) -> None:
     """Sets torch's threads, and deterministic algorithms if present."""
+    allocator.keep_freed_memory()
     torch.set_num_threads(threads)
     compiler.on_demand()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

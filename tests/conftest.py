@@ -13,6 +13,8 @@ import hypothesis
 import pytest
 import torch
 
+from dembench.harness.allocator import keep_freed_memory
+
 SUPPORT = Path(__file__).parent / "support"
 sys.path[:0] = [
     str(SUPPORT),
@@ -21,6 +23,7 @@ sys.path[:0] = [
     str(SUPPORT / "rates_configs"),
 ]  # modules that tests name
 torch.set_num_threads(1)
+keep_freed_memory()  # as every run does
 hypothesis.settings.register_profile("dembench", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("dembench")
 

@@ -1,7 +1,8 @@
 """Against USB itself (semilearn 0.3.2), in an environment of its own: ``make test-usb``.
 
 USB trains on GPUs alone; here ``.cuda()`` leaves tensors on the CPU, and nothing else of USB is replaced. Its
-algorithms are built without a data set (``dataset="none"``), and given batches of noise.
+algorithms are built without a data set (``dataset="none"``), and given batches of noise; those that need one are built
+on images of noise that torchvision's CIFAR-10 gives, and take batches as USB's data sets make them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import logging
 import runpy
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,14 @@ from torch import Tensor, nn
 
 pytest.importorskip("semilearn", reason="make test-usb makes an environment with USB's package")
 import semilearn
+import torchvision
 from semilearn.core import AlgorithmBase
 from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS
+from semilearn.datasets.augmentation import randaugment
+from torch.utils.data import default_collate
 
 from dembench import EM, AdaDEM
+from dembench.tasks.semi import augment, operators
 from dembench.tasks.semi.methods.abc import ABC
 from dembench.tasks.semi.methods.base import Batch, SemiMethod
 from dembench.tasks.semi.methods.darp import DARP
@@ -39,7 +45,9 @@ from dembench.tasks.semi.methods.remixmatch import ReMixMatch
 from dembench.tasks.semi.methods.softmatch import SoftMatch
 from dembench.tasks.semi.methods.uda import UDA
 from dembench.tasks.semi.methods.vat import VAT
-from dembench.tasks.semi.nets import WideResNet
+from dembench.tasks.semi.nets import WideResNet, vit
+from dembench.tasks.semi.protocol import Protocol
+from dembench.tasks.semi.published import CIFAR
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "usb" / "added_loss.py"
 C, LABELLED, UNLABELLED, STEPS, STEP = 10, 4, 8, 100, 10
@@ -69,6 +77,26 @@ class Net(nn.Module):
 
     def no_weight_decay(self) -> list[str]:
         return []
+
+
+class NetOfParts(Net):
+    """Also in parts, as some algorithms of USB call its networks."""
+
+    def __init__(self, num_classes: int, **_: Any) -> None:
+        super().__init__(num_classes)
+        self.body, self.head = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.BatchNorm2d(6)), nn.Linear(6, num_classes)
+        self.num_features = 6
+
+    def extract(self, x: Tensor) -> Tensor:
+        return self.body(x).relu()
+
+    def forward(self, x: Tensor, only_feat: bool = False, only_fc: bool = False, **_: Any) -> Any:
+        feat = x if only_fc else self.extract(x).mean((2, 3))
+        logits = 3 * self.head(feat)
+        return logits if only_fc else feat if only_feat else {"logits": logits, "feat": feat}
+
+    def group_matcher(self, *_: Any, prefix: str = "", **__: Any) -> dict[str, Any]:
+        return {"stem": f"^{prefix}body", "blocks": []}
 
 
 class Logits(nn.Module):
@@ -102,6 +130,16 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> np.ndarray:
+    """Images (60, 32, 32, 3) that take the place of CIFAR-10, six of each class."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3)).astype(np.uint8)
+    data = SimpleNamespace(data=images, targets=[number % C for number in range(60)])
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *_, **__: data)
+    monkeypatch.setattr("semilearn.datasets.utils.base_dir", str(tmp_path))  # where USB writes whom it chose
+    return images
+
+
+@pytest.fixture
 def with_counts(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Labelled samples of each class, which USB reads from its data set; it has 40 unlabelled ones."""
     counts = torch.arange(C, 0, -1)
@@ -121,7 +159,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def built(name: str, kind: type | None = None, **settings: Any) -> Any:
+def built(name: str, kind: type | None = None, net: type[Net] = Net, **settings: Any) -> Any:
     """One of USB's algorithms, with the options that its own parser gives it."""
     given = {
         "algorithm": name, "dataset": "none", "num_classes": C, "num_train_iter": STEPS, "num_eval_iter": STEPS,
@@ -129,7 +167,7 @@ def built(name: str, kind: type | None = None, **settings: Any) -> Any:
         "distributed": False, "rank": 0, "world_size": 1, "lb_dest_len": 20, "ulb_dest_len": 40, **settings,
     }  # fmt: skip
     args = semilearn.get_config(given)
-    algorithm = (kind or ALGORITHMS[name])(args=args, net_builder=Net, logger=logging.getLogger("usb"))
+    algorithm = (kind or ALGORITHMS[name])(args=args, net_builder=net, logger=logging.getLogger("usb"))
     algorithm.model.train()
     algorithm.it, algorithm.epoch = STEP, 0
     return algorithm
@@ -154,19 +192,38 @@ def step(algorithm: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Any], dict
 # The example -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(ALGORITHMS.keys()) - NO_UNLABELLED - NEEDS_DATA))
-def test_the_term_is_in_the_loss_and_in_the_logged_total_of_any_algorithm(name: str, example: ModuleType) -> None:
-    plain, batch = built(name), batches()[0]
+def from_noise(algorithm: Any) -> dict[str, Tensor]:
+    """A batch of the algorithm's own data sets, with the views that they choose for it."""
+    parts = [("train_lb", LABELLED), ("train_ulb", UNLABELLED)]
+    found = [default_collate([algorithm.dataset_dict[name][i] for i in range(count)]) for name, count in parts]
+    batch = {**found[0], **found[1]}
+    if algorithm.algorithm == "crmatch":  # the one whose own loop adds to a batch
+        turns = next(iter(algorithm.loader_dict["train_ulb_rot"]))
+        batch |= {"x_ulb_rot": torch.cat(turns[:4]), "rot_v": turns[4].T.flatten()}
+    return batch
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS.keys()) - NO_UNLABELLED))
+def test_the_term_is_in_the_loss_and_in_the_logged_total_of_any_algorithm(
+    name: str, example: ModuleType, noise: np.ndarray
+) -> None:
+    make = built
+    if name in NEEDS_DATA:
+        make = partial(built, net=NetOfParts, dataset="cifar10", num_labels=20, num_workers=0)
+    plain = make(name)
+    batch = from_noise(plain) if name in NEEDS_DATA else batches()[0]
     start = copy.deepcopy(plain.model.state_dict())
     kind = example.plug_in(name)
     assert ALGORITHMS[name] is kind
-    added = built(name)
+    added = make(name)
     added.model.load_state_dict(start)
     if added.ema_model is not None:
         added.ema_model.load_state_dict(plain.ema_model.state_dict())
 
     losses = []
     for algorithm in (plain, added):
+        if name == "dash":  # after its warm-up, from which it has the loss that its threshold falls from
+            algorithm.rho_init, algorithm.it = 2.0, 0
         algorithm.ema = semilearn.core.utils.EMA(algorithm.model, 0.999)
         algorithm.ema.register()
         torch.manual_seed(1)
@@ -421,3 +478,87 @@ def test_the_example_runs_as_it_says(capsys: pytest.CaptureFixture[str], example
     sys.argv = ["added_loss.py", "fixmatch", "mixmatch"]
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert "mixmatch: MixMatchWithLoss" in capsys.readouterr().out
+
+
+# Augmentation, warm-up, head ----------------------------------------------------------------------------------------
+
+
+def test_the_operations_and_their_ranges_are_usbs() -> None:
+    theirs = [(name.__name__.lower(), (low, high)) for name, low, high in randaugment.augment_list()]
+    ours = [(name.replace("_", ""), operators.RANGES[name]) for name in operators.OPERATIONS]
+    assert [name for name, _ in ours] == [name for name, _ in theirs]
+    unused = {"autocontrast", "equalize", "identity"}
+    assert [pair for pair in ours if pair[0] not in unused] == [pair for pair in theirs if pair[0] not in unused]
+
+
+def test_weak_and_strong_views_are_usbs_to_the_pixel(noise: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All draws of a batch are ours, put where USB's transforms draw."""
+    noise[30:] = (noise[30:] // 64) * 20 + 90  # low contrast, few levels
+    theirs = built("fixmatch", dataset="cifar10", num_labels=20, num_workers=0).dataset_dict["train_ulb"]
+    images = torch.from_numpy(theirs.data).permute(0, 3, 1, 2).contiguous()
+    n, recipe, generator = len(images), augment.Recipe(), torch.Generator().manual_seed(0)
+    firsts = [augment.draw_weak(recipe, n, 32, 32, generator) for _ in range(2)]
+    second = augment.draw_strong(recipe, n, generator)
+    expected = [
+        augment.view(images, augment.plan(recipe, 32, 32, firsts[0])),
+        augment.view(images, augment.plan(recipe, 32, 32, firsts[1], second)),
+    ]
+
+    crops, mirrors, places = [], [], []
+    monkeypatch.setattr(torchvision.transforms.RandomCrop, "get_params", lambda *_: (*crops.pop(0), 32, 32))
+    drawn = SimpleNamespace(choices=lambda found, k: chosen, random=lambda: share)
+    monkeypatch.setattr(randaugment, "random", drawn)
+    monkeypatch.setattr(randaugment.np.random, "uniform", lambda side: side * places.pop(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *_: torch.tensor([0.0 if mirrors.pop(0) else 1.0]))
+        found = []
+        for i in range(n):
+            crops += [(int(draw.top[i]), int(draw.left[i])) for draw in firsts]
+            mirrors += [bool(draw.hflip[i]) for draw in firsts]
+            operations = randaugment.augment_list()
+            chosen = [
+                (operations[number][0], magnitude, magnitude)
+                for number, magnitude in zip(
+                    second.operation[:, i].tolist(), second.magnitude[:, i].tolist(), strict=True
+                )
+            ]
+            cut, *centre = second.cutout[:, i].tolist()
+            share = 2 * cut  # USB halves it
+            places += centre
+            sample = theirs[i]
+            found.append((sample["x_ulb_w"], sample["x_ulb_s"]))
+            places.clear()
+            assert not crops
+            assert not mirrors
+    mean, std = (torch.tensor(values) for values in (CIFAR.mean, CIFAR.std))
+    for mine, other in zip(expected, zip(*found, strict=True), strict=True):
+        other = torch.stack(other)
+        torch.testing.assert_close(augment.to_float(mine, mean, std), other, rtol=0, atol=2e-6)
+        pixels = ((other * std.view(-1, 1, 1) + mean.view(-1, 1, 1)) * 255).round().to(torch.uint8)
+        assert torch.equal(mine, pixels)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 50])
+def test_the_rate_of_every_iteration(warmup: int) -> None:
+    theirs = built("fixmatch", num_train_iter=400, num_warmup_iter=warmup, lr=0.5)
+    ours = Protocol(400, lr=0.5, warmup=warmup, warmup_from=0, eval_every=1)
+    optimizer = ours.make_optimizer(theirs.model)
+    for step in range(400):
+        ours.set_rate(optimizer, step)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(theirs.optimizer.param_groups[0]["lr"], abs=1e-15)
+        theirs.optimizer.step()
+        theirs.scheduler.step()
+
+
+def test_the_vision_transformer_and_its_head() -> None:
+    theirs = semilearn.get_net_builder("vit_tiny_patch2_32", from_name=False)(num_classes=100)
+    mine = vit("vit_tiny_patch2_32", None, head="usb")(100)
+    for part in ("weight", "bias"):
+        own, other = (getattr(net.head, part).detach() for net in (mine, theirs))
+        assert own.shape == other.shape
+        assert own.abs().max() == pytest.approx(float(other.abs().max()), rel=0.05)
+        assert own.std() == pytest.approx(float(other.std()), rel=0.2 if part == "bias" else 0.02)
+    mine.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(mine.eval()(x), theirs.eval()(x)["logits"], rtol=0, atol=1e-5)

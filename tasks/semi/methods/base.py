@@ -96,7 +96,7 @@ class SemiMethod(nn.Module, ABC):
         loss: Any = None,
         *,
         num_classes: int = 0,
-        loss_weight: float = 0.3,
+        loss_weight: float = 0.1,
         loss_view: str = "weak",
         loss_ramp: float = 0.0,
     ) -> None:
