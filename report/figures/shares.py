@@ -11,7 +11,7 @@ from dembench.report.figures.drawing import INK, STYLE, Figure, canvas, colour_o
 from dembench.report.judge.group import Block, Cell, Key
 from dembench.report.read.load import Run
 from dembench.report.read.names import pretty
-from dembench.report.tables.results import default_cell
+from dembench.report.tables.results import default_cell, default_label
 from dembench.report.tables.table import slug
 
 if TYPE_CHECKING:
@@ -43,9 +43,8 @@ def share_figure(block: Block, method: str) -> Figure | None:
         cells = {c: cell for c in columns if (cell := pick(block, method, c)) and shares(cell.runs)}
         if not cells or any({id(x) for x in cells.values()} == {id(x) for x in old.values()} for _, old in panels):
             continue
-        setting = block.setting_label(next(iter(cells.values())))
-        at = f"every loss at {setting}" if setting else ""
-        panels.append(("each loss at its best setting" if best else at, cells))
+        at = "each loss at its best setting" if best else default_label(block, cells.values())
+        panels.append((at, cells))
     title = f"{block.title}: predicted against true classes, {pretty(method)}"
     return draw(block, panels, slug("shares", block.task, block.title, method), title, 2)
 
