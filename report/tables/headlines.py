@@ -84,17 +84,17 @@ def against_baselines(block: Block) -> Headline | None:
     signs = {gain.verdict for gain in gains}
     sign = 1 if signs == {1} else -1 if -1 in signs else 0
     value = f"{number(score.mean, metric.digits)}{f' {metric.unit}' if metric.unit else ''}"
-    strong = f"Best mean of a loss: {what(block, best)}, {metric.label} {value}.{ahead(block, best)}"
+    strong = f"Best mean of a loss: {what(block, best)}, {metric.label} {value}{ahead(block, best)}."
     return Headline(sign, strong, f"Gain over {listed}.")
 
 
 def ahead(block: Block, best: Cell) -> str:
-    """A sentence, after a space, on a method without a loss whose mean is better still; else empty."""
+    """In brackets, after a space, a method without a loss whose mean is better still; else empty."""
     metric = block.metric
     for free in leaders(block.free.values(), metric)[:1]:
         mean = free.estimate(metric).mean
         if metric.sign * (mean - best.estimate(metric).mean) > 0:
-            return f" Without a loss, {pretty(free.method)} has {number(mean, metric.digits)}."
+            return f" ({pretty(free.method)}, without a loss: {number(mean, metric.digits)})"
     return ""
 
 

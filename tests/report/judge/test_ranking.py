@@ -69,7 +69,7 @@ def test_headlines_speak_of_every_loss_and_of_the_baselines(tmp_path: Path):
         make_run(tmp_path, (0.1,) * 3, method="t3a", seed=seed)
     block = only_block(tmp_path)
     *_, baseline = headlines(block, verdicts(block))
-    assert baseline.strong == "Best mean of a loss: Tent + AdaDEM, error 19.90 %. Without a loss, T3A has 10.00."
+    assert baseline.strong == "Best mean of a loss: Tent + AdaDEM, error 19.90 % (T3A, without a loss: 10.00)."
 
 
 def test_every_setting_has_a_row_where_other_things_than_the_rate_vary(tmp_path: Path):
