@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Note, Point
 from dembench.tasks.common.criteria import Criteria
 from dembench.tasks.common.criteria import mean_rows as criteria_rows
+from dembench.tasks.common.keep import kept
 from dembench.tasks.common.orders import generator
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.prompt.clip import Clip
@@ -82,6 +83,8 @@ class PromptTuning:
     """
 
     splits = True  # the search of DEM* has a share of the images
+    saves = ("last",)
+    save = "none"  # the runner says what to keep
 
     def __init__(
         self,
@@ -133,6 +136,18 @@ class PromptTuning:
                 part.check()
         if hasattr(method := getattr(make_method, "func", None), "check"):
             method.check(self.protocol.views.count, **given)
+        if self.save != "none" and given.get("context") is None:
+            raise ValueError(f"save={self.save}: only a context that CoOp learned outlives an image (coop, tpt_coop)")
+
+    def judge(self, make_method: Callable[..., PromptMethod], tensors: Mapping[str, Tensor]) -> Iterator[Event]:
+        """What ``run`` yields with a context that was kept, ``ctx`` (n, D), in the place of one that is learned.
+
+        Raises: ValueError where there is none.
+        """
+        if "ctx" not in tensors:
+            raise ValueError(f"expected a context ctx, found {', '.join(sorted(tensors)) or 'nothing'}")
+        yield Note("weights", "a context that was kept; none is learned")
+        yield from self.run(partial(make_method, context=lambda shots: tensors["ctx"]))
 
     def run(self, make_method: Callable[..., PromptMethod]) -> Iterator[Event]:
         """Yields notes, a Point a block, rows, histogram and flags for each set, means, and the file cost.json."""
@@ -194,6 +209,9 @@ class PromptTuning:
         yield from mean_rows([row for _, found in rows for row in found], [count for _, count in counts], "mean")
         yield from criteria_rows(streams)
         yield Artifact("cost.json", _cost(cost, self.device))
+        if self.save != "none":
+            yield Note("weights", "files/weights.safetensors holds the context that CoOp learned")
+            yield kept("weights", {"ctx": method.context})
 
     def _copy(self, method: PromptMethod, views: Tensor) -> Tensor | None:
         """Logits of each image's second view, an augmented one, by the prompt that its views give; not counted."""
