@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BARS = 20  # classes up to which there are bars and not lines
+CROWD = 4  # losses up to which their names have room among the bars
 Cells = dict[Key, Cell]
 
 
@@ -109,5 +110,7 @@ def share_panel(ax: Axes, block: Block, title: str, cells: Cells, legend: bool) 
     ax.set_xlim(0.4, len(x) + 0.6)
     if len(x) <= BARS:
         ax.set_xticks(x)
-    if legend:
+    if legend and len(cells) > CROWD:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif legend:
         ax.legend(loc="upper right")
