@@ -300,10 +300,8 @@ def from_config(config_file: str | Path, weights: str | Path | None = None) -> N
     if model is None or model.get("type") != "EncoderDecoder":
         got = "none" if model is None else repr(model.get("type"))
         raise ValueError(f"{path}: expected a model of type 'EncoderDecoder', got {got}")
-    if model.decode_head.get("type") in MASKS:
-        raise ValueError(
-            f"{path}: {model.decode_head.type} gives masks with classes; expected a head of logits by pixel"
-        )
+    if (head := model.decode_head.get("type")) in MASKS:
+        raise ValueError(f"{path}: {head} gives masks with classes; expected a head that gives logits of pixels")
     model = model.to_dict()
     given = model.pop("data_preprocessor", None) or {}
     heads = model.get("auxiliary_head")

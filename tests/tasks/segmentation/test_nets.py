@@ -277,7 +277,7 @@ def test_a_configuration_file_that_is_none_says_so(tmp_path: Path) -> None:
     for content, reason in {
         "model = dict(type='CascadeEncoderDecoder')": "expected a model of type 'EncoderDecoder', got 'Cascade",
         "model = dict(type='EncoderDecoder', decode_head=dict(type='MaskFormerHead'))": "gives masks with classes",
-        "custom_imports = dict(imports='none_such.models')": "needs a package that is not here: .*none_such.models[^,]*$",
+        "custom_imports = dict(imports='none_such.models')": "a package that is not here: .*none_such.models[^,]*$",
     }.items():
         file.write_text(content)
         with pytest.raises(ValueError, match=reason):
