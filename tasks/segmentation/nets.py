@@ -17,11 +17,11 @@ import mmseg
 import yaml
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
+from mmseg.models.backbones import BEiT
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
@@ -42,6 +42,13 @@ STAGES = {  # strides and dilations of the four stages of a ResNet, by output st
 }
 MOST_CONFIG = 1_000_000  # bytes of a YAML or JSON file
 DEPTHS = (18, 34, 50, 101, 152)
+PREDICTS = {  # the output that a head predicts with, where it gives others to losses of its own
+    "DAHead": 0,
+    "DDRHead": 0,
+    "EncHead": 0,
+    "IterativeDecodeHead": -1,
+    "PIDHead": 1,
+}
 
 
 @MODELS.register_module()
@@ -105,12 +112,30 @@ class Network(nn.Module):
         return self.segmentor.with_auxiliary_head
 
     def forward(self, images: Tensor, aux: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Logits of the main head, and of the auxiliary one (None where there is none, or ``aux`` is False)."""
+        """Logits of the main head, and of the auxiliary one (None where there is none, or ``aux`` is False).
+
+        Raises: ValueError for images of another size than BEiT and MAE were made for, and heads that give no logits.
+        """
+        backbone, size = self.segmentor.backbone, tuple(images.shape[2:])
+        if isinstance(backbone, BEiT) and size != tuple(backbone.img_size):
+            raise ValueError(
+                f"{type(backbone).__name__} takes images of {tuple(backbone.img_size)} only, its backbone.img_size, "
+                f"got {size}"
+            )
         features = self.segmentor.extract_feat(images)
-        main = self.segmentor.decode_head(features)
+        main = _logits(self.segmentor.decode_head, features)
         if not (aux and self.has_aux):
             return main, None
-        return main, self.segmentor.auxiliary_head(features)
+        return main, _logits(self.segmentor.auxiliary_head, features)
+
+
+def _logits(head: nn.Module, features: Any) -> Tensor:
+    found, name = head(features), type(head).__name__
+    if isinstance(found, Tensor):
+        return found
+    if name not in PREDICTS:
+        raise ValueError(f"model: {name} gives several outputs, and which of them are logits is not known here")
+    return found[PREDICTS[name]]
 
 
 class NetMaker:
@@ -260,8 +285,8 @@ def from_config(config_file: str | Path, weights: str | Path | None = None) -> N
     JSON file is read as data; it inherits from none, and names registered classes only.
 
     Its normalisation and channel order are kept. Its losses are not used (the task's are), and weights come from
-    ``weights`` alone: nothing is fetched. Of several auxiliary heads the first is kept. Synchronised BatchNorm becomes
-    BatchNorm.
+    ``weights`` alone: nothing is fetched. Of several auxiliary heads the first is kept, and of several outputs of a
+    head the one that it predicts with. Synchronised BatchNorm becomes BatchNorm.
 
     Raises: FileNotFoundError; ValueError where the model is no EncoderDecoder, and where code would run.
     """
@@ -278,13 +303,17 @@ def from_config(config_file: str | Path, weights: str | Path | None = None) -> N
     heads = model.get("auxiliary_head")
     model["auxiliary_head"] = heads[0] if isinstance(heads, list) else heads
     model["pretrained"] = model["init_cfg"] = None
-    model["backbone"]["init_cfg"] = None
+    for node in _nodes(model):
+        if (node.get("init_cfg") or {}).get("type") == "Pretrained":
+            node["init_cfg"] = None
 
     def build(num_classes: int) -> dict[str, Any]:
         for head in filter(None, (model["decode_head"], model["auxiliary_head"])):
-            head["num_classes"] = num_classes
-            head.pop("out_channels", None)
-            head["loss_decode"] = {"type": "CrossEntropyLoss"}
+            for node in [node for node in _nodes(head) if "num_classes" in node] or [head]:
+                node["num_classes"] = num_classes
+                node.pop("out_channels", None)
+                if "loss_decode" in node:
+                    node["loss_decode"] = {"type": "CrossEntropyLoss"}
         return model
 
     text = config.pretty_text  # with what it inherits from
@@ -321,6 +350,14 @@ def _check_types(node: Any, place: str, path: Path) -> None:
         _check_types(value, f"{place}.{key}", path)
 
 
+def _nodes(config: Any) -> Iterator[dict[str, Any]]:
+    """All dicts of a configuration, itself included."""
+    if isinstance(config, dict):
+        yield config
+    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list | tuple) else ():
+        yield from _nodes(value)
+
+
 def _preprocess(given: dict[str, Any]) -> dict[str, Any] | None:
     """The file's normalisation for images that come as RGB; mmsegmentation reads them as BGR."""
     if given.get("mean") is None:
@@ -330,7 +367,11 @@ def _preprocess(given: dict[str, Any]) -> dict[str, Any] | None:
 
 class _Unsynchronised(NetMaker):
     def __call__(self, num_classes: int, preprocess: dict[str, Any]) -> Network:
-        return revert_sync_batchnorm(super().__call__(num_classes, preprocess))
+        network = super().__call__(num_classes, preprocess)
+        for module in network.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.__class__ = nn.BatchNorm2d  # which mmengine's own conversion does not give: Tent looks for it
+        return network
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from dembench.tasks.common.parts import DataPart
 from dembench.tasks.common.training import check_devices, launch
 from dembench.tasks.segmentation.data import TestPart
 from dembench.tasks.segmentation.methods.base import UDAMethod
+from dembench.tasks.segmentation.methods.tent_seg import adapting
 from dembench.tasks.segmentation.metrics import SegMetrics
 from dembench.tasks.segmentation.nets import NetMaker, count_parameters
 from dembench.tasks.segmentation.protocol import Protocol
@@ -93,6 +94,13 @@ class Segmentation:
         )
         learns = count_parameters(method.network, trainable=True)
         yield Note("network", f"{count_parameters(method.network):,} parameters, of which {learns:,} learn")
+        if method.adapts_at_test:
+            yield Note("adapts", f"at test time the weights and biases of {adapting(method.network)}")
+        if any(getattr(part, "needs_batch", False) for part in method.modules()):
+            whole = "one image" if method.adapts_at_test else "the target images of a step"
+            yield Note(
+                "batch", f"the loss of a pixel depends on the others: it takes all pixels of {whole} as its batch"
+            )
         if method.name == "source_only":
             yield Note("loss", "source_only does not use the loss")
         elif not method.term.active:
@@ -101,10 +109,11 @@ class Segmentation:
             weights = " and ".join(f"{weight:g}" for weight in method.term.weights.values())
             text = f"the loss is added to {method.name} on target pixels (its paper has none): weights {weights}"
             yield Note("loss", text)
-        if method.name in ("min_ent", "adv_ent"):
+        if method.repeated_in is not None:
+            code, preset = method.repeated_in
             repeated = self.protocol.repeated_backbone
-            does = "a step for each module that holds it, as in ADVENT's code" if repeated else "one step an iteration"
-            other = "" if repeated else "; ADVENT's code takes about three for most (protocol=advent_original)"
+            does = f"a step for each module that holds it, as in {code}'s code" if repeated else "one step an iteration"
+            other = "" if repeated else f"; {code}'s code takes about three for most (protocol={preset})"
             yield Note("rates", f"each weight of the backbone takes {does}{other}")
         if self.protocol.devices > 1:
             yield Note("devices", f"BatchNorm normalises by the images of each of {self.protocol.devices} processes")

@@ -31,6 +31,7 @@ from dembench.tasks.longtail.task import LongTail
 from dembench.tasks.prompt.data import Digits as PromptDigits
 from dembench.tasks.prompt.methods.ensemble import Ensemble
 from dembench.tasks.prompt.methods.marginal import Marginal
+from dembench.tasks.prompt.methods.tda import TDA
 from dembench.tasks.prompt.methods.tpt import TPT
 from dembench.tasks.prompt.methods.zero import Zero
 from dembench.tasks.prompt.methods.zero_shot import ZeroShot
@@ -222,7 +223,7 @@ def test_longtail_task() -> None:
 
 # --- prompt tuning
 
-PROMPT = {"zero_shot": ZeroShot, "ensemble": Ensemble, "marginal": Marginal, "zero": Zero, "tpt": TPT}
+PROMPT = {"zero_shot": ZeroShot, "ensemble": Ensemble, "marginal": Marginal, "zero": Zero, "tda": TDA, "tpt": TPT}
 
 
 def features(images: int, width: int = 24) -> torch.Tensor:
@@ -288,6 +289,7 @@ def segmentation_nets() -> dict[str, Any]:
 
 def segmentation_trainer(kind: str, loss: Any, net: str = "v2", **schedule: Any) -> Any:
     from dembench.tasks.segmentation.methods.adv_ent import AdvEnt
+    from dembench.tasks.segmentation.methods.fda import FDA
     from dembench.tasks.segmentation.methods.min_ent import MinEnt
     from dembench.tasks.segmentation.methods.source_only import SourceOnly
     from dembench.tasks.segmentation.methods.tent_seg import TentSeg
@@ -297,14 +299,14 @@ def segmentation_trainer(kind: str, loss: Any, net: str = "v2", **schedule: Any)
     data = Blocks()
     network = segmentation_nets()[net](3, data.preprocessor())
     adversarial = {"discriminator_width": 4} if kind == "adv_ent" else {}
-    kinds = {"source_only": SourceOnly, "min_ent": MinEnt, "adv_ent": AdvEnt, "tent_seg": TentSeg}
+    kinds = {"source_only": SourceOnly, "min_ent": MinEnt, "fda": FDA, "adv_ent": AdvEnt, "tent_seg": TentSeg}
     method = kinds[kind](loss, network=network, num_classes=3, **adversarial)
     settings = {"batch_size": 2, "eval_every": 8, "pictures": 0, **schedule}
     return Trainer(data, method, Protocol(3, **settings), seed=0, device="cuda")
 
 
 @pytest.mark.parametrize(("loss", "net"), [("em", "v2"), ("dem", "v2"), ("adadem", "v2"), ("adadem of 3", "v3")])
-@pytest.mark.parametrize("kind", ["source_only", "min_ent", "adv_ent"])
+@pytest.mark.parametrize("kind", ["source_only", "min_ent", "fda", "adv_ent"])
 def test_segmentation(kind: str, loss: str, net: str) -> None:
     trainer = segmentation_trainer(kind, core.AdaDEM(3) if loss == "adadem of 3" else LOSSES[loss](), net)
     for _ in range(3):

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import runpy
 import sys
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,18 +26,22 @@ from torch import Tensor, nn
 pytest.importorskip("semilearn", reason="make test-usb makes an environment with USB's package")
 import semilearn
 import torchvision
+from semilearn.core import AlgorithmBase
 from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS
 from semilearn.datasets.augmentation import randaugment
 from torch.utils.data import default_collate
 
 from dembench import EM, AdaDEM
 from dembench.tasks.semi import augment, operators
+from dembench.tasks.semi.methods.abc import ABC
 from dembench.tasks.semi.methods.base import Batch, SemiMethod
+from dembench.tasks.semi.methods.darp import DARP
 from dembench.tasks.semi.methods.fixmatch import FixMatch
 from dembench.tasks.semi.methods.flexmatch import FlexMatch
 from dembench.tasks.semi.methods.freematch import FreeMatch
 from dembench.tasks.semi.methods.mixmatch import MixMatch
 from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
+from dembench.tasks.semi.methods.remixmatch import ReMixMatch
 from dembench.tasks.semi.methods.softmatch import SoftMatch
 from dembench.tasks.semi.methods.uda import UDA
 from dembench.tasks.semi.methods.vat import VAT
@@ -61,9 +66,11 @@ class Net(nn.Module):
         self.head = nn.Linear(24, num_classes)
         self.num_features = 24
 
-    def forward(self, x: Tensor, **_: Any) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, only_feat: bool = False, only_fc: bool = False, **_: Any) -> Any:
+        if only_fc:
+            return 3 * self.head(x)
         feat = self.body(x)
-        return {"logits": 3 * self.head(feat), "feat": feat}
+        return feat if only_feat else {"logits": 3 * self.head(feat), "feat": feat}
 
     def group_matcher(self, **_: Any) -> dict[str, Any]:
         return {"stem": "^body", "blocks": []}
@@ -103,6 +110,18 @@ class Logits(nn.Module):
         return self.net(x)["logits"]
 
 
+class TwoHeaded(nn.Module):
+    """The same network with USB's second head, side by side, as ours answer in training."""
+
+    def __init__(self, net: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.net, self.second = net, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.net(x)
+        return torch.cat([found["logits"], self.second(found["feat"])], 1)
+
+
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self, *_, **__: self)
@@ -118,6 +137,16 @@ def noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> np.ndarray:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *_, **__: data)
     monkeypatch.setattr("semilearn.datasets.utils.base_dir", str(tmp_path))  # where USB writes whom it chose
     return images
+
+
+@pytest.fixture
+def with_counts(monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Labelled samples of each class, which USB reads from its data set; it has 40 unlabelled ones."""
+    counts = torch.arange(C, 0, -1)
+    parts = {"train_lb": Namespace(targets=torch.arange(C).repeat_interleave(counts).tolist()), "train_ulb": range(40)}
+    monkeypatch.setattr(AlgorithmBase, "set_dataset", lambda self: parts)
+    monkeypatch.setattr(AlgorithmBase, "set_data_loader", lambda self: None)
+    return counts
 
 
 @pytest.fixture
@@ -266,7 +295,10 @@ def test_under_one_of_usbs_imbalanced_algorithms(example: ModuleType) -> None:
 
 def ours(method: SemiMethod, net: nn.Module, batch: dict[str, Tensor], second: str = "strong") -> dict[str, float]:
     views = {"weak": batch["x_ulb_w"], second: batch["x_ulb_s"]}
-    terms = method.terms(Logits(net), Batch(batch["x_lb"], batch["y_lb"], views, STEP / STEPS, batch["idx_ulb"]))
+    terms = method.terms(
+        net if isinstance(net, TwoHeaded) else Logits(net),
+        Batch(batch["x_lb"], batch["y_lb"], views, STEP / STEPS, batch["idx_ulb"]),
+    )
     return {name: float(value.detach()) for name, value in terms.items()}
 
 
@@ -303,7 +335,7 @@ def test_freematch_over_three_batches() -> None:
 def test_flexmatch_over_three_batches() -> None:
     theirs = built("flexmatch", hard_label=True, p_cutoff=0.25, thresh_warmup=True)
     method = FlexMatch(None, num_classes=C, threshold=0.25)
-    method.prepare(theirs.args.ulb_dest_len)
+    method.prepare(theirs.args.ulb_dest_len, torch.ones(C))
     for batch in batches(3):
         mine = ours(method, copy.deepcopy(theirs.model), batch)
         same(mine, step(theirs, batch)[1])
@@ -348,6 +380,67 @@ def test_mixmatch(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(3)
         results.append(run())
     same(*results, 10 * STEP / STEPS / 0.4, tolerance=2e-6)
+
+
+def test_remixmatch_over_three_batches(with_counts: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np.random, "beta", lambda *_: 0.3)
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda *_: torch.tensor(0.3, dtype=torch.float64))
+    weights = {"ulb_loss_ratio": 1.5, "kl_loss_ratio": 0.7, "rot_loss_ratio": 0.5}
+    theirs = built("remixmatch", unsup_warm_up=0.4, T=0.5, **weights)
+    method = ReMixMatch(None, num_classes=C, chunks="batch", ramp=0.4, anchor_weight=0.7)
+    method.prepare(40, with_counts)
+    for plain in batches(3):
+        first, second, turns = plain["x_ulb_s"], torch.randn_like(plain["x_ulb_s"]), torch.randint(4, (UNLABELLED,))
+        rotated = [torch.rot90(x, int(k), (1, 2)) for x, k in zip(first, turns, strict=True)]
+        net = copy.deepcopy(theirs.model)
+        batch = {key: plain[key] for key in ("x_lb", "y_lb", "x_ulb_w")}
+        batch |= {"x_ulb_s_0": first, "x_ulb_s_1": second, "x_ulb_s_0_rot": torch.stack(rotated), "rot_v": turns}
+        torch.manual_seed(3)
+        log = step(theirs, batch)[1]
+        views = {"weak": plain["x_ulb_w"], "strong": first, "strong2": second}
+        model = TwoHeaded(net.backbone, net.rot_classifier)
+        torch.manual_seed(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randint", lambda *_, turns=turns: turns)
+            terms = method.terms(model, Batch(plain["x_lb"], plain["y_lb"], views, STEP / STEPS))
+        same({name: float(term.detach()) for name, term in terms.items()}, log, 1.5 * STEP / STEPS / 0.4, 2e-6)
+        torch.testing.assert_close(method.marginal, theirs.hooks_dict["DistAlignHook"].p_model)
+
+
+def imbalanced(name: str, **settings: Any) -> Any:
+    """One of USB's imbalanced algorithms on FixMatch, as its get_imb_algorithm makes it."""
+    kind = type(name, (IMB_ALGORITHMS[name], ALGORITHMS["fixmatch"]), {})
+    return built("fixmatch", kind, imb_algorithm=name, p_cutoff=0.2, hard_label=True, epoch=STEPS, **settings)
+
+
+def test_abc(with_counts: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "bernoulli", lambda p: (torch.linspace(0, 1, len(p)) < p).double())  # theirs are double
+    theirs, batch = imbalanced("abc", abc_p_cutoff=0.2, abc_loss_ratio=0.8), batches()[0]
+    theirs.epoch = STEP  # an epoch is an iteration
+    net = copy.deepcopy(theirs.model)
+    theirs.model = nn.DataParallel(theirs.model)  # .module, as USB expects it
+    method = ABC(None, num_classes=C, threshold=0.2, balanced_weight=0.8, hard=True, strong_views=1)
+    method.prepare(40, with_counts)
+    mine, log = ours(method, TwoHeaded(net.backbone, net.aux_classifier), batch), step(theirs, batch)[1]
+    assert mine["supervised"] == pytest.approx(log["train/sup_loss"], abs=1e-6)
+    assert mine["consistency"] == pytest.approx(log["train/unsup_loss"], abs=1e-6)
+    assert mine["balanced"] == pytest.approx(0.8 * log["train/abc_loss"], abs=1e-6)
+    assert min(mine.values()) > 1e-3
+
+
+def test_darp_refines_as_usb(with_counts: Tensor) -> None:
+    theirs = imbalanced("darp", darp_warmup_epochs=0).hooks_dict["PseudoLabelingHook"]
+    method = DARP(None, num_classes=C, start=0.0)
+    method.prepare(40, with_counts)
+    theirs.pseudo_orig = torch.randn(40, C).softmax(1)  # among equals, both keep any
+    method.predicted.copy_(theirs.pseudo_orig)
+    for number in range(1, 31):
+        rows, weak = torch.randperm(40)[:UNLABELLED], 2 * torch.randn(UNLABELLED, C)
+        found = theirs.refine_pseudo_labels(rows, weak.softmax(1), number, 1)
+        target, _ = method.targets(weak, Batch(weak, rows, {}, number / 31, rows, number))
+        if number >= 10:
+            torch.testing.assert_close(method.refined, theirs.pseudo_refine, rtol=0, atol=1e-6)
+            assert torch.equal(target, found.argmax(1))
 
 
 def test_vat(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ class AdvEnt(UDAMethod):
     """
 
     name = "adv_ent"
+    repeated_in = ("ADVENT", "advent_original")
 
     def __init__(
         self,

@@ -131,6 +131,7 @@ class UDAMethod(nn.Module, ABC):
     name: ClassVar[str]
     replaces_entropy: ClassVar[bool] = False  # the loss replaces the method's own entropy; else it is added
     adapts_at_test: ClassVar[bool] = False
+    repeated_in: ClassVar[tuple[str, str] | None] = None  # whose code repeats steps of the backbone, and our preset
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class MinEnt(UDAMethod):
     """
 
     name = "min_ent"
+    repeated_in = ("ADVENT", "advent_original")
     replaces_entropy = True
 
     def __init__(

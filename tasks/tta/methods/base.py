@@ -23,9 +23,10 @@ from dembench.core.functional import em
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
 from dembench.tasks.common.devices import placed
+from dembench.tasks.common.heads import classifier
 from dembench.tasks.tta.methods.clustering import Clustering
 from dembench.tasks.tta.methods.freeze import FREEZE, Freeze, frozen_layers
-from dembench.tasks.tta.methods.layers import Inputs, classifier, guard_group_norms
+from dembench.tasks.tta.methods.layers import Inputs, guard_group_norms
 
 Preset = Literal["official", "mariodoebler", "random_start"]
 Optimizer = Literal["adam", "momentum", "nesterov", "sgd"]

@@ -6,16 +6,20 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from made_domains import Blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.core import DEM, EM, AdaDEM
+from dembench.harness.compose import compose, options
 from dembench.tasks.segmentation.batches import ImagePairs, collate
 from dembench.tasks.segmentation.methods.adv_ent import AdvEnt, Discriminator, self_information
 from dembench.tasks.segmentation.methods.base import EntropyTerm, Logits, UDAMethod, cross_entropy, padding_mask
+from dembench.tasks.segmentation.methods.fda import FDA, Robust, swap
 from dembench.tasks.segmentation.methods.min_ent import MinEnt
 from dembench.tasks.segmentation.methods.source_only import SourceOnly
 from dembench.tasks.segmentation.methods.tent_seg import TentSeg
@@ -87,12 +91,55 @@ def test_unit_and_resolution_of_the_loss(unit: str, nats: float) -> None:
     assert term.item() == pytest.approx(2 * expected.item(), rel=1e-5)
 
 
-def test_pixels_are_samples_of_the_loss() -> None:
+LOSSES = sorted(set(options("loss")) - {"none", "dem_star"})
+
+
+def loss_named(name: str) -> Any:
+    return instantiate(compose(["task=segmentation", f"loss={name}"]).loss)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_pixels_are_samples_of_every_loss(name: str) -> None:
     z = logits_of()
     flat = z.full(z.main).permute(0, 2, 3, 1).reshape(-1, 19)
-    for loss in (DEM(1.2, 0.8), AdaDEM()):
-        expected = copy.deepcopy(loss)(flat).mean()
-        torch.testing.assert_close(EntropyTerm(loss, 1.0, 0.0, "nats", "full", 0.0)(z), expected)
+    expected = loss_named(name)(flat).mean()
+    torch.testing.assert_close(EntropyTerm(loss_named(name), 1.0, 0.0, "nats", "full", 0.0)(z), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_method_takes_every_loss(data: Blocks, name: str) -> None:
+    """Its gradients are those without a loss, and beside them those of the loss's mean over the target's pixels."""
+    (batch,) = batches(data, 1)
+    settings = {"weight": 0.5, "resolution": "logit"}
+    for kind, more in ((MinEnt, {}), (AdvEnt, {"discriminator_width": 4}), (FDA, {"beta": 0.1})):
+        found = []
+        for loss in (None, loss_named(name)):
+            torch.manual_seed(0)
+            method = kind(loss, network=network(data).double(), num_classes=C, **settings, **more).double().train()
+            method.gradients(batch)
+            parameters = list(method.network.segmentor.decode_head.parameters())
+            found.append(torch.cat([p.grad.flatten() for p in parameters]))
+        main = method.target_logits(batch["target"]).main
+        value = loss_named(name)(main.movedim(1, -1).flatten(0, 2)) / math.log(C)
+        if kind is FDA:
+            h = EM()(main.detach()).flatten() / math.log(C)
+            value = value * 4 * h * (h**2 + 1e-8)
+        added = torch.autograd.grad(0.5 * value.mean(), parameters)
+        torch.testing.assert_close(found[1] - found[0], torch.cat([g.flatten() for g in added]), msg=f"{kind}")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_tent_takes_every_loss(data: Blocks, name: str) -> None:
+    image = data.target_test[0]["inputs"]
+    method = TentSeg(loss_named(name), network=network(data), num_classes=C, lr=0.1, optimizer="sgd").double().eval()
+    method.prepare_test()
+    parameters = list(method.learner.parameters.values())
+    logits = method.test_logits(image)
+    expected = torch.autograd.grad(loss_named(name)(logits.movedim(1, -1).flatten(0, 2)).mean(), parameters)
+    start = [p.detach().clone() for p in parameters]
+    method.predict(image)
+    for before, gradient, after in zip(start, expected, parameters, strict=True):
+        torch.testing.assert_close(after.detach(), before - 0.1 * gradient)
 
 
 def test_each_head_has_a_state_of_its_own() -> None:
@@ -164,6 +211,86 @@ def test_the_discriminator_is_the_published_one() -> None:
     assert d(torch.zeros(1, 19, 64, 96)).shape == (1, 1, 2, 3)
 
 
+def fdas_image(source: np.ndarray, target: np.ndarray, beta: float) -> np.ndarray:
+    """FDA's four corners of the whole spectrum in NumPy; then the real inverse, which reads its left half."""
+    h, w = source.shape[-2:]
+    b = math.floor(beta * min(h, w))
+    spectrum, other = np.fft.fft2(source), np.fft.fft2(target)
+    amplitude, phase = np.abs(spectrum), np.angle(spectrum)
+    for y in [*range(b), *range(h - b, h)]:
+        for x in [*range(b), *range(w - b, w)]:
+            amplitude[..., y, x] = np.abs(other[..., y, x])
+    half = (amplitude * np.exp(1j * phase))[..., : w // 2 + 1]
+    return np.fft.irfft(np.fft.ifft(half, axis=-2), n=w, axis=-1)
+
+
+def fdas_entropy(logits: Tensor, eta: float) -> Tensor:
+    """FDA's penalised entropy of each pixel, (N, C, H, W) to (N, H, W)."""
+    p = logits.softmax(1)
+    entropy = -(p * p.log()).sum(1) / math.log(logits.shape[1])
+    return (entropy**2.0 + 1e-8) ** eta
+
+
+@pytest.mark.parametrize(("h", "w", "beta"), [(32, 48, 0.05), (33, 40, 0.09), (40, 33, 0.3), (8, 8, 0.49)])
+def test_source_images_take_the_amplitudes_of_low_frequencies(h: int, w: int, beta: float) -> None:
+    source, target = (255 * torch.rand(2, 3, h, w, dtype=torch.float64) for _ in range(2))
+    found = swap(source, target, beta)
+    np.testing.assert_allclose(found, fdas_image(source.numpy(), target.numpy(), beta), atol=1e-9)
+    torch.testing.assert_close(found.mean((2, 3)), target.mean((2, 3)))  # the frequency 0
+    torch.testing.assert_close(swap(source, source, beta), source)
+    assert swap(source, target, 0.0) is source
+    with pytest.raises(ValueError, match="beta 0.01 of .* pixels is less than one frequency"):
+        swap(source, target, 0.01)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.5, 2.0])
+def test_the_penalised_entropy_has_fdas_value_and_gradient(eta: float) -> None:
+    z = (3 * torch.randn(2, 19, 5, 7, dtype=torch.float64)).requires_grad_()
+    mask = torch.rand(2, 5, 7) > 0.3
+    expected = fdas_entropy(z, eta)
+    torch.testing.assert_close(Robust(EM(), eta)(z), expected)
+    torch.testing.assert_close(Robust(EM(), eta)(z, mask), expected * mask)
+    (theirs,) = torch.autograd.grad((expected * mask).sum(), z)
+    (mine,) = torch.autograd.grad(Robust(EM(), eta)(z, mask).sum(), z)
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_another_loss_under_the_penalty_keeps_its_direction() -> None:
+    """The entropy weighs its gradient, whatever its value and sign are."""
+    z = (3 * torch.randn(2, 19, 5, 7, dtype=torch.float64)).requires_grad_()
+    p = z.detach().softmax(1)
+    h = -(p * p.log()).sum(1) / math.log(19)
+    slope = 4 * h * (h**2 + 1e-8)
+    for loss in (DEM(1.2, 0.8), lambda z: EM()(z) - 100):
+        (mine,) = torch.autograd.grad(Robust(loss, 2.0)(z).sum(), z)
+        (theirs,) = torch.autograd.grad((slope * loss(z)).sum() / math.log(19), z)
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_images_of_two_sizes_are_cut_to_their_common_part_with_their_labels(data: Blocks) -> None:
+    """The red of a block says its class, and still does so in the cut."""
+    wide, high = Blocks(3, (32, 64)), Blocks(3, (48, 56))
+    batch, other = batches(wide, 1)[0], batches(high, 1)[0]
+    method = FDA(EM(), network=network(data), num_classes=C, beta=0.0)
+    torch.manual_seed(0)
+    cuts = [method.in_style(batch["source"], other["target"]) for _ in range(4)]
+    for images in (found["inputs"] for found in cuts):
+        assert [image.shape for image in images] == [(3, 32, 56)] * 2
+    assert any(not torch.equal(found["inputs"][0], cuts[0]["inputs"][0]) for found in cuts)
+    for found in cuts:
+        for image, sample in zip(found["inputs"], found["data_samples"], strict=True):
+            label = sample.gt_sem_seg.data[0]
+            assert (label != 255).sum() == 30 * 56
+            assert ((image[0] / 80).round() == label)[label != 255].float().mean() > 0.99
+    assert batch["source"]["inputs"][0].shape == (3, 32, 64)  # the batch itself is left alone
+
+
+@pytest.mark.parametrize("settings", [{"beta": 0.5}, {"beta": -0.1}, {"eta": 0.0}])
+def test_settings_of_fda_out_of_range_are_refused(data: Blocks, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected beta from 0 to below 0.5 and eta > 0"):
+        FDA(EM(), network=network(data), num_classes=C, **settings)
+
+
 class Textbook:
     """ADVENT's loop as its paper and code have it, written anew: plain modules, plain optimisers."""
 
@@ -194,6 +321,16 @@ class Textbook:
         self.source(batch["source"])
         z = self.heads(batch["target"])
         (0.3 * advents_entropy(z[0]) + 0.2 * advents_entropy(z[1])).backward()
+        self.sgd.step()
+
+    def fda_step(self, batch: dict[str, Any], beta: float) -> None:
+        self.sgd.zero_grad()
+        pairs = zip(batch["source"]["inputs"], batch["target"]["inputs"], strict=True)
+        styled = [torch.from_numpy(fdas_image(a.numpy(), b.numpy(), beta)).float() for a, b in pairs]
+        self.source({**batch["source"], "inputs": styled})
+        features = self.net.segmentor.backbone((torch.stack(batch["target"]["inputs"]) - MEAN.double()) / STD.double())
+        main, aux = self.net.segmentor.decode_head(features), self.net.segmentor.auxiliary_head(features)
+        (0.3 * fdas_entropy(main, 2.0).mean() + 0.2 * fdas_entropy(aux, 2.0).mean()).backward()
         self.sgd.step()
 
     def adv_ent_step(self, batch: dict[str, Any], added: float) -> None:
@@ -234,6 +371,15 @@ def test_three_steps_of_min_ent_are_those_of_a_textbook_loop(data: Blocks) -> No
     for batch in batches(data, 3):
         book.min_ent_step(batch)
     method = MinEnt(EM(), network=network(data), num_classes=C, weight=0.3, aux_weight=0.2).double()
+    train(method, data)
+    assert_same(method.network, book.net)
+
+
+def test_three_steps_of_fda_are_those_of_a_textbook_loop(data: Blocks) -> None:
+    book = Textbook(network(data).double().train(), [])
+    for batch in batches(data, 3):
+        book.fda_step(batch, 0.1)
+    method = FDA(EM(), network=network(data), num_classes=C, beta=0.1, weight=0.3, aux_weight=0.2).double()
     train(method, data)
     assert_same(method.network, book.net)
 
