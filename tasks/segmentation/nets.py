@@ -18,7 +18,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.registry import WEIGHT_INITIALIZERS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from mmseg.models.backbones import BEiT
@@ -178,7 +178,7 @@ class NetMaker:
         """
         given = self.preprocess or preprocess
         preprocessor = Preprocessor(**given, size_divisor=1)
-        with quiet():
+        with quiet(), DefaultScope.overwrite_default_scope("mmseg"):  # mmcv looks for UNet's layers there
             segmentor = MODELS.build(copy.deepcopy(self.build(num_classes)))
             segmentor.init_weights()
         if not self.pool:
