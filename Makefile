@@ -51,6 +51,7 @@ test: lint type  ## lint, types, and all tests that take seconds
 
 test-all: lint type  ## the slow tests too, and those against USB itself where its environment can be made
 	-$(MAKE) $(VENV)-usb/.installed
+	DEMBENCH_USB_PYTHON="$(abspath $(VENV)-usb/bin/python)" \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # USB pins versions that do not fit ours. Without a network or 8 GB of disk its tests are skipped.
@@ -60,7 +61,7 @@ $(VENV)-usb/.installed: examples/usb/requirements.txt
 	@touch $@
 
 test-usb: $(VENV)-usb/.installed $(VENV)/.installed-test  ## against USB's package, in an environment of its own (Python 3.11)
-	$(BIN)/python -m pytest tests/tasks/semi/test_usb_environment.py
+	DEMBENCH_USB_PYTHON="$(abspath $(VENV)-usb/bin/python)" $(BIN)/python -m pytest tests/tasks/semi/test_usb_environment.py
 
 test-oldest:  ## the lowest versions that pyproject.toml admits, in an environment of their own (Python 3.11)
 	test -e $(VENV)-oldest/bin/python || python3.11 -m venv $(VENV)-oldest

@@ -122,6 +122,8 @@ def blocks_of(z: Tensor) -> list[Block]:
 
 
 def pieces(total: int, size: int) -> Iterable[slice]:
+    """Slices of about ``size``, none much longer than another."""
+    size = max(1, -(-total // max(1, round(total / size))))
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 

@@ -47,8 +47,9 @@ _NAMES = {
         accumulate base_width batch_size block_size capacity channels classes count depth devices dilations
         discriminator_width episodes epochs eval_batch_size eval_every eval_seed every fisher_batch groups
         iterations labelled_head labels_per_class lr_batch lstm_hidden_size neighbours n_envs n_epochs n_steps
-        num_classes num_images output_stride patches points power_iterations seed_spacing shots size
-        source_images source_size stages stem steps stride target_images target_size test_images unlabelled_head
+        negative_capacity num_classes num_images output_stride patches points positive_capacity power_iterations
+        seed_spacing shots size source_images source_size stages stem steps stride strong_views sweeps
+        target_images target_size test_images unlabelled_head
         unlabelled_ratio views visits width window
         """,
     COUNT_0: """
@@ -56,15 +57,20 @@ _NAMES = {
         warmup workers
         """,
     ABOVE: """
-        backbone_multiplier cast clip_range delta discriminator_lr eps eta gamma head_multiplier learning_rate light
-        lr margin max_grad_norm n_sigma mix order power similarity std tau temperature weight_margin xi
+        backbone_multiplier cast clip_range delta discriminator_lr eps eta gamma head_multiplier learning_rate
+        light lr margin max_grad_norm mix n_sigma order power similarity std tau temperature tolerance
+        weight_margin xi
         """,
     LEAST: """
-        adversarial adversarial_aux age_weight alpha aux_weight blur d diversity ent_coef ent_coef_final
-        entropy_weight fairness_weight fisher_alpha loss_weight noise prior reset_below saturation source_aux
+        adversarial adversarial_aux age_weight alpha anchor_weight aux_weight balanced_weight blur d diversity
+        ent_coef ent_coef_final entropy_weight fairness_weight fisher_alpha loss_weight negative_alpha
+        negative_beta noise positive_alpha positive_beta prior reset_below rotation_weight saturation source_aux
         texture unlabelled_weight vf_coef warmup_from weight weight_decay
         """,
-    SHARE: "confidence flip gae_lambda glow haze loss_ramp paint probs_momentum ramp restore source_momentum",
+    SHARE: """
+        confidence flip gae_lambda glow haze loss_ramp paint probs_momentum ramp restore source_momentum uncertain
+        unlikely
+        """,
     SHARE_ABOVE: "bn_momentum layer_decay q scale selected",
     SHARE_BELOW: "dropout ema momentum",
     INSIDE: "clip search_share train_share",
@@ -86,6 +92,8 @@ RANGES: dict[str, Range] = {
     "method.momentum": SHARE,
     "method.plpd": Range(-1, 1),
     "method.rho": ABOVE,
+    "method.start": SHARE,
+    "method.surest": Range(1),
     "method.threshold": SHARE,
     "protocol.rho": Range(1),
 }

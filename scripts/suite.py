@@ -8,12 +8,11 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dembench.harness.say import alive, is_quiet, say
+from dembench.harness.say import counting, is_quiet, say
 from dembench.records import write_plain
 from dembench.scripts.cli import Parser, fail
 
@@ -148,8 +147,7 @@ def carry_out(
             status = run_sweep(first, out, f"what dembench suite {suite.name} runs before its searches", args)
             if status == STOPPED:
                 return status
-        started = time.monotonic()
-        with alive(lambda: f"  searching, {time.monotonic() - started:.0f} s"):
+        with counting("searching"):
             failed = searches.run([*todo, *tunings], options, workers, args.config_dir, tell)
         waiting = [words for search in failed for words in search.runs]
         if waiting:

@@ -92,6 +92,28 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(named) == sorted(pages)
 
 
+SECTIONS = {
+    "tta": "Corruption test-time adaptation", "prompt": "Prompts", "semi": "Semi-supervised and long-tailed learning",
+    "longtail": "Semi-supervised and long-tailed learning", "segmentation": "Segmentation",
+    "minigrid": "Reinforcement learning",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", SECTIONS)
+def test_every_method_has_a_row_that_says_how_near_it_is_to_its_original(task: str) -> None:
+    text = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    _, _, section = text.partition(f"\n## {SECTIONS[task]}\n")
+    rows = "\n".join(re.findall(r"^\|.+\|$", section.partition("\n## ")[0], re.MULTILINE))
+    missing = []
+    for file in sorted((ROOT / "configs" / "method" / task).glob("*.yaml")):
+        label = re.search(r"^_label_: \{title: \"?([^,\"}]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        names = [f"`{file.stem}`", *([rf"(?<![\w-]){re.escape(label[1])}(?![\w-])"] if label else [])]
+        if label and not re.search("|".join(names), rows):  # presets have the row of their method
+            missing.append(file.stem)
+    assert rows
+    assert not missing
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=name)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Python blocks one after the other, in one namespace and an empty folder."""

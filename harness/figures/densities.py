@@ -20,7 +20,8 @@ from dembench.core.adapt import norm_affine, require_grad_only, use_batch_statis
 from dembench.harness import experiment
 from dembench.harness.compose import ConfigError, choose, compose
 from dembench.report.figures.drawing import GREY, PALETTE, STYLE, Figure, canvas
-from dembench.tasks.tta.methods.layers import Inputs, classifier
+from dembench.tasks.common.heads import classifier
+from dembench.tasks.tta.methods.layers import Inputs
 
 METHODS = {"source": ("Source", GREY), "tent": ("Tent", PALETTE[3]), "ttc": ("TTC", "#c02a2a")}
 REFERENCE = ("supervised", "#d9a400")

@@ -143,7 +143,7 @@ def _iterations(cfg: DictConfig, figures: Mapping[str, Any]) -> Cost:
 
 
 def _episodes(cfg: DictConfig, figures: Mapping[str, Any]) -> Cost:
-    """Test images, each with its views, and a text pass forward and backward for each step."""
+    """Test images, each with its views, a text pass forward and backward for each step, and caches of past images."""
     model, size = _model(cfg, figures), figures["sizes"].get(cfg.choices.data)
     if model is None or size is None:
         return Cost()
@@ -151,8 +151,9 @@ def _episodes(cfg: DictConfig, figures: Mapping[str, Any]) -> Cost:
     steps = (_get(cfg, "method.steps") or 1) if cfg.choices.method in figures["tuned"] else 0
     seconds, gflop = model.get("cpu_seconds"), model.get("gflop")
     per_step, gflop_step = model.get("cpu_seconds_step"), model.get("gflop_step")
+    kept = figures["caches"].get(cfg.choices.method, 0.0)
     return Cost(
-        None if seconds is None or per_step is None else images * (seconds + steps * per_step),
+        None if seconds is None or per_step is None else images * (seconds + steps * per_step + kept),
         None if gflop is None or gflop_step is None else images * (gflop + steps * gflop_step),
         frozenset({model["basis"]}),
     )

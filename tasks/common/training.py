@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -265,4 +266,14 @@ def _worker(
     if rank == 0:
         counters = {name: getattr(method, name) for name in COUNTERS}
         Path(folder, "events").write_bytes(pickle.dumps((events, counters)))
+    leave()
+
+
+def leave() -> None:
+    """Ends this process's part in the group.
+
+    In torch 2.6 the end holds the interpreter while it waits for threads, which need it to drop their last tensors. The
+    pause lets them; without it both may wait for ever.
+    """
+    time.sleep(0.3)
     distributed.destroy_process_group()

@@ -96,11 +96,6 @@ class LongTailData(SemiData):
         return len(self._stream) if self.unlabelled_from == "test" else super().num_unlabelled
 
     @property
-    def training_counts(self) -> Tensor:
-        """Labelled samples per class, which say what is head and what is tail."""
-        return torch.tensor(self._profiles[0][0])
-
-    @property
     def notes(self) -> tuple[Note, ...]:
         found = list(super().notes)
         for kind, (_, clamped) in zip(("labelled", "unlabelled"), self._profiles, strict=True):

@@ -18,6 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 from dembench.core import EM
 from dembench.lookup import lookup
+from dembench.tasks.base import Note
 from dembench.tasks.common.keep import put
 from dembench.tasks.minigrid.attach import attach_bonus
 from dembench.tasks.minigrid.callbacks import BonusLog, BonusWeight
@@ -30,6 +31,9 @@ _POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
 _FRACTIONS = ("gamma", "gae_lambda")
 _WEIGHTS = ("ent_coef", "ent_coef_final", "vf_coef")
 
+_OVER_A_BATCH = (
+    " looks at a minibatch as a whole: a policy without any chance can have all of this bonus, so it need not explore"
+)
 OBSERVATIONS, STATISTICS = "observations.", ("mean", "var", "count")
 
 
@@ -76,6 +80,7 @@ class OnPolicy:
         algorithm, policy: classes of stable-baselines3 or sb3-contrib.
         fast_policy: replaces the policy where ``worlds`` have ``views``; it also takes their columns.
         masked: whether the policy takes action masks.
+        notes: on the bonus.
     Raises: ValueError for settings out of range, or that the policy does not have.
     """
 
@@ -126,6 +131,7 @@ class OnPolicy:
         self.callbacks = [BonusWeight(ent_coef, ent_coef_final)] if moving else []
         self.callbacks.append(BonusLog())
         self.forward_passes = self.backward_passes = self.updated = 0
+        self.notes = [Note("bonus", f"{type(loss).__name__}{_OVER_A_BATCH}")] if getattr(loss, "needs_batch", 0) else []
 
     def learn(self, steps: int) -> Iterator[dict[str, float]]:
         """``OnPolicyAlgorithm.learn``, which pauses after each update to give what has been logged."""

@@ -213,3 +213,4 @@ class Minigrid:
                 "Actions that would leave the world as it is are ruled out, in training and evaluation; for other "
                 "methods they are not.",
             )
+        yield from method.notes

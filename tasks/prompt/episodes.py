@@ -43,7 +43,17 @@ def depends_on_offset(loss: Any, classes: int) -> bool:
 
     Log-probabilities have no free constant, so that part of the loss cannot act there.
     """
-    with torch.enable_grad():
-        logits = torch.linspace(-1, 1, classes, dtype=torch.float64)[None].requires_grad_()
-        (gradient,) = torch.autograd.grad(placed(deepcopy(loss), "cpu")(logits).sum(), logits)
+    gradient = _gradient(loss, classes)
     return abs(float(gradient.sum())) > 1e-6 * float(gradient.abs().sum())
+
+
+def silent_alone(loss: Any) -> bool:
+    """Whether a loss over a batch has no gradient for a single row, as information maximisation."""
+    return getattr(loss, "needs_batch", False) and float(_gradient(loss, 5).abs().max()) < 1e-9
+
+
+@torch.enable_grad()
+def _gradient(loss: Any, classes: int) -> Tensor:
+    """That of one row (1, C) of different logits."""
+    logits = torch.linspace(-1, 1, classes, dtype=torch.float64)[None].requires_grad_()
+    return torch.autograd.grad(placed(deepcopy(loss), "cpu")(logits).sum(), logits)[0]

@@ -52,11 +52,15 @@ class ViewFeatures:
             check_writable(self.folder)
         self.encoded_images = 0  # that were not on disk
 
-    def __call__(self, images: ImageSet, block: int) -> Iterator[tuple[int, Tensor]]:
-        """Number of the first image, and features (B, V, E), float32 on the model's device, of blocks of images."""
-        for start in range(0, len(images), STRETCH):
-            stop = min(start + STRETCH, len(images))
-            features = self._stretch(images, start, stop)
+    def __call__(self, images: ImageSet, block: int, order: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Place of the first image, and features (B, V, E), float32 on the model's device, of blocks of images.
+
+        ``order`` (N,) gives the images another order than the set's; all features are then in memory, as ``dtype``.
+        """
+        stretches = [(start, min(start + STRETCH, len(images))) for start in range(0, len(images), STRETCH)]
+        every = None if order is None else torch.cat([self._stretch(images, *stretch) for stretch in stretches])
+        for start, stop in stretches:
+            features = self._stretch(images, start, stop) if every is None else every[order[start:stop]]
             for first in range(start, stop, block):
                 part = features[first - start : min(first + block, stop) - start]
                 yield first, send(part, self.clip.device).float()

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from dembench.lookup import lookup
 from dembench.tasks.base import PRECISIONS, Artifact, Event, Flag, Note, Point
 from dembench.tasks.common.criteria import Criteria
 from dembench.tasks.common.criteria import mean_rows as criteria_rows
+from dembench.tasks.common.keep import kept
+from dembench.tasks.common.orders import generator
 from dembench.tasks.common.parts import DataPart
 from dembench.tasks.prompt.clip import Clip
 from dembench.tasks.prompt.data import ImageSet, SetsPart
@@ -72,7 +74,8 @@ class PromptTuning:
 
     Args:
         data: see ``tasks.prompt.data``. model: an image and text encoder. protocol: what is shown.
-        seed: of the labelled shots that are drawn for a learned context; the runner has set it elsewhere.
+        seed: of the labelled shots that are drawn for a learned context, and of the order of a stream; the runner has
+            set it elsewhere.
         device: where the model lives.
         precision: "fp32", or "bf16" for autocast in both towers; context, loss and metrics stay in float32.
         part: of the images of each set; None is all of them.
@@ -80,6 +83,8 @@ class PromptTuning:
     """
 
     splits = True  # the search of DEM* has a share of the images
+    saves = ("last",)
+    save = "none"  # the runner says what to keep
 
     def __init__(
         self,
@@ -114,16 +119,35 @@ class PromptTuning:
         template = self.protocol.template or self.data.template
         return Prompts(self.model, class_names, template, self.data.templates, self.protocol.encoding)
 
+    def order(self, images: ImageSet) -> Tensor:
+        """The order (N,) in which a stream has the images of a set, drawn by the seed."""
+        return torch.randperm(len(images), generator=generator("stream", self.seed, images.name))
+
     def shots(self, count: int) -> tuple[Prompts, Tensor, Tensor]:
         """Training images for a method that learns from labels: classes, features (N, V, E), labels (N,)."""
         images = self.data.shots(count, self.seed)
         return self.prompts(images.class_names), self.features.all(images), images.labels
 
     def check_method(self, make_method: Callable[..., PromptMethod]) -> None:
-        """Reads the files that a method names: a context that is damaged is refused here, before anything is run."""
-        for part in getattr(make_method, "keywords", {}).values():
+        """Refuses before anything is run what a method cannot use: a damaged context, a loss without effect."""
+        given = getattr(make_method, "keywords", {})
+        for part in given.values():
             if hasattr(part, "check"):
                 part.check()
+        if hasattr(method := getattr(make_method, "func", None), "check"):
+            method.check(self.protocol.views.count, **given)
+        if self.save != "none" and given.get("context") is None:
+            raise ValueError(f"save={self.save}: only a context that CoOp learned outlives an image (coop, tpt_coop)")
+
+    def judge(self, make_method: Callable[..., PromptMethod], tensors: Mapping[str, Tensor]) -> Iterator[Event]:
+        """What ``run`` yields with a context that was kept, ``ctx`` (n, D), in the place of one that is learned.
+
+        Raises: ValueError where there is none.
+        """
+        if "ctx" not in tensors:
+            raise ValueError(f"expected a context ctx, found {', '.join(sorted(tensors)) or 'nothing'}")
+        yield Note("weights", "a context that was kept; none is learned")
+        yield from self.run(partial(make_method, context=lambda shots: tensors["ctx"]))
 
     def run(self, make_method: Callable[..., PromptMethod]) -> Iterator[Event]:
         """Yields notes, a Point a block, rows, histogram and flags for each set, means, and the file cost.json."""
@@ -148,11 +172,12 @@ class PromptTuning:
             seconds = {"setup": time.process_time() - start, "features": 0.0, "method": 0.0}
             metrics = PromptMetrics(len(images.class_names), self.device)
             streams += [Criteria(len(images.class_names), self.device)] if self.criteria else []
-            labels = images.labels.to(self.device)
+            order = self.order(images) if method.stream else None
+            labels = (images.labels if order is None else images.labels[order]).to(self.device)
             waiting: list[tuple[int, int, Tensor]] = []
             left = self.features.blocks(images, self.protocol.block_size)
             start = time.process_time()
-            for first, views in self.features(images, self.protocol.block_size):
+            for first, views in self.features(images, self.protocol.block_size, order):
                 ready = time.process_time()
                 other = self._copy(method, views) if self.criteria else None
                 before = method.updated
@@ -184,15 +209,15 @@ class PromptTuning:
         yield from mean_rows([row for _, found in rows for row in found], [count for _, count in counts], "mean")
         yield from criteria_rows(streams)
         yield Artifact("cost.json", _cost(cost, self.device))
+        if self.save != "none":
+            yield Note("weights", "files/weights.safetensors holds the context that CoOp learned")
+            yield kept("weights", {"ctx": method.context})
 
     def _copy(self, method: PromptMethod, views: Tensor) -> Tensor | None:
         """Logits of each image's second view, an augmented one, by the prompt that its views give; not counted."""
         if views.shape[1] < 2:
             return None
-        counted = method.forward_passes, method.backward_passes, method.updated
-        logits = method(views.roll(-1, 1)).float()
-        method.forward_passes, method.backward_passes, method.updated = counted
-        return logits
+        return method.twin()(views.roll(-1, 1)).float()
 
 
 def _look(logits: Tensor, correct: Tensor, loss: Tensor | None) -> Tensor:

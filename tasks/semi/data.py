@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dembench.tasks.base import Note
@@ -103,6 +104,11 @@ class SemiData:
     @property
     def num_unlabelled(self) -> int:
         return len(self.split.unlabelled)
+
+    @property
+    def training_counts(self) -> Tensor:
+        """Labelled samples of each class, (C,) int64."""
+        return torch.bincount(self.labelled.labels, minlength=self.num_classes)
 
     @property
     def labelled(self) -> Pool:

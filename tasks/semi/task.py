@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,12 @@ class SemiSupervised:
     def made(self, make_method: Callable[..., SemiMethod]) -> SemiMethod:
         """The method for this data."""
         method = make_method(num_classes=self.data.num_classes)
-        method.prepare(self.data.num_unlabelled)
+        method.prepare(self.data.num_unlabelled, self.data.training_counts)
         return method
+
+    def network(self, method: SemiMethod) -> nn.Module:
+        """A new network for this data, with what the method adds to it."""
+        return method.equip(self.model(num_classes=self.data.num_classes))
 
     def check_method(self, make_method: Callable[..., SemiMethod]) -> None:
         """Builds method, network and optimiser and lets them go: what they refuse, they refuse here.
@@ -85,7 +90,7 @@ class SemiSupervised:
         if method.needed_views and not self.data.num_unlabelled:
             raise ValueError(f"{method.name} needs unlabelled samples, {self.data.name} has none")
         check_devices(self.device, self.protocol.devices)
-        self.protocol.make_optimizer(probe(self.model, self.data.num_classes, self.data.view_size))
+        self.protocol.make_optimizer(probe(partial(self.network, method), self.data.view_size))
 
     def run(self, make_method: Callable[..., SemiMethod]) -> Iterator[Event]:
         """Yields notes, the chosen samples as files, Scalars at each evaluation, and rows at the end."""
@@ -120,7 +125,7 @@ class SemiSupervised:
     def train(self, method: SemiMethod) -> Iterator[Event]:
         """The part that each process of several runs; all yield the same numbers."""
         torch.manual_seed(derived_seed(self.seed, "network"))
-        net = self.model(num_classes=self.data.num_classes)
+        net = self.network(method)
         keep_best = self.save == "best_validation"
         settings = {"device": self.device, "precision": self.precision, "checkpoint": self.checkpoint}
         trainer = Trainer(self.data, net, method, self.protocol, seed=self.seed, keep_best=keep_best, **settings)
@@ -145,9 +150,9 @@ class SemiSupervised:
         Raises: ValueError where the network does not fit the classes or the size of the images.
         """
         yield from self.data.notes
-        net = self.model(num_classes=self.data.num_classes)
-        put(net, tensors)
         method = self.made(make_method)
+        net = self.network(method)
+        put(net, tensors)
         trainer = Trainer(self.data, net, method, self.protocol, seed=self.seed, device=self.device)
         trainer.precision = self.precision
         yield from self.rows(*trainer.evaluate("test"), [])
@@ -183,13 +188,13 @@ class SemiSupervised:
         yield from metrics.collapse("mean", histogram)
 
 
-def probe(model: NetMaker, num_classes: int, size: tuple[int, int]) -> nn.Module:
-    """The network without its memory, after it was shown images (1, 3, *size).
+def probe(make: Callable[[], nn.Module], size: tuple[int, int]) -> nn.Module:
+    """The network that ``make`` makes, without its memory, after it was shown images (1, 3, *size).
 
     Raises: ValueError where it does not take them.
     """
     with torch.device("meta"), torch.no_grad():
-        net = model(num_classes=num_classes).eval()
+        net = make().eval()
         try:
             net(torch.empty(1, 3, *size))
         except (AssertionError, ValueError, RuntimeError) as error:

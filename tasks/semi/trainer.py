@@ -129,17 +129,17 @@ class Trainer(training.Trainer):
         views = {name: self._view(images, *plans[name]) for name, images in pools.items()}
         labels = self.labelled.labels[plans["labelled"][0]]
         shown = plans[self.method.needed_views[0]][0] if self.method.needed_views else None
-        return Batch(views.pop("labelled"), labels, views, step / self.protocol.iterations, shown)
+        return Batch(views.pop("labelled"), labels, views, step / self.protocol.iterations, shown, step)
 
     def _plan(self, name: str, images: Tensor, rows: Tensor, step: int) -> tuple[Tensor, augment.Plan]:
         """The rows of this process's samples, and how their view is made."""
         draws = generator(self.seed, step, name)
         shard = slice(rank(), None, world_size())
         recipe, height, width = self.recipe, *images.shape[2:]
-        resizes = name == "strong" and recipe.strong_scale
-        draw = augment.draw_resized if resizes else augment.draw_weak
+        strong = name.startswith("strong")
+        draw = augment.draw_resized if strong and recipe.strong_scale else augment.draw_weak
         first = draw(recipe, len(rows), height, width, draws).take(shard)
-        second = augment.draw_strong(recipe, len(rows), draws).take(shard) if name == "strong" else None
+        second = augment.draw_strong(recipe, len(rows), draws).take(shard) if strong else None
         return rows[shard], augment.plan(recipe, height, width, first, second)
 
     def _view(self, images: Tensor, rows: Tensor, plan: augment.Plan) -> Tensor:

@@ -79,14 +79,14 @@ class Adapted:
         """Logits of a batch that is not learned from: nothing moves, torch's generators included."""
         buffers = list(self.model.buffers())
         before = [buffer.clone() for buffer in buffers]
-        passes, lazy = self.method.forward_passes, getattr(self.method, "_generator", False) is None
+        passes, lazy = self.method.forward_passes, self.method._generator is None
         with self._looked_at(x) as x, torch.random.fork_rng(_cuda(x)):
             logits = self.method.peek(x).detach()
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         self.method.forward_passes = passes
         if lazy:  # made on the way, to begin where the next one begins
-            self.method._generator = None  # type: ignore[attr-defined]
+            self.method._generator = None
         return logits
 
     def reset(self) -> None:

@@ -26,6 +26,8 @@ def run_cases(**environment):
 def test_in_the_interpreter():
     triton = pytest.importorskip("triton")
     versions = [tuple(int(part) for part in version.split(".")[:2]) for version in (triton.__version__, np.__version__)]
+    if versions[0] <= (3, 2):  # torch 2.6; on a device the kernels are compiled
+        pytest.skip("the interpreter of Triton 3.2 knows no ~ of a mask and stores cumulated sums with 64 bits")
     if versions[0] <= (3, 6) and versions[1] >= (2, 5):
         pytest.skip("the interpreter of Triton 3.6 cannot count with NumPy 2.5")
     run_cases(TRITON_INTERPRET="1")

@@ -263,6 +263,15 @@ def test_real_runs_are_repeatable_and_count_what_they_cost(
     assert [note["key"] for note in result["notes"]] == (["adapts"] if method == "tent" else [])
 
 
+def test_a_record_says_how_often_a_method_started_again_by_itself(tmp_path: Path) -> None:
+    words = {"protocol": "continual", "data.num_images": 100, "protocol.corruptions": ["brightness", "fog"]}
+    words |= {"protocol.batch_size": 50, "progress": False, "out": str(tmp_path)}
+    for method, resets in (("rdumb", 3), ("sar", 4), ("tent", None)):
+        own = {"rdumb": {"method.every": 1}, "sar": {"method.reset_below": 2.3, "method.margin": 1.0}}.get(method, {})
+        result = experiment.run(experiment.prepare(compose({**words, **own, "method": method}))).result
+        assert result["cost"].get("resets") == resets, method  # of four batches
+
+
 def test_single_domain_and_continual_runs_have_the_same_slices(tmp_path: Path) -> None:
     rows = []
     for protocol in ("single_domain", "continual"):

@@ -14,6 +14,7 @@ from dembench.harness import experiment, runs
 from dembench.harness.compose import ConfigError, compose
 from dembench.harness.judging import judge
 from dembench.scripts import evaluate
+from dembench.tasks.prompt.coop import CoOp
 
 SEMI = [
     *("task=semi", "method=fixmatch", "loss=em", "model.width=4", "protocol.iterations=12", "protocol.eval_every=4"),
@@ -136,6 +137,27 @@ def test_networks_and_agents_are_judged_as_their_runs_judged_them(task: str, tmp
     own = numbers(result)
     assert numbers(again) == {key: value for key, value in own.items() if key in numbers(again)}
     assert {("mean", "iou"), ("mean", "return")} & numbers(again).keys()
+
+
+def test_a_learned_context_is_judged_without_learning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("open_clip")
+    monkeypatch.setenv("DEMBENCH_CACHE", str(tmp_path / "cache"))
+    words = [
+        *("task=prompt", "method=coop", "method.context.shots=2", "method.context.epochs=2", "method.context.lr=2.0"),
+        *("data.num_images=6", "data.corruptions=[noise]", "model.steps=2", "model.batch_size=8"),
+        *("protocol.views.count=4", "device=cpu", "progress=false"),
+    ]
+    directory, result = run([*words, "save=last"], tmp_path)
+    context = torch.load(directory / "files" / "coop.pt", weights_only=True)["ctx"]
+    assert torch.equal(load_file(directory / "files" / "weights.safetensors")["ctx"], context)
+    monkeypatch.setattr(CoOp, "train", lambda *_: pytest.fail("learned again"))
+    _, again = judge(directory)
+    assert numbers(again) == numbers(result)
+    _, other = judge(directory, ["data.corruptions=[blobs]"])
+    assert {slice for slice, _ in numbers(other)} == {"clean", "blobs", "ood", "mean"}, numbers(other).keys()
+    assert numbers(other)["clean", "ece"] == numbers(result)["clean", "ece"]
+    with pytest.raises(ConfigError, match="save=last: only a context that CoOp learned outlives an image"):
+        experiment.run(experiment.prepare(compose(["task=prompt", "method=tpt", "save=last", f"out={tmp_path}"])))
 
 
 def test_what_cannot_be_judged_says_why(tmp_path: Path) -> None:

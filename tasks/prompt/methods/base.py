@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from copy import copy, deepcopy
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -30,7 +31,15 @@ class PromptMethod:
         loss: taken by every method, so that a grid over methods and losses needs no exceptions; moves to the device.
         context: None for the template's words, else what makes one from ``shots``.
         shots: gives labelled training images; only a context uses them.
+
+    Attributes:
+        stream: whether what it learns from an image stays for the next, so that their order matters; the task then
+            draws it by the seed, for a set may be sorted by class.
+        remembers: names of the attributes with what outlives an image.
     """
+
+    stream = False
+    remembers: tuple[str, ...] = ()
 
     def __init__(
         self, prompts: Prompts, loss: Any = None, *, context: Context | None = None, shots: Shots | None = None
@@ -51,6 +60,13 @@ class PromptMethod:
     def __call__(self, views: Tensor) -> Tensor:
         """Logits (B, C) of B images from unit features (B, V, E) of their views, the plain one first."""
         return self.predict(views)
+
+    def twin(self) -> Self:
+        """One that predicts as this one would next, without any effect on it."""
+        other = copy(self)
+        for name in self.remembers:
+            setattr(other, name, deepcopy(getattr(self, name)))
+        return other
 
     def predict(self, views: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not say how it predicts")

@@ -14,6 +14,7 @@ AdamW acts on every number by itself, so one parameter (B, n, D) with a sum of l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
-from dembench.tasks.prompt.episodes import Episodes, depends_on_offset
+from dembench.tasks.prompt.episodes import Episodes, depends_on_offset, silent_alone
 from dembench.tasks.prompt.methods.base import Context, PromptMethod, Shots, check_share, confident, pick
 from dembench.tasks.prompt.methods.marginal import log_marginal
 from dembench.tasks.prompt.text import Prompts
@@ -46,6 +47,8 @@ class TPT(PromptMethod):
         context, shots: as in ``PromptMethod``.
     Raises: ValueError for options that make no sense, or a template without words to tune.
     """
+
+    remembers = ("episodes",)
 
     def __init__(
         self,
@@ -78,6 +81,15 @@ class TPT(PromptMethod):
         self.episodes = Episodes(loss, online)
         self._first, self._pull_back = self._share()  # one forward pass, one pull-back an image
         self.notes += self._remarks()
+
+    @staticmethod
+    def check(views: int, loss: Any, aggregate: str = "per_view", selected: float = 0.1, **_: Any) -> None:
+        """Raises ValueError where there is one row an image, of ``views`` views, for a loss that compares rows."""
+        count = max(1, int(selected * views)) if aggregate == "per_view" else 1
+        if count == 1 and silent_alone(loss):
+            cause = f"selected={selected:g} of {views} views" if aggregate == "per_view" else f"aggregate={aggregate}"
+            wanted = f"take aggregate=per_view and {math.ceil(2 / selected)} views or more"
+            raise ValueError(f"tpt: this loss compares predictions, and {cause} leaves it one: {wanted}")
 
     def predict(self, views: Tensor) -> Tensor:
         if self.episodes.online:

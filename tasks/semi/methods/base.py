@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dembench.core import functional
 from dembench.lookup import lookup
+from dembench.tasks.common.training import mean_over_ranks
 
 Terms = dict[str, Tensor]
 
@@ -34,6 +35,7 @@ class Batch:
         views: unlabelled samples by name of view, (M, 3, H, W) each, the same samples in the same order.
         progress: share of the training that is done, from 0 to 1.
         rows: numbers of the unlabelled samples among all of them, (M,) int64, on the device; None without any.
+        step: iterations that were done before.
     """
 
     images: Tensor
@@ -41,6 +43,7 @@ class Batch:
     views: Mapping[str, Tensor] = field(default_factory=dict)
     progress: float = 0.0
     rows: Tensor | None = None
+    step: int = 0
 
 
 class Slot(nn.Module):
@@ -93,12 +96,13 @@ class SemiMethod(nn.Module, ABC):
         loss: Any = None,
         *,
         num_classes: int = 0,
-        loss_weight: float = 0.3,
+        loss_weight: float = 0.1,
         loss_view: str = "weak",
         loss_ramp: float = 0.0,
     ) -> None:
         super().__init__()
         lookup(loss_view, self.slot_views, f"loss_view of {self.name}")
+        self.num_classes = num_classes
         self.slot = Slot(loss, loss_weight, loss_view, loss_ramp)
         self.forward_passes = self.backward_passes = self.updated = 0
         self.seen: dict[str, Tensor] = {}  # what the latest batch showed, for the learning curve
@@ -110,8 +114,17 @@ class SemiMethod(nn.Module, ABC):
                 upper = "" if high == math.inf else f" and at most {high:g}"
                 raise ValueError(f"{self.name}: expected {name} of at least {low:g}{upper}, got {value}")
 
-    def prepare(self, num_unlabelled: int) -> None:
-        """Called once before the training; ``num_unlabelled`` is how many unlabelled samples there are."""
+    def check_classes(self, num_classes: int) -> None:
+        """Raises ValueError where there is nothing to tell apart."""
+        if num_classes < 2:
+            raise ValueError(f"{self.name}: expected num_classes >= 2, got {num_classes}")
+
+    def prepare(self, num_unlabelled: int, counts: Tensor) -> None:
+        """Called once before the training: unlabelled samples, and labelled ones of each class, (C,) int64."""
+
+    def equip(self, model: nn.Module) -> nn.Module:
+        """The network with what the method adds to it, before the training; here nothing."""
+        return model
 
     @property
     def needed_views(self) -> tuple[str, ...]:
@@ -179,6 +192,17 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
             module.track_running_stats = True
 
 
+def align(p: Tensor, marginal: Tensor, target: Tensor | float, momentum: float) -> Tensor:
+    """Predictions (M, C) times ``target`` over their moving mean ``marginal`` (C,), scaled to sum 1.
+
+    The batch (of all ranks) moves the mean first, in place; zeros are a mean that has seen no batch.
+    """
+    now = mean_over_ranks(p.mean(0))
+    marginal.copy_(torch.where(marginal.any(), marginal.lerp(now, 1 - momentum), now))
+    p = p * (target + 1e-6) / (marginal + 1e-6)
+    return p / p.sum(1, keepdim=True)
+
+
 def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Cross entropy with hard targets (N,), zero where the mask is; the mean is over all N samples."""
+    """Cross entropy to classes (N,) or distributions (N, C), zero where the mask is; the mean is over all N samples."""
     return (F.cross_entropy(logits, targets, reduction="none") * mask).mean()

@@ -1,6 +1,6 @@
 """Entropy minimisation (Grandvalet and Bengio 2004) as arXiv 2511.03256 runs it: no threshold, no ramp, weight 0.3."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -16,6 +16,9 @@ class EntMin(SemiMethod):
     name = "ent_min"
     slot_views: ClassVar[tuple[str, ...]] = ("weak", "strong")
     replaces_entropy = True
+
+    def __init__(self, loss: Any = None, *, loss_weight: float = 0.3, **slot: Any) -> None:
+        super().__init__(loss, loss_weight=loss_weight, **slot)
 
     def terms(self, model: nn.Module, batch: Batch) -> Terms:
         if not self.slot.active:

@@ -6,24 +6,18 @@ smaller than the number of classes most of its entries are the constant log(1e-1
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dembench.tasks.common.training import mean_over_ranks
-from dembench.tasks.semi.methods.base import (
-    Batch,
-    SemiMethod,
-    Terms,
-    masked_cross_entropy,
-    passes,
-    supervised_term,
-)
+from dembench.tasks.semi.methods.base import Batch, Terms
+from dembench.tasks.semi.methods.consistency import Consistency
 
 
-class FreeMatch(SemiMethod):
+class FreeMatch(Consistency):
     """State: ``confidence`` (scalar), ``marginal`` (C,) and ``histogram`` (C,), running means that start at 1/C.
 
     Each batch moves them first; a sample of pseudo label c then counts where its confidence reaches
@@ -31,14 +25,11 @@ class FreeMatch(SemiMethod):
 
     Args:
         momentum: share that the running means keep.
-        unlabelled_weight: of the consistency term.
         fairness_weight: of the fairness term.
     Raises: ValueError for fewer than two classes, a momentum outside 0..1 or a negative weight.
     """
 
     name = "freematch"
-    views: ClassVar[tuple[str, ...]] = ("strong", "weak")
-    slot_views: ClassVar[tuple[str, ...]] = ("weak", "strong")
 
     def __init__(
         self,
@@ -46,35 +37,30 @@ class FreeMatch(SemiMethod):
         *,
         num_classes: int = 0,
         momentum: float = 0.999,
-        unlabelled_weight: float = 1.0,
         fairness_weight: float = 0.001,
-        **slot: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(loss, num_classes=num_classes, **slot)
-        if num_classes < 2:
-            raise ValueError(f"freematch: expected num_classes >= 2, got {num_classes}")
+        super().__init__(loss, num_classes=num_classes, **settings)
+        self.check_classes(num_classes)
         self.check_range(0, 1, momentum=momentum)
-        self.check_range(0, math.inf, unlabelled_weight=unlabelled_weight, fairness_weight=fairness_weight)
-        self.momentum, self.unlabelled_weight, self.fairness_weight = momentum, unlabelled_weight, fairness_weight
+        self.check_range(0, math.inf, fairness_weight=fairness_weight)
+        self.momentum, self.fairness_weight = momentum, fairness_weight
         self.register_buffer("confidence", torch.tensor(1 / num_classes))
         self.register_buffer("marginal", torch.full((num_classes,), 1 / num_classes))
         self.register_buffer("histogram", torch.full((num_classes,), 1 / num_classes))
 
-    def terms(self, model: nn.Module, batch: Batch) -> Terms:
-        views = {"labelled": batch.images, "weak": batch.views["weak"], "strong": batch.views["strong"]}
-        logits = passes(model, views, frozen=() if self.slot.wants("weak") else ("weak",))
-        p = logits["weak"].detach().softmax(1)
+    def targets(self, weak: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        p = weak.softmax(1)
         confidence, target = p.max(1)
         self._follow(p, confidence, target)
         threshold = self.confidence * self.marginal / self.marginal.max()
-        mask = (confidence >= threshold[target]).float()
-        self.watch(logits["weak"], mask=mask.mean(), threshold=self.confidence.clone())
-        return {
-            **supervised_term(logits["labelled"], batch.labels),
-            "consistency": self.unlabelled_weight * masked_cross_entropy(logits["strong"], target, mask),
-            "fairness": self.fairness_weight * self.fairness(logits["strong"], mask),
-            **self.slot.terms(logits, batch.progress),
-        }
+        return target, (confidence >= threshold[target]).float()
+
+    def watch(self, weak_logits: Tensor, **others: Tensor) -> None:
+        super().watch(weak_logits, **others, threshold=self.confidence.clone())
+
+    def more(self, logits: dict[str, Tensor], weight: Tensor) -> Terms:
+        return {"fairness": self.fairness_weight * self.fairness(logits["strong"], weight)}
 
     def _follow(self, p: Tensor, confidence: Tensor, target: Tensor) -> None:
         """Moves the running means by the batch (of all ranks)."""

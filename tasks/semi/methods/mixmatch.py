@@ -58,13 +58,8 @@ class MixMatch(SemiMethod):
         weak = self._weak_logits(model, first, second)
         guess = sharpen((weak["weak"].softmax(1) + weak["weak2"].softmax(1)).detach() / 2, self.temperature)
         known = F.one_hot(batch.labels, guess.shape[1]).to(guess.dtype)
-
-        factor = float(torch.distributions.Beta(self.mix, self.mix).sample())
-        factor = max(factor, 1 - factor)
         inputs, targets = torch.cat([batch.images, first, second]), torch.cat([known, guess, guess])
-        order = send(torch.randperm(len(inputs)), inputs.device)
-        mixed = factor * inputs + (1 - factor) * inputs[order]
-        mixed_targets = factor * targets + (1 - factor) * targets[order]
+        mixed, mixed_targets = self._mix(inputs, targets)
 
         b = len(batch.images)
         logits = self._mixed_logits(model, mixed, b)
@@ -84,11 +79,18 @@ class MixMatch(SemiMethod):
             with torch.no_grad():
                 return logits | passes(model, {"weak2": second})
 
+    def _mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row of both with another one, by one factor of at least 1/2."""
+        factor = float(torch.distributions.Beta(self.mix, self.mix).sample())
+        factor = max(factor, 1 - factor)
+        order = send(torch.randperm(len(inputs)), inputs.device)
+        return factor * inputs + (1 - factor) * inputs[order], factor * targets + (1 - factor) * targets[order]
+
     def _mixed_logits(self, model: nn.Module, mixed: Tensor, labelled: int) -> Tensor:
         """In one pass; with BatchNorm in several, of which the first alone moves its running statistics."""
         if not couples_samples(model):
             return model(mixed).float()
-        size = labelled if self.chunks == "batch" else (len(mixed) - labelled) // 2
+        size = labelled if self.chunks == "batch" else (len(mixed) - labelled) // len(self.views)
         first, rest = mixed[:labelled], mixed[labelled:].split(size)
         logits = [model(first)]
         with frozen_statistics(model):

@@ -5,19 +5,20 @@ as they are, since its option T changes nothing there. ``temperature`` sharpens 
 """
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dembench.lookup import lookup
-from dembench.tasks.semi.methods.base import Batch, SemiMethod, Terms, passes
+from dembench.tasks.semi.methods.base import Batch, Terms
+from dembench.tasks.semi.methods.consistency import Consistency
 
 SCHEDULES = ("none", "linear", "log", "exp")
 
 
-class UDA(SemiMethod):
+class UDA(Consistency):
     """Cross entropy of the strong view to the weak view's distribution where its largest entry reaches ``threshold``.
 
     Args:
@@ -25,13 +26,10 @@ class UDA(SemiMethod):
         temperature: of the targets; 1 leaves them as they are. The paper has 0.4.
         annealing: of the training signal: labelled samples count while their largest probability is at most a bound
             that rises from 1/C to 1 by this schedule; "none" counts all.
-        unlabelled_weight: of the term.
-    Raises: ValueError for a threshold outside 0..1, a temperature <= 0, another schedule or a negative weight.
+    Raises: ValueError for a threshold outside 0..1, a temperature <= 0 or another schedule.
     """
 
     name = "uda"
-    views: ClassVar[tuple[str, ...]] = ("strong", "weak")
-    slot_views: ClassVar[tuple[str, ...]] = ("weak", "strong")
 
     def __init__(
         self,
@@ -40,31 +38,21 @@ class UDA(SemiMethod):
         threshold: float = 0.8,
         temperature: float = 1.0,
         annealing: Literal["none", "linear", "log", "exp"] = "none",
-        unlabelled_weight: float = 1.0,
-        **slot: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(loss, **slot)
+        super().__init__(loss, **settings)
         lookup(annealing, SCHEDULES, "uda annealing")
         if not temperature > 0:
             raise ValueError(f"uda: expected temperature > 0, got {temperature}")
         self.check_range(0, 1, threshold=threshold)
-        self.check_range(0, math.inf, unlabelled_weight=unlabelled_weight)
         self.threshold, self.temperature, self.annealing = threshold, temperature, annealing
-        self.unlabelled_weight = unlabelled_weight
 
-    def terms(self, model: nn.Module, batch: Batch) -> Terms:
-        views = {"labelled": batch.images, "weak": batch.views["weak"], "strong": batch.views["strong"]}
-        logits = passes(model, views, frozen=() if self.slot.wants("weak") else ("weak",))
-        weak = logits["weak"].detach()
+    def targets(self, weak: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         mask = (weak.softmax(1).amax(1) >= self.threshold).float()
-        target = (weak / self.temperature).softmax(1)
-        self.watch(logits["weak"], mask=mask.mean())
-        consistency = (F.cross_entropy(logits["strong"], target, reduction="none") * mask).mean()
-        return {
-            "supervised": self.annealed(logits["labelled"], batch.labels, batch.progress),
-            "consistency": self.unlabelled_weight * consistency,
-            **self.slot.terms(logits, batch.progress),
-        }
+        return (weak / self.temperature).softmax(1), mask
+
+    def supervised(self, logits: Tensor, batch: Batch) -> Terms:
+        return {"supervised": self.annealed(logits, batch.labels, batch.progress)}
 
     def annealed(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
         """Mean cross entropy, of samples that are surer than the schedule's bound zero."""

@@ -23,9 +23,10 @@ from dembench.core.functional import em
 from dembench.lookup import lookup
 from dembench.tasks.base import Note
 from dembench.tasks.common.devices import placed
+from dembench.tasks.common.heads import classifier
 from dembench.tasks.tta.methods.clustering import Clustering
 from dembench.tasks.tta.methods.freeze import FREEZE, Freeze, frozen_layers
-from dembench.tasks.tta.methods.layers import Inputs, classifier, guard_group_norms
+from dembench.tasks.tta.methods.layers import Inputs, guard_group_norms
 
 Preset = Literal["official", "mariodoebler", "random_start"]
 Optimizer = Literal["adam", "momentum", "nesterov", "sgd"]
@@ -68,11 +69,20 @@ class TTAMethod:
         self.last_loss: Tensor | None = None
         self.adapted: dict[str, nn.Parameter] = {}
         self.frozen: list[str] = []
+        self._seed = torch.initial_seed()
+        self._generator: torch.Generator | None = None
 
     @property
     def notes(self) -> tuple[Note, ...]:
         """What a reader of the numbers must know."""
         return ()
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Of the model's device, by the run's seed; a ``reset`` of what draws sets ``_generator`` to None."""
+        if self._generator is None:
+            self._generator = torch.Generator(next(self.model.parameters()).device).manual_seed(self._seed)
+        return self._generator
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, C) of a batch (N, 3, H, W) in [0, 1]."""
@@ -148,7 +158,6 @@ class EntropyMethod(TTAMethod):
     """
 
     norms: Kinds | None = None  # that "official" adapts; None: as Tent
-    _generator: torch.Generator | None
     _due: int | None  # batches per update, known with the first batch
     _batches: int  # whose gradients are accumulated
     _empty: Tensor | None  # whether none of them selected a sample
@@ -186,7 +195,6 @@ class EntropyMethod(TTAMethod):
         require_grad_only(model, self.adapted.values())
         guard_group_norms(model)
         self.learner = Learner(self.adapted, loss, optimizer=optimizer, lr=lr, buffers=self.touched())
-        self._seed = torch.initial_seed()
         self._restart()
 
     def prepare(self) -> None:
@@ -287,13 +295,6 @@ class EntropyMethod(TTAMethod):
 
     def adjust_gradients(self, empty: Tensor | None) -> None:
         """Adds what a method has besides its objective; ``empty`` is true where no sample is selected."""
-
-    @property
-    def generator(self) -> torch.Generator:
-        """Of the model's device; drawn from the run's seed, and starting again with each reset."""
-        if self._generator is None:
-            self._generator = torch.Generator(self.learner.values[0].device).manual_seed(self._seed)
-        return self._generator
 
     def _restart(self) -> None:
         self._generator = self._due = self._empty = None

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.lookup import lookup
+from dembench.tasks.common.heads import classifier
 from dembench.tasks.tta.methods.base import Preset, TTAMethod
-from dembench.tasks.tta.methods.layers import Inputs, classifier
+from dembench.tasks.tta.methods.layers import Inputs
 
 AFFINITIES = ("rbf", "knn", "linear")
 

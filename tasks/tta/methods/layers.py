@@ -1,4 +1,4 @@
-"""Looking into a classifier: its last layer and what goes into that, and what its GroupNorms must not be given."""
+"""Looking into a classifier: what goes into its last layer, and what its GroupNorms must not be given."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
-
-
-def classifier(model: nn.Module) -> nn.Linear:
-    """The last Linear layer, whose inputs are the features; ValueError where there is none."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no Linear layer, so features and class templates are undefined")
-    return layers[-1]
 
 
 class Inputs:

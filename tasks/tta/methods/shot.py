@@ -10,8 +10,8 @@ from typing import Unpack
 from torch import Tensor, nn
 
 from dembench.core.adapt import Loss
+from dembench.tasks.common.heads import classifier
 from dembench.tasks.tta.methods.base import Common, EntropyMethod, Optimizer
-from dembench.tasks.tta.methods.layers import classifier
 
 
 class SHOT(EntropyMethod):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dembench.core.functional import em
+from dembench.tasks.common.heads import classifier
 from dembench.tasks.tta.methods.base import Preset, TTAMethod
-from dembench.tasks.tta.methods.layers import Inputs, classifier
+from dembench.tasks.tta.methods.layers import Inputs
 
 
 class T3A(TTAMethod):

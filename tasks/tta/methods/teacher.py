@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from dembench.core.adapt import Learner, require_grad_only
 from dembench.tasks.tta.methods.base import Note, Optimizer, Preset, TTAMethod
@@ -46,20 +46,11 @@ class MeanTeacher(TTAMethod):
         self.followers = [names[name].data for name in learned]
         self._teachers = [tensor.data for tensor in (*self.teacher.parameters(), *self.teacher.buffers())]
         self._teachers_start = [tensor.clone() for tensor in self._teachers]
-        self._seed = torch.initial_seed()
-        self._generator: Generator | None = None
 
     @property
     def notes(self) -> tuple[Note, ...]:
         size, whole = (sum(p.numel() for p in part) for part in (self.adapted.values(), self.model.parameters()))
         return (Note("adapts", f"{size:,} of {whole:,} parameters of a student; its moving average predicts"),)
-
-    @property
-    def generator(self) -> Generator:
-        """Of the model's device; drawn from the run's seed, and starting again with each reset."""
-        if self._generator is None:
-            self._generator = Generator(self.learner.values[0].device).manual_seed(self._seed)
-        return self._generator
 
     def taught(self, x: Tensor) -> Tensor:
         """Logits of the teacher, one counted pass."""

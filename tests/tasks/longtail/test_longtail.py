@@ -10,6 +10,7 @@ import torch
 
 from dembench.harness import experiment
 from dembench.harness.compose import compose
+from dembench.harness.judging import judge
 from dembench.tasks.common.long_tail import long_tail_counts
 from dembench.tasks.longtail.data import LongTailData
 from dembench.tasks.semi.data import SemiData
@@ -86,9 +87,21 @@ def test_it_runs_and_reports_thirds(loss: str, tmp_path: Path) -> None:
     assert (tmp_path / result["id"] / "files" / "unlabelled.csv").is_file()
 
 
-@pytest.mark.parametrize("method", ["fixmatch", "vat", "supervised"])
-def test_methods_run(method: str, tmp_path: Path) -> None:
-    assert run([f"method={method}", "loss=em"], tmp_path)["status"] != "nan"
+@pytest.mark.parametrize(("method", "loss"), [
+    ("fixmatch", "gce"), ("vat", "slr"), ("supervised", "em"), ("remixmatch", "renyi"), ("abc_usb", "tsallis"),
+    ("darp_cifar100", "marginal_entropy"),
+])  # fmt: skip
+def test_methods_run(method: str, loss: str, tmp_path: Path) -> None:
+    assert run([f"method={method}", f"loss={loss}"], tmp_path)["status"] != "nan"
+
+
+def test_weights_with_two_heads_are_judged_again(tmp_path: Path) -> None:
+    """ABC's second head is judged, at the end of the run and from the file alike."""
+    result = run(["method=abc", "loss=im", "save=last"], tmp_path)
+    _, found = judge(tmp_path / result["id"])
+    assert [row["value"] for row in found["rows"]] == [
+        row["value"] for row in result["rows"] if not row["metric"].startswith("accuracy_")
+    ]
 
 
 def test_imbalance_changes_nothing_but_the_data() -> None:

@@ -19,7 +19,7 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from dembench.core import EM, AdaDEM
+from dembench.core import EM, AdaDEM, family
 from dembench.tasks.minigrid import BonusLog, attach_bonus
 from dembench.tasks.minigrid.attach import see_rollout
 
@@ -105,6 +105,34 @@ def test_a_bonus_sees_logits_masks_and_padding_as_the_librarys_entropy_does(name
     b = networks(attached(textbook_entropy, name, actions).learn(96))
     for key in a:
         assert_close(a[key], b[key], atol=2e-5, rtol=1e-4)
+
+
+def surprise(p):
+    return -(p * p.clamp(min=1e-30).log()).sum(-1)
+
+
+FAMILY = {  # of the probabilities (N, C) of a minibatch, masked actions 0, to (N,) or what each of them has
+    family.GCE: lambda p: (1 - p.max(1).values ** 0.8) / 0.8,
+    family.SLR: lambda p: -(p.clamp(1e-30, 0.99) * torch.logit(p.clamp(1e-30, 0.99))).sum(1),
+    family.MarginalEntropy: lambda p: surprise(p.mean(0)).expand(len(p)),
+    family.InformationMaximisation: lambda p: surprise(p) - surprise(p.mean(0)),
+    family.Tsallis: lambda p: 1 - (p**2).sum(1),
+    family.Renyi: lambda p: -(p**2).sum(1).log(),
+}
+
+
+@pytest.mark.parametrize("loss", FAMILY)
+def test_the_family_of_losses_as_a_bonus(loss):
+    """Against their definitions, on minibatches that are padded, masked, or neither, of an uneven policy."""
+    for name in ALGORITHMS if loss is family.InformationMaximisation else ("MaskablePPO", "RecurrentPPO"):
+        found = []
+        for bonus in (loss(), lambda z: FAMILY[loss](z.softmax(1)), EM()):
+            model = attached(bonus, name, ent_coef=1.0, learning_rate=5e-3)
+            torch.nn.init.orthogonal_(model.policy.action_net.weight, 5.0)
+            found.append(networks(model.learn(48)))
+        for key, value in found[0].items():
+            assert_close(value, found[1][key], atol=1e-4, rtol=1e-3)
+        assert max(float((value - found[2][key]).abs().max()) for key, value in found[0].items()) > 5e-3
 
 
 @pytest.mark.parametrize("name", ["RecurrentPPO", "MaskablePPO"])

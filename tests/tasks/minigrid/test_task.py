@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import runpy
 import subprocess
 import sys
 from copy import deepcopy
@@ -358,14 +359,37 @@ def test_settings_out_of_range_are_refused_in_one_line_before_training(words, me
     assert not list(tmp_path.rglob("result.json"))
 
 
-@pytest.mark.parametrize("example", ["ppo_adadem_sb3.py", "ppo_adadem_cleanrl.py"])
-def test_examples_run(example, tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / example, "1024"], capture_output=True, text=True, check=True, cwd=tmp_path
+def entropies_of_two_actions(said):
+    found = [float(x) for x in re.findall(r"entropy\s*(?:\|)?\s*([0-9.]+)", said)]
+    return bool(found) and all(0 <= entropy <= np.log(2) + 1e-3 for entropy in found)
+
+
+def test_the_sb3_example_runs(tmp_path):
+    words = [sys.executable, ROOT / "examples" / "ppo_adadem_sb3.py", "1024"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert entropies_of_two_actions(done.stdout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cleanrl_example_lowers_its_rate_and_clips_its_value(tmp_path, monkeypatch, capsys):
+    """Two updates of 4 epochs of 4 minibatches; with a clip of 0 the clipped value is the old one, in every epoch."""
+    monkeypatch.chdir(tmp_path)
+    train = runpy.run_path(str(ROOT / "examples" / "ppo_adadem_cleanrl.py"))["main"]
+    train.__globals__["CLIP"] = 0.0
+    rates, clipped = [], []
+    adam, most = torch.optim.Adam.step, torch.max
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self, *_: (rates.append(self.param_groups[0]["lr"]), adam(self))[1]
     )
-    entropies = [float(x) for x in re.findall(r"entropy\s*(?:\|)?\s*([0-9.]+)", done.stdout)]
-    assert entropies
-    assert all(0 <= entropy <= np.log(2) + 1e-3 for entropy in entropies)
+    monkeypatch.setattr(torch, "max", lambda free, other: (clipped.append(other.detach()), most(free, other))[1])
+    with torch.random.fork_rng():
+        train(1024)
+    assert entropies_of_two_actions(capsys.readouterr().out)
+    assert rates == [2.5e-4] * 16 + [1.25e-4] * 16
+    epochs = torch.cat(clipped).view(8, 512).sort(1).values
+    for update in epochs.split(4):
+        assert torch.equal(update, update[:1].expand(4, -1))
+    assert not torch.equal(epochs[0], epochs[4])
     assert not list(tmp_path.iterdir())
 
 

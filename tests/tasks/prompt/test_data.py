@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_sample_image
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 from torchvision.transforms import functional as F
 from torchvision.transforms import v2
 
+from dembench.harness.compose import compose
 from dembench.tasks.common import augmix as augmix_module
 from dembench.tasks.prompt import imagenet as module
 from dembench.tasks.prompt.captions import WordTokenizer
@@ -391,6 +393,15 @@ def test_tpts_augmix_changes_images_more_than_torchvisions():
     }
     ours, theirs = change.values()
     assert ours > 2 * theirs
+
+
+def test_the_fine_grained_preset_is_tpts_with_its_augmix():
+    fine, plain = (
+        OmegaConf.to_container(compose({"task": "prompt", "protocol": name}).protocol)
+        for name in ("fine_grained", "episodic")
+    )
+    assert fine["views"] == {**plain["views"], "augmix": True, "augmix_of": "tpt"}
+    assert {**fine, "views": None} == {**plain, "views": None}
 
 
 def test_views_with_augmix_are_the_crops_mixed():

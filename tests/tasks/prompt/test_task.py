@@ -24,7 +24,7 @@ from dembench.tasks.prompt.models import open_clip_model
 from dembench.tasks.prompt.task import PromptTuning, Protocol
 from dembench.tasks.prompt.views import Views
 
-METHODS = ("coop", "ensemble", "marginal", "tpt", "tpt_coop", "zero", "zero_shot")
+METHODS = ("coop", "ensemble", "marginal", "tda", "tpt", "tpt_coop", "zero", "zero_shot")
 SMALL = {
     "task": "prompt", "data.num_images": 6, "model.steps": 2, "model.batch_size": 8, "protocol.views.count": 10,
     "protocol.block_size": 4, "data.corruptions": ["noise", "blobs"], "progress": False,

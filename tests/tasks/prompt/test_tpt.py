@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from dembench import core
+from dembench.harness import experiment
+from dembench.harness.compose import ConfigError, compose
 from dembench.tasks.prompt.methods.tpt import TPT
 from dembench.tasks.prompt.text import ENCODINGS, Prompts
 
@@ -103,6 +105,50 @@ def test_every_loss_and_aggregate_follows_its_definition(loss, aggregate):
         expected.append(literal_tpt(clip, own, objective, 1e-2, 3)[1])
     method = TPT(Prompts(clip, NAMES, TEMPLATE), LOSSES[loss](), aggregate=aggregate, lr=1e-2, steps=3)
     assert_close(method(views), torch.stack(expected), rtol=0, atol=1e-8)
+
+
+def surprise(p):
+    return -(p * p.log()).sum(-1)
+
+
+FAMILY = {  # of the rows' probabilities (K, C)
+    "gce": lambda p: ((1 - p.max(1).values ** 0.8) / 0.8).mean(),
+    "slr": lambda p: -(p.clamp(max=0.99) * (p.clamp(max=0.99) / (1 - p.clamp(max=0.99))).log()).sum(1).mean(),
+    "marginal_entropy": lambda p: surprise(p.mean(0)),  # on single views, this is TPT
+    "im": lambda p: surprise(p).mean() - surprise(p.mean(0)),
+    "tsallis": lambda p: (1 - (p**2).sum(1)).mean(),
+    "renyi": lambda p: -(p**2).sum(1).log().mean(),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_family_of_losses_on_views_and_on_their_mean(name):
+    """From the configurations; information maximisation has no effect on one row, and is refused."""
+    config = experiment.resolve(compose({"task": "prompt", "loss": name}))
+    assert config["method"]["aggregate"] == "per_view"
+    clip, views = tiny_clip(dtype=torch.float64), features(images=3, views=40)
+    prompts = Prompts(clip, NAMES, TEMPLATE)
+    for aggregate in ("per_view",) if name == "im" else ("per_view", "marginal"):
+        rows = (lambda z: z.softmax(1)) if aggregate == "per_view" else (lambda z: z.softmax(1).mean(0, keepdim=True))
+        expected = [literal_tpt(clip, own, lambda z, p=rows: FAMILY[name](p(z)), 1e-2, 2)[1] for own in views]
+        method = TPT(prompts, experiment.build_loss(config), aggregate=aggregate, lr=1e-2, steps=2)
+        assert_close(method(views), torch.stack(expected), rtol=0, atol=1e-8)
+        assert not {note.key for note in method.notes} & {"no effect"}
+    plain = {"views": 40, "loss": experiment.build_loss(config)}
+    TPT.check(**plain)
+    for settings in ({"aggregate": "marginal"}, {"aggregate": "mean_logits"}, {"selected": 0.04}):
+        if name == "im":
+            with pytest.raises(ValueError, match=r"^tpt: this loss compares predictions, and .* leaves it one: take"):
+                TPT.check(**plain, **settings)
+        else:
+            TPT.check(**plain, **settings)
+
+
+def test_a_loss_without_effect_is_refused_before_the_run():
+    words = {"task": "prompt", "loss": "im", "model.steps": 2, "data.num_images": 6}
+    experiment.prepare(compose(words))
+    with pytest.raises(ConfigError, match="selected=0.1 of 19 views leaves it one: take .* 20 views or more"):
+        experiment.prepare(compose({**words, "protocol.views.count": 19}))
 
 
 @losses

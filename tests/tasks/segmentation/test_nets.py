@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import mmseg
@@ -282,3 +283,16 @@ def test_a_configuration_file_that_is_none_says_so(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(ValueError, match=reason):
             from_config(file)
+
+
+@pytest.mark.slow
+def test_networks_of_mmsegmentation_are_as_the_page_says() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w/.-]+\.py)` \| ([\d.]+) \| (\d+)(?:; auxiliary (\d+))?", page, re.MULTILINE)
+    assert len(rows) == 10
+    for name, millions, side, auxiliary in rows:
+        net = from_config(Path(mmseg.__file__).parent / ".mim" / "configs" / name)(5, PRE).train()
+        found = net(torch.randn(2, 3, 64, 64))
+        assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(float(millions), abs=0.051), name
+        shapes = [tuple(logits.shape) for logits in found if logits is not None]
+        assert shapes == [(2, 5, int(size), int(size)) for size in (side, auxiliary) if size], name

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dembench.core import DEM, EM, AdaDEM
+from dembench.core import DEM, EM, AdaDEM, family
+from dembench.harness.compose import options
+from dembench.tasks.common.heads import add_head
 from dembench.tasks.semi.methods import base
+from dembench.tasks.semi.methods.abc import ABC
 from dembench.tasks.semi.methods.base import Batch
+from dembench.tasks.semi.methods.darp import DARP, refine, without_noise
 from dembench.tasks.semi.methods.ent_min import EntMin
 from dembench.tasks.semi.methods.fixmatch import FixMatch
 from dembench.tasks.semi.methods.flexmatch import FlexMatch
 from dembench.tasks.semi.methods.freematch import FreeMatch
 from dembench.tasks.semi.methods.mixmatch import MixMatch, sharpen
 from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
+from dembench.tasks.semi.methods.remixmatch import ReMixMatch, turned
 from dembench.tasks.semi.methods.softmatch import SoftMatch
 from dembench.tasks.semi.methods.supervised import Supervised
 from dembench.tasks.semi.methods.uda import UDA
 from dembench.tasks.semi.methods.vat import VAT, kl, unit
 
 C = 4
-METHODS = (Supervised, PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch, SoftMatch, UDA)
+METHODS = (Supervised, PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch, SoftMatch, UDA, FlexMatch, ReMixMatch)
+METHODS += (ABC, DARP)
+LOSSES = {"em": EM(), "dem": DEM(1.2, 1.2), "adadem": AdaDEM(), "gce": family.GCE(), "slr": family.SLR(),
+    "marginal_entropy": family.MarginalEntropy(), "im": family.InformationMaximisation(), "tsallis": family.Tsallis(),
+    "renyi": family.Renyi()}  # fmt: skip
+COUNTS = torch.tensor([8, 4, 2, 1])
 
 
 def linear() -> nn.Module:
@@ -43,8 +56,14 @@ def with_batchnorm() -> nn.Module:
 
 
 def batch(progress: float = 0.2, b: int = 5, m: int = 12) -> Batch:
-    views = {name: torch.randn(m, 3, 4, 4) for name in ("weak", "strong", "weak2")}
-    return Batch(torch.randn(b, 3, 4, 4), torch.arange(b) % C, views, progress)
+    views = {name: torch.randn(m, 3, 4, 4) for name in ("weak", "strong", "weak2", "strong2")}
+    return Batch(torch.randn(b, 3, 4, 4), torch.arange(b) % C, views, progress, torch.arange(m))
+
+
+def ready(method: base.SemiMethod, net: nn.Module) -> nn.Module:
+    """The network with what the method adds to it, after the method was told of 12 unlabelled samples."""
+    method.prepare(12, COUNTS)
+    return method.equip(net)
 
 
 def numbers(model: nn.Module, x: Tensor) -> np.ndarray:
@@ -105,7 +124,7 @@ def test_fixmatch() -> None:
     terms = method.terms(model, data)
     weak, strong = (numbers(model, data.views[name]) for name in ("weak", "strong"))
     close(terms["consistency"], masked(strong, weak, lambda q: q.max() >= 0.8))
-    close(terms["entropy_term"], 0.3 * float(entropy(softmax(weak, axis=1), axis=1).mean()))
+    close(terms["entropy_term"], 0.1 * float(entropy(softmax(weak, axis=1), axis=1).mean()))
     close(method.seen["mask"], float((softmax(weak, axis=1).max(1) >= 0.8).mean()))
 
 
@@ -147,7 +166,7 @@ def test_freematch_fairness_is_zero_where_nothing_is_masked_in() -> None:
 def test_flexmatch_counts_what_is_learned_over_five_batches() -> None:
     model, n = linear(), 30
     method = FlexMatch(None, num_classes=C, threshold=0.7)
-    method.prepare(n)
+    method.prepare(n, COUNTS)
     learned, status, kept = [-1] * n, [0.0] * C, []
     for step in range(5):
         data = batch(step / 5)
@@ -174,7 +193,9 @@ def test_flexmatch_counts_what_is_learned_over_five_batches() -> None:
 
 def test_flexmatch_without_numbers_of_the_samples_says_so() -> None:
     with pytest.raises(ValueError, match="numbers of the unlabelled samples"):
-        FlexMatch(None, num_classes=C).terms(linear(), batch())
+        FlexMatch(None, num_classes=C).terms(linear(), replace(batch(), rows=None))
+    with pytest.raises(ValueError, match="numbers of the unlabelled samples"):
+        DARP(None, num_classes=C).terms(linear(), replace(batch(), rows=None))
 
 
 @pytest.mark.parametrize("align", [True, False])
@@ -234,7 +255,7 @@ def test_mixmatch(monkeypatch: pytest.MonkeyPatch) -> None:
     close(terms["supervised"], float(np.mean([-(t[i] * log_softmax(z[i])).sum() for i in range(5)])))
     errors = [(softmax(z[i]) - t[i]) ** 2 for i in range(5, len(z))]
     close(terms["consistency"], 10 * 0.25 * float(np.mean(errors)))
-    close(terms["entropy_term"], 0.3 * float(entropy(softmax(z[5:], axis=1), axis=1).mean()))
+    close(terms["entropy_term"], 0.1 * float(entropy(softmax(z[5:], axis=1), axis=1).mean()))
 
 
 @pytest.mark.parametrize(("chunks", "sizes"), [("views", (4, 12, 12)), ("batch", (4, 4, 4, 4, 4, 4, 4))])
@@ -271,6 +292,142 @@ def test_mixmatch_guesses_by_the_statistics_of_each_view() -> None:
 def test_sharpen() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2]])
     torch.testing.assert_close(sharpen(p, 0.5), torch.tensor([[0.25, 0.09, 0.04]]) / 0.38)
+
+
+def test_remixmatch_over_three_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(0.3))
+    method = ReMixMatch(EM(), num_classes=C, ramp=0.4, momentum=0.7, loss_view="strong", loss_weight=0.3)
+    plain = linear()
+    body, first = plain[0], copy.deepcopy(plain[1])
+    model = ready(method, plain)
+    second, marginal = model[1].second, None
+    assert method.needed_views == ("strong", "strong2", "weak")
+    for _ in range(3):
+        data, order = batch(progress=0.1), torch.randperm(5 + 36)
+        turns = torch.randint(4, (12,))
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randperm", lambda n, order=order: order)
+            patch.setattr(torch, "randint", lambda *_, turns=turns: turns)
+            terms = method.terms(model, data)
+        strong, strong2, weak = (data.views[name] for name in ("strong", "strong2", "weak"))
+        p = softmax(numbers(first, body(weak)), axis=1)
+        marginal = p.mean(0) if marginal is None else 0.7 * marginal + 0.3 * p.mean(0)
+        guess = p * (COUNTS.numpy() / 15 + 1e-6) / (marginal + 1e-6)
+        guess = (guess / guess.sum(1, keepdims=True)) ** 2
+        guess = guess / guess.sum(1, keepdims=True)
+        x = torch.cat([data.images, strong, strong2, weak])
+        y = np.concatenate([np.eye(C)[data.labels.numpy()], guess, guess, guess])
+        z, t = numbers(first, body(0.7 * x + 0.3 * x[order])), 0.7 * y + 0.3 * y[order.numpy()]
+        losses = [-(t[i] * log_softmax(z[i])).sum() for i in range(len(z))]
+        close(terms["supervised"], float(np.mean(losses[:5])))
+        close(terms["consistency"], 1.5 * 0.25 * float(np.mean(losses[5:])))
+        anchored = numbers(first, body(strong))
+        expected = [-(g * log_softmax(row)).sum() for g, row in zip(guess, anchored, strict=True)]
+        close(terms["anchor"], 0.5 * 0.25 * float(np.mean(expected)))
+        quarters = [np.rot90(image.numpy(), k, (1, 2)).copy() for image, k in zip(strong, turns.tolist(), strict=True)]
+        close(terms["rotation"], 0.5 * ce(numbers(second, body(torch.from_numpy(np.stack(quarters)))), turns.numpy()))
+        close(terms["entropy_term"], 0.3 * float(entropy(softmax(anchored, axis=1), axis=1).mean()))
+
+
+def test_remixmatch_without_rotation_has_one_head_and_turns_squares_alone() -> None:
+    method = ReMixMatch(None, num_classes=C, rotation_weight=0.0)
+    model = linear()
+    assert ready(method, model) is model
+    assert set(method.terms(model, batch())) == {"supervised", "consistency", "anchor"}
+    with pytest.raises(ValueError, match="only square images can be turned, got 4 x 5; rotation_weight=0"):
+        turned(torch.zeros(2, 3, 4, 5), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(("hard", "views"), [(False, 2), (True, 1)])
+def test_abc(hard: bool, views: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = ABC(
+        EM(), num_classes=C, threshold=0.6, hard=hard, strong_views=views, balanced_weight=0.8, loss_weight=0.3
+    )
+    data = batch(progress=0.3)
+    drawn = {5: torch.rand(5), 12: torch.rand(12)}
+    monkeypatch.setattr(torch, "bernoulli", lambda p: (drawn[len(p)] < p).float())
+    model = ready(method, linear())
+    with torch.no_grad():
+        model[1].second.weight.mul_(20)
+    terms = method.terms(model, data)
+    names = ["labelled", "weak", "strong", "strong2"][: 2 + views]
+    inputs = {"labelled": data.images, **data.views}
+    first, second = (
+        {name: numbers(model, inputs[name])[:, part] for name in names} for part in (slice(4), slice(4, 8))
+    )
+    close(terms["supervised"], ce(first["labelled"], data.labels.numpy()))
+    strong = [masked(first[name], first["weak"], lambda q: q.max() >= 0.6) for name in names[2:]]
+    close(terms["consistency"], float(np.mean(strong)))
+    rarity, total = 1 / COUNTS.numpy(), 0.0
+    for z, y, u in zip(second["labelled"], data.labels.tolist(), drawn[5].tolist(), strict=True):
+        total += -log_softmax(z)[y] / 5 * (u < rarity[y])
+    kept = 0
+    for i, p in enumerate(softmax(second["weak"], axis=1)):
+        k = p.argmax()
+        if p.max() >= 0.6 and float(drawn[12][i]) < 1 - 0.3 * (1 - rarity[k]):
+            kept += 1
+            target = np.eye(C)[k] if hard else p
+            total += sum(-(target * log_softmax(second[name][i])).sum() / 12 for name in names[2:])
+    assert 0 < kept < 12
+    close(terms["balanced"], 0.8 * total)
+    close(terms["entropy_term"], 0.3 * float(entropy(softmax(first["weak"], axis=1), axis=1).mean()))
+    judged = model.eval()(data.images)
+    np.testing.assert_allclose(judged.detach().numpy(), second["labelled"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_second_head_keeps_the_first_and_its_names() -> None:
+    net, x = with_batchnorm(), torch.randn(3, 3, 4, 4)
+    before, names = net.eval()(x), set(net.state_dict())
+    both = add_head(net, C, 2)
+    assert torch.equal(both(x), before)
+    assert both.train()(x).shape == (3, C + 2)
+    assert set(both.state_dict()) == {*names, "4.second.weight", "4.second.bias"}
+    assert add_head(nn.Linear(5, C), C, C, judges_second=True).eval()(torch.zeros(1, 5)).shape == (1, C)
+    with pytest.raises(ValueError, match="the last Linear layer has 7 outputs, not one for each of 4 classes"):
+        add_head(nn.Linear(5, 7), C, 2)
+
+
+def test_darp_finds_the_nearest_predictions_with_the_numbers() -> None:
+    """Against SciPy's constrained minimiser of the paper's objective."""
+    p = np.random.default_rng(0).dirichlet(np.ones(3), 8)
+    wanted = np.array([4.0, 2.5, 1.5])
+    weight = 1 / -(p * np.log(p)).sum(1)
+    constraints = [
+        {"type": "eq", "fun": lambda x: x.reshape(8, 3).sum(1) - 1},
+        {"type": "eq", "fun": lambda x: x.reshape(8, 3).sum(0)[:2] - wanted[:2]},
+    ]
+    found = minimize(
+        lambda x: (weight * (x.reshape(8, 3) * np.log(x.reshape(8, 3) / p)).sum(1)).sum(), p.ravel(),
+        constraints=constraints, bounds=[(1e-9, 1)] * 24, options={"ftol": 1e-14, "maxiter": 500},
+    )  # fmt: skip
+    assert found.success
+    np.testing.assert_allclose(refine(p, wanted, 500, 1e-10), found.x.reshape(8, 3), atol=1e-4)
+
+
+def test_darp_refines_every_so_many_steps_after_its_start() -> None:
+    model, n = linear(), 30
+    method = DARP(None, num_classes=C, threshold=0.5, start=0.2, every=4, strong_views=1)
+    method.prepare(n, COUNTS)
+    wanted, predicted, refined = n * COUNTS.numpy() / 15, np.full((n, C), 1 / C), None
+    for step in range(14):
+        data, rows = batch(step / 14), torch.randperm(n)[:12]
+        terms = method.terms(model, replace(data, rows=rows, step=step))
+        weak, strong = (numbers(model, data.views[name]) for name in ("weak", "strong"))
+        predicted[rows] = softmax(weak, axis=1)
+        if step % 4 == 0 and step / 14 > 0.2:
+            scaled = np.zeros((n, C))
+            for c in range(C):
+                best = sorted(range(n), key=lambda i, c=c: -predicted[i, c])[: int(2 * wanted[c])]
+                for i in best:
+                    scaled[i, c] = predicted[i, c] * (wanted[c] + 1e-6) / (sum(predicted[j, c] for j in best) + 1e-6)
+            scaled = (scaled + 1e-6) / (scaled + 1e-6).sum(1, keepdims=True)
+            np.testing.assert_allclose(without_noise(method.predicted.double().numpy(), wanted, 2.0), scaled, atol=1e-6)
+            refined = refine(scaled, wanted, 10, 0.1)
+            np.testing.assert_allclose(refined.sum(0), wanted, atol=0.5)
+        q = predicted[rows] if refined is None else refined[rows]
+        losses = [-log_softmax(z)[row.argmax()] * (row.max() >= 0.5) for z, row in zip(strong, q, strict=True)]
+        close(terms["consistency"], float(np.mean(losses)))
+    np.testing.assert_allclose(method.refined.numpy(), refined, atol=1e-5)
 
 
 def test_vat_is_the_divergence_at_the_worst_neighbour() -> None:
@@ -365,6 +522,7 @@ def test_weight_zero_is_the_base(kind: type[base.SemiMethod], net: Callable[[], 
         model, data = net(), batch()
         options = {} if kind is Supervised else slot
         method = kind(loss, num_classes=C, **options)
+        model = ready(method, model)
         sum(method.terms(model, data).values()).backward()
         return [p.grad for p in model.parameters()] + list(model.buffers())
 
@@ -372,12 +530,30 @@ def test_weight_zero_is_the_base(kind: type[base.SemiMethod], net: Callable[[], 
         assert torch.equal(mine, plain)
 
 
-@pytest.mark.parametrize("kind", [PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch])
+@pytest.mark.parametrize("kind", METHODS[1:])
+def test_every_loss_and_view_of_every_method_has_a_gradient(kind: type[base.SemiMethod]) -> None:
+    for loss in LOSSES.values():
+        for view in kind.slot_views:
+            method, data = kind(copy.deepcopy(loss), num_classes=C, loss_view=view), batch()
+            model = ready(method, linear())
+            term = method.terms(model, data)["entropy_term"]
+            gradient = torch.autograd.grad(term, [*model.parameters()], allow_unused=True)[0]
+            assert torch.isfinite(term)
+            assert torch.isfinite(gradient).all()
+            assert gradient.any()
+
+
+def test_those_are_all_losses() -> None:
+    assert {*LOSSES, "none", "dem_star"} == set(options("loss"))
+
+
+@pytest.mark.parametrize("kind", [PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch, ReMixMatch, ABC, DARP])
 def test_dem_of_one_and_one_is_em(kind: type[base.SemiMethod]) -> None:
     def gradient(loss: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
         torch.manual_seed(0)
         model, data = linear(), batch()
-        terms = kind(loss, num_classes=C).terms(model, data)
+        method = kind(loss, num_classes=C)
+        terms = method.terms(ready(method, model), data)
         sum(terms.values()).backward()
         return {name: term.detach() for name, term in terms.items()}, model[1].weight.grad
 
@@ -493,7 +669,9 @@ def test_wrong_settings_are_refused() -> None:
     (PseudoLabel, "ramp", -3.0), (PseudoLabel, "unlabelled_weight", -1.0), (FreeMatch, "momentum", 2.0),
     (FreeMatch, "fairness_weight", -1.0), (FreeMatch, "unlabelled_weight", math.nan), (MixMatch, "ramp", 2.0),
     (MixMatch, "unlabelled_weight", -1.0), (VAT, "ramp", -1.0), (VAT, "unlabelled_weight", -1.0),
+    (FixMatch, "strong_views", 0), (ReMixMatch, "strong_views", 0), (ReMixMatch, "anchor_weight", -1.0),
+    (ABC, "balanced_weight", -1.0), (DARP, "surest", 0.5), (DARP, "start", 1.5),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(kind: type[base.SemiMethod], name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{kind.name}: expected {name} of at least 0.*, got {value}"):
+    with pytest.raises(ValueError, match=f"{kind.name}: expected {name} of at least [01].*, got {value}"):
         kind(None, num_classes=C, **{name: value})

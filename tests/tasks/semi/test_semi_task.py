@@ -31,7 +31,7 @@ from dembench.tasks.semi.sources import Digits, ImageFolders
 from dembench.tasks.semi.task import SemiSupervised
 
 METHODS = ("ent_min", "fixmatch", "flexmatch", "freematch", "mixmatch", "pseudo_label", "softmatch", "supervised")
-METHODS += ("uda", "vat")
+METHODS += ("remixmatch", "uda", "vat")
 TINY = ["model.width=4", "protocol.iterations=4", "protocol.eval_every=2", "protocol.batch_size=4"]
 
 
@@ -44,8 +44,9 @@ def score(result: dict[str, Any], metric: str, slice: str = "mean") -> float:
 
 
 def test_the_methods_are_these() -> None:
-    known = sorted([*METHODS, "mixmatch_classic", "vat_usb"])
-    assert options("method", "semi") == options("method", "longtail") == known
+    known = sorted([*METHODS, "mixmatch_classic", "remixmatch_paper", "vat_usb"])
+    assert options("method", "semi") == known
+    assert options("method", "longtail") == sorted([*known, "abc", "abc_usb", "darp", "darp_cifar100"])
     ours, parity = (compose(["task=semi", f"method={name}"]).method for name in ("vat", "vat_usb"))
     assert {key for key in ours if ours[key] != parity[key]} == {"xi"}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ from dembench.core import DEM, EM, AdaDEM
 from dembench.tasks.common.orders import generator
 from dembench.tasks.semi import augment
 from dembench.tasks.semi.data import SemiData
+from dembench.tasks.semi.methods.abc import ABC
 from dembench.tasks.semi.methods.base import SemiMethod
+from dembench.tasks.semi.methods.darp import DARP
 from dembench.tasks.semi.methods.ent_min import EntMin
 from dembench.tasks.semi.methods.fixmatch import FixMatch
 from dembench.tasks.semi.methods.freematch import FreeMatch
 from dembench.tasks.semi.methods.mixmatch import MixMatch
 from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
+from dembench.tasks.semi.methods.remixmatch import ReMixMatch
 from dembench.tasks.semi.methods.supervised import Supervised
 from dembench.tasks.semi.methods.vat import VAT
 from dembench.tasks.semi.nets import ConvNet
@@ -28,7 +33,7 @@ from dembench.tasks.semi.protocol import Protocol, parameter_groups
 from dembench.tasks.semi.sources import Digits
 from dembench.tasks.semi.trainer import Order, Trainer
 
-METHODS = (PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch)
+METHODS = (PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch, ReMixMatch, ABC)
 FEW = Protocol(6, batch_size=4, unlabelled_ratio=2, lr=0.05, ema=0.9, eval_every=2)
 
 
@@ -42,7 +47,8 @@ def trainer(
 ) -> Trainer:
     torch.manual_seed(0)
     net = nn.Sequential(ConvNet(10, 4), nn.Dropout(0.1))  # dropout draws from the global generator
-    return Trainer(data, net, method, protocol, seed=seed, checkpoint=checkpoint)
+    method.prepare(data.num_unlabelled, data.training_counts)
+    return Trainer(data, method.equip(net), method, protocol, seed=seed, checkpoint=checkpoint)
 
 
 def weights(of: Trainer) -> list[Tensor]:
@@ -83,6 +89,17 @@ def test_views_are_of_the_same_samples(data: SemiData) -> None:
     expected = (data.unlabelled[index].double() / 255 - 0.35) / 0.2
     torch.testing.assert_close(batch.views["weak"].double(), expected, rtol=1e-5, atol=1e-5)
     assert batch.progress == pytest.approx(2 / 6)
+
+
+def test_strong_views_are_drawn_anew_from_the_same_samples(data: SemiData) -> None:
+    batch = trainer(data, FixMatch(None, strong_views=3)).batch(2)
+    assert torch.equal(batch.views["strong"], trainer(data, FixMatch(None)).batch(2).views["strong"])
+    assert torch.equal(batch.views["weak"], trainer(data, FixMatch(None)).batch(2).views["weak"])
+    assert not torch.equal(batch.views["strong"], batch.views["strong2"])
+    assert not torch.equal(batch.views["strong3"], batch.views["strong2"])
+    plain = trainer(data, FixMatch(None, strong_views=2))
+    plain.recipe = type(plain.recipe)(pad=0, hflip=False, slots=0, cutout=0.0)
+    assert torch.equal(plain.batch(2).views["strong2"], plain.batch(2).views["weak"])
 
 
 def test_the_strong_view_begins_with_the_weak_or_with_the_image(data: SemiData) -> None:
@@ -126,10 +143,12 @@ def test_dem_of_one_and_one_trains_as_em(data: SemiData) -> None:
     assert runs[0].history[-1]["accuracy"] == pytest.approx(runs[1].history[-1]["accuracy"], abs=0.01)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("kind", [FreeMatch, MixMatch, VAT])
+@pytest.mark.parametrize(("kind", "optimizer", "cuts"), [
+    (FreeMatch, "sgd", range(1, 7)), (MixMatch, "adamw", (1, 3, 5)), (VAT, "sgd", (4,)), (ReMixMatch, "adamw", (2, 3)),
+    (ABC, "sgd", (4,)), (partial(DARP, every=2, start=0.2, threshold=0.1), "sgd", (3, 4)),
+])  # fmt: skip
 def test_resumed_is_uninterrupted_bit_for_bit(
-    data: SemiData, kind: type[SemiMethod], optimizer: Any, tmp_path: Path
+    data: SemiData, kind: Callable[..., SemiMethod], optimizer: Any, cuts: Sequence[int], tmp_path: Path
 ) -> None:
     protocol = Protocol(7, 4, 2, optimizer, lr=0.01, ema=0.9, eval_every=3, checkpoint_every=1)
 
@@ -138,7 +157,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(
 
     whole = run(None)
     list(whole.run())
-    for cut in range(1, 7):
+    for cut in cuts:
         file = tmp_path / f"{cut}.pt"
         first = run(file)
         first.load()

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from tta_models import FeatureNet
 from tta_pairs import LN_C, LOSSES, Pair, drifting_batches
+
+from dembench import core
+from dembench.core.adapt import use_batch_statistics
+from dembench.core.functional import em
+from dembench.tasks.tta.methods import base
+from dembench.tasks.tta.methods.eta import ETA
 
 TINY, USUAL = 0.05, 0.4  # of ln C: the first leaves most batches with no sample or one
 
@@ -43,6 +50,27 @@ def test_eta(loss, optimizer, margin, d):
     assert sum(chosen) > 0
     assert 0 in chosen or margin == USUAL
     assert int(pair.ours.updated) == sum(chosen)
+
+
+def test_a_threshold_makes_much_of_rounding(monkeypatch):
+    """The floor of what a comparison can tell: ETA against itself with the entropy in another order of operations."""
+
+    def entropies(z):
+        return em(z), z.logsumexp(1) - (z.softmax(1) * z).sum(1)
+
+    def drift(dtype, e0):
+        runs = []
+        for form in (0, 1):
+            monkeypatch.setattr(base, "em", lambda z, form=form: entropies(z)[form])
+            method = ETA(FeatureNet().to(dtype), core.EM(), optimizer="momentum", lr=0.1, margin=e0 / LN_C)
+            runs.append([method(x.to(dtype)) for x in batches])
+        return max(float((one - other).abs().max()) for one, other in zip(*runs, strict=True))
+
+    batches = drifting_batches(3)
+    with torch.no_grad():
+        one, other = entropies(use_batch_statistics(FeatureNet())(batches[0].float()))
+    e0 = next(e0 for e0 in torch.maximum(one, other)[one != other].tolist() if drift(torch.float32, e0) > 1e-3)
+    assert drift(torch.float64, e0) < 1e-9
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
