@@ -315,7 +315,8 @@ def from_config(config_file: str | Path, weights: str | Path | None = None) -> N
         for head in filter(None, (model["decode_head"], model["auxiliary_head"])):
             for node in [node for node in _nodes(head) if "num_classes" in node] or [head]:
                 node["num_classes"] = num_classes
-                node.pop("out_channels", None)
+                if node is head or "loss_decode" in node:  # in K-Net's inner heads it is a width
+                    node.pop("out_channels", None)
                 if "loss_decode" in node:
                     node["loss_decode"] = {"type": "CrossEntropyLoss"}
         return model
