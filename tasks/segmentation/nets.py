@@ -23,6 +23,7 @@ from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from mmseg.models.backbones import BEiT
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.decode_heads.enc_head import EncModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -377,9 +378,10 @@ def _preprocess(given: dict[str, Any]) -> dict[str, Any] | None:
 class _Unsynchronised(NetMaker):
     def __call__(self, num_classes: int, preprocess: dict[str, Any]) -> Network:
         network = super().__call__(num_classes, preprocess)
+        rows = {id(part) for m in network.modules() if isinstance(m, EncModule) for part in m.encoding}
         for module in network.modules():
-            if isinstance(module, nn.SyncBatchNorm):
-                module.__class__ = nn.BatchNorm2d  # which mmengine's own conversion does not give: Tent looks for it
+            if isinstance(module, nn.SyncBatchNorm):  # mmengine's own conversion gives classes that Tent does not know
+                module.__class__ = nn.BatchNorm1d if id(module) in rows else nn.BatchNorm2d
         return network
 
 
