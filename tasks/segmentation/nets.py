@@ -18,11 +18,12 @@ import yaml
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.registry import WEIGHT_INITIALIZERS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from mmseg.models.backbones import BEiT
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.decode_heads.enc_head import EncModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -178,7 +179,7 @@ class NetMaker:
         """
         given = self.preprocess or preprocess
         preprocessor = Preprocessor(**given, size_divisor=1)
-        with quiet():
+        with quiet(), DefaultScope.overwrite_default_scope("mmseg"):  # mmcv looks for UNet's layers there
             segmentor = MODELS.build(copy.deepcopy(self.build(num_classes)))
             segmentor.init_weights()
         if not self.pool:
@@ -315,7 +316,8 @@ def from_config(config_file: str | Path, weights: str | Path | None = None) -> N
         for head in filter(None, (model["decode_head"], model["auxiliary_head"])):
             for node in [node for node in _nodes(head) if "num_classes" in node] or [head]:
                 node["num_classes"] = num_classes
-                node.pop("out_channels", None)
+                if node is head or "loss_decode" in node:  # in K-Net's inner heads it is a width
+                    node.pop("out_channels", None)
                 if "loss_decode" in node:
                     node["loss_decode"] = {"type": "CrossEntropyLoss"}
         return model
@@ -376,9 +378,10 @@ def _preprocess(given: dict[str, Any]) -> dict[str, Any] | None:
 class _Unsynchronised(NetMaker):
     def __call__(self, num_classes: int, preprocess: dict[str, Any]) -> Network:
         network = super().__call__(num_classes, preprocess)
+        rows = {id(part) for m in network.modules() if isinstance(m, EncModule) for part in m.encoding}
         for module in network.modules():
-            if isinstance(module, nn.SyncBatchNorm):
-                module.__class__ = nn.BatchNorm2d  # which mmengine's own conversion does not give: Tent looks for it
+            if isinstance(module, nn.SyncBatchNorm):  # mmengine's own conversion gives classes that Tent does not know
+                module.__class__ = nn.BatchNorm1d if id(module) in rows else nn.BatchNorm2d
         return network
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmseg.models.decode_heads import DMHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,7 +61,8 @@ class Trainer(training.Trainer):
         super().__init__(method, protocol, seed=seed, device=device, checkpoint=checkpoint)
         self.data, self.pictures = data, pictures
         self.metrics: SegMetrics | None = None  # of the latest evaluation
-        if self.device.type != "cpu" or not thin_shortcuts(method.network):
+        views = any(isinstance(module, DMHead) for module in method.network.modules())  # of rows after rows
+        if not views and (self.device.type != "cpu" or not thin_shortcuts(method.network)):
             method.network.to(memory_format=torch.channels_last)
         self.optimizers = make_optimizers(method, protocol)
         self._batches: Iterator[dict[str, Any]] | None = None

@@ -94,7 +94,16 @@ def test_one_value_is_normalised_by_the_statistics_of_training() -> None:
         (DDRNET, None),
         ("pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py", None),
         (RESNET, {"type": "DAHead", "in_index": 3, "pam_channels": 4}),
-        (RESNET, {"type": "EncHead", "in_channels": [8, 16, 32], "in_index": [1, 2, 3], "num_codes": 4}),
+        (
+            RESNET,
+            {
+                "type": "EncHead",
+                "in_channels": [16, 32],
+                "in_index": [2, 3],
+                "num_codes": 4,
+                "norm_cfg": {"type": "SyncBN"},
+            },
+        ),
     ],
 )
 def test_of_several_outputs_the_one_that_predicts_is_trained(tmp_path: Path, backbone: Any, head: Any) -> None:
