@@ -23,7 +23,7 @@ INK = "#010203"  # becomes the page's own text colour
 GREY = "#6b6e76"
 # by loss, after Okabe and Ito; the page swaps them for lighter ones in the dark
 COLOURS = {"em": "#c8501e", "dem": "#0e8a62", "dem_star": "#8a6d00", "adadem": "#0b62b0"}
-SPARE = ("#a0428c", "#5b54b0", "#3a3f4a")
+SPARE = ("#a0428c", "#5b54b0", "#3a3f4a", "#00808a", "#b3124a", "#5a7d00")
 PALETTE = (*COLOURS.values(), *SPARE, GREY)
 LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1)))
 STYLE: Any = {

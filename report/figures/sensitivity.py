@@ -208,9 +208,8 @@ def across_figure(blocks: Sequence[Block]) -> Figure | None:
         used: dict[str, int] = {}
         for i, (name, points) in enumerate(lines.items()):
             column = points[0][1].column_of(points[0][2])
-            colour = (
-                (colour_of(column, points[0][1]), *SPARE, GREY)[i % 5] if single else colour_of(column, points[0][1])
-            )
+            shades = (colour_of(column, points[0][1]), *((*SPARE, GREY) if single else ()))
+            colour = shades[i % len(shades)]
             used[colour] = used.get(colour, -1) + 1
             style = {"color": colour, "linestyle": LINES[used[colour] % len(LINES)], "label": name}
             draw_line(axes[0][0], first, [x for x, _, _ in points], [cell for *_, cell in points], **style)

@@ -11,13 +11,14 @@ from dembench.report.figures.drawing import INK, STYLE, Figure, canvas, colour_o
 from dembench.report.judge.group import Block, Cell, Key
 from dembench.report.read.load import Run
 from dembench.report.read.names import pretty
-from dembench.report.tables.results import default_cell
+from dembench.report.tables.results import default_cell, default_label
 from dembench.report.tables.table import slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BARS = 20  # classes up to which there are bars and not lines
+CROWD = 4  # losses up to which their names have room among the bars
 Cells = dict[Key, Cell]
 
 
@@ -43,9 +44,8 @@ def share_figure(block: Block, method: str) -> Figure | None:
         cells = {c: cell for c in columns if (cell := pick(block, method, c)) and shares(cell.runs)}
         if not cells or any({id(x) for x in cells.values()} == {id(x) for x in old.values()} for _, old in panels):
             continue
-        setting = block.setting_label(next(iter(cells.values())))
-        at = f"every loss at {setting}" if setting else ""
-        panels.append(("each loss at its best setting" if best else at, cells))
+        at = "each loss at its best setting" if best else default_label(block, cells.values())
+        panels.append((at, cells))
     title = f"{block.title}: predicted against true classes, {pretty(method)}"
     return draw(block, panels, slug("shares", block.task, block.title, method), title, 2)
 
@@ -110,5 +110,7 @@ def share_panel(ax: Axes, block: Block, title: str, cells: Cells, legend: bool) 
     ax.set_xlim(0.4, len(x) + 0.6)
     if len(x) <= BARS:
         ax.set_xticks(x)
-    if legend:
+    if legend and len(cells) > CROWD:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif legend:
         ax.legend(loc="upper right")

@@ -13,7 +13,7 @@ from dembench.report.judge.group import Block, Cell
 from dembench.report.judge.wording import FEW, slice_labels
 from dembench.report.read.load import Run
 from dembench.report.read.names import pretty
-from dembench.report.tables.results import default_cell
+from dembench.report.tables.results import default_cell, default_label
 from dembench.report.tables.table import slug
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def stream_figure(block: Block, method: str) -> Figure | None:
     defaults = [cell for column in columns if (cell := default_cell(block, method, column))]
     bests = [cell for column in columns if (cell := block.best(method, column))]
     if defaults:
-        what = block.setting_label(defaults[0])
-        panels.append((f"every loss at {what}" if what else "", defaults))
+        panels.append((default_label(block, defaults), defaults))
     if bests and {id(cell) for cell in bests} != {id(cell) for cell in defaults}:
         panels.append(("each loss at its best setting (chosen on this stream)", bests))
     if not panels:

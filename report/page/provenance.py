@@ -16,6 +16,7 @@ MIRRORED = (
     "its errors on digits say nothing of TTC on photographs."
 )
 QUIET = ("adapts", "aggregate", "fisher", "tipi")  # notes on what a method is made of
+LOUD = ("stream",)  # on what a method is shown, which sets it apart from others
 
 
 def facts(found: Collection, blocks: list[Block]) -> list[tuple[str, str]]:
@@ -82,7 +83,7 @@ class Remark:
 
 def notes_of(block: Block) -> list[Remark]:
     """Each different note once, the commonest first. A note is quiet where it tells what a method is made of: it names
-    what adapts, or all runs of some methods have it and no others do."""
+    what adapts, or all runs of some methods have it and no others do, unless it sets these apart."""
     counts = Counter(note for run in block.runs for note in dict.fromkeys(run.notes))
     methods = Counter(method_of(run) for run in block.runs)
     remarks = []
@@ -91,7 +92,7 @@ def notes_of(block: Block) -> list[Remark]:
         own = len(having) < len(methods) and all(methods[name] == m for name, m in having.items())
         names = ", ".join(pretty(name) for name in sorted(having, key=lambda name: rank("method", name)))
         which = "all runs" if n == len(block.runs) else names if own else f"{n} of {len(block.runs)} runs"
-        remarks.append(Remark(key, text, which, own or key in QUIET))
+        remarks.append(Remark(key, text, which, key not in LOUD and (own or key in QUIET)))
     if TOYS.get(block.data) == DIGITS and (
         mirrored := dict.fromkeys(method_of(run) for run in block.runs if flips(run))
     ):

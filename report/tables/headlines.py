@@ -68,7 +68,7 @@ def all_needed(verdicts: list[Verdict]) -> str:
 
 
 def against_baselines(block: Block) -> Headline | None:
-    """The best mean among what adapts, against each baseline."""
+    """The best mean of a loss, against each baseline; with the best of all, where that takes no loss."""
     metric = block.metric
     ranked = leaders(block.cells.values(), metric)
     bases = [cell for cell in block.free.values() if cell.method.partition(" (")[0] in BASELINES]
@@ -84,7 +84,18 @@ def against_baselines(block: Block) -> Headline | None:
     signs = {gain.verdict for gain in gains}
     sign = 1 if signs == {1} else -1 if -1 in signs else 0
     value = f"{number(score.mean, metric.digits)}{f' {metric.unit}' if metric.unit else ''}"
-    return Headline(sign, f"Best mean here: {what(block, best)}, {metric.label} {value}.", f"Gain over {listed}.")
+    strong = f"Best mean of a loss: {what(block, best)}, {metric.label} {value}{ahead(block, best)}."
+    return Headline(sign, strong, f"Gain over {listed}.")
+
+
+def ahead(block: Block, best: Cell) -> str:
+    """In brackets, after a space, a method without a loss whose mean is better still; else empty."""
+    metric = block.metric
+    for free in leaders(block.free.values(), metric)[:1]:
+        mean = free.estimate(metric).mean
+        if metric.sign * (mean - best.estimate(metric).mean) > 0:
+            return f" ({pretty(free.method)}, without a loss: {number(mean, metric.digits)})"
+    return ""
 
 
 def what(block: Block, cell: Cell) -> str:

@@ -232,6 +232,14 @@ def default_cell(block: Block, method: str, column: Key) -> Cell | None:
     return next((cell for cell in settings if cell.lr is not None and math.isclose(cell.lr, DEFAULT_LR)), None)
 
 
+def default_label(block: Block, cells: Iterable[Cell]) -> str:
+    """What the default cells of several losses have in common; empty where nothing varies."""
+    settings = {block.setting_label(cell) for cell in cells}
+    if len(settings) > 1:
+        return "each loss at its default setting"
+    return f"every loss at {settings.pop()}" if any(settings) else ""
+
+
 def rates_only(block: Block, method: str) -> bool:
     """Whether settings of a method differ in the learning rate alone."""
     return all(leaf(key) == "lr" for key in block.varying[method])

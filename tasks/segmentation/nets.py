@@ -49,6 +49,7 @@ PREDICTS = {  # the output that a head predicts with, where it gives others to l
     "IterativeDecodeHead": -1,
     "PIDHead": 1,
 }
+MASKS = ("Mask2FormerHead", "MaskFormerHead")  # heads that give masks with classes, and are mmdetection's
 
 
 @MODELS.register_module()
@@ -288,7 +289,8 @@ def from_config(config_file: str | Path, weights: str | Path | None = None) -> N
     ``weights`` alone: nothing is fetched. Of several auxiliary heads the first is kept, and of several outputs of a
     head the one that it predicts with. Synchronised BatchNorm becomes BatchNorm.
 
-    Raises: FileNotFoundError; ValueError where the model is no EncoderDecoder, and where code would run.
+    Raises: FileNotFoundError; ValueError where the model is no EncoderDecoder or its head gives masks, where the file
+        needs a package that is not here, and where code would run.
     """
     path = Path(config_file).expanduser()
     if not path.is_file():
@@ -298,6 +300,8 @@ def from_config(config_file: str | Path, weights: str | Path | None = None) -> N
     if model is None or model.get("type") != "EncoderDecoder":
         got = "none" if model is None else repr(model.get("type"))
         raise ValueError(f"{path}: expected a model of type 'EncoderDecoder', got {got}")
+    if (head := model.decode_head.get("type")) in MASKS:
+        raise ValueError(f"{path}: {head} gives masks with classes; expected a head that gives logits of pixels")
     model = model.to_dict()
     given = model.pop("data_preprocessor", None) or {}
     heads = model.get("auxiliary_head")
@@ -328,7 +332,11 @@ def _read_config(path: Path) -> Config:
                 f"model.config_file: {path} is Python code, which would be run: give one of mmsegmentation's own, or "
                 "one in a folder that --config-dir names"
             )
-        return Config.fromfile(str(path))
+        try:
+            return Config.fromfile(str(path))
+        except ImportError as error:
+            reason = str(error).partition(", the current sys.path")[0]
+            raise ValueError(f"model.config_file: {path} needs a package that is not here: {reason}") from None
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise ValueError(f"model.config_file: expected a .py, .yaml or .json file, got {path}")
     try:

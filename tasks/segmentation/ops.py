@@ -73,5 +73,6 @@ def _quiet() -> None:
         r".*pkg_resources.*",
         r".*build_loss.*",
         r".*invalid escape.*",
+        r".*torch\.meshgrid.*",
     ):
         warnings.filterwarnings("ignore", message=message, module=r"(mmcv|mmseg|mmengine|torch)(\..*)?")

@@ -82,7 +82,9 @@ class Trainer(training.Trainer):
         torch.manual_seed(derived_seed(self.seed, self.done, "model", rank()))
         try:
             values = self.method.gradients(data)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
+            if "Output size is too small" in str(error):
+                raise ValueError(f"the images are too small for a pooling of the network: {error}") from error
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(

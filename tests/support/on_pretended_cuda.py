@@ -41,11 +41,14 @@ from dembench.tasks.prompt.text import ENCODINGS, Prompts
 from dembench.tasks.prompt.views import Views
 from dembench.tasks.semi.augment import Recipe
 from dembench.tasks.semi.data import SemiData
+from dembench.tasks.semi.methods.abc import ABC
+from dembench.tasks.semi.methods.darp import DARP
 from dembench.tasks.semi.methods.ent_min import EntMin
 from dembench.tasks.semi.methods.fixmatch import FixMatch
 from dembench.tasks.semi.methods.freematch import FreeMatch
 from dembench.tasks.semi.methods.mixmatch import MixMatch
 from dembench.tasks.semi.methods.pseudo_label import PseudoLabel
+from dembench.tasks.semi.methods.remixmatch import ReMixMatch
 from dembench.tasks.semi.methods.supervised import Supervised
 from dembench.tasks.semi.methods.vat import VAT
 from dembench.tasks.semi.nets import ConvNet
@@ -184,7 +187,7 @@ def test_tta_task(mixed: bool) -> None:
 # --- semi-supervised and long-tail learning
 
 FEW = SemiProtocol(8, batch_size=4, unlabelled_ratio=2, lr=0.05, ema=0.9, eval_every=8)
-SEMI = (Supervised, PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch)
+SEMI = (Supervised, PseudoLabel, EntMin, VAT, MixMatch, FixMatch, FreeMatch, ReMixMatch, ABC)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +199,8 @@ def semi_trainer(
     data: SemiData, kind: Callable[..., Any], loss: Any, protocol: SemiProtocol = FEW, net: Any = None
 ) -> Trainer:
     method = kind(loss, num_classes=10)
-    return Trainer(data, net or ConvNet(10, 4), method, protocol, seed=0, device="cuda")
+    method.prepare(data.num_unlabelled, data.training_counts)
+    return Trainer(data, method.equip(net or ConvNet(10, 4)), method, protocol, seed=0, device="cuda")
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -205,6 +209,12 @@ def test_semi(kind: Callable[..., Any], loss: str, digits: SemiData) -> None:
     trainer = semi_trainer(digits, kind, LOSSES[loss]())
     for _ in range(3):
         counted(trainer.advance)
+
+
+def test_darp_waits_where_it_refines_alone(digits: SemiData) -> None:
+    trainer = semi_trainer(digits, partial(DARP, every=2, start=0.0), None)
+    for waits in (0, 0, 1, 0, 1):
+        counted(trainer.advance, waits=waits)
 
 
 def test_semi_by_adamw_with_resized_crops_of_all_operations(digits: SemiData) -> None:

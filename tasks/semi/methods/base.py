@@ -204,5 +204,5 @@ def align(p: Tensor, marginal: Tensor, target: Tensor | float, momentum: float) 
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Cross entropy with targets (N,) or distributions (N, C), zero where the mask is; the mean is over all N samples."""
+    """Cross entropy to classes (N,) or distributions (N, C), zero where the mask is; the mean is over all N samples."""
     return (F.cross_entropy(logits, targets, reduction="none") * mask).mean()

@@ -22,9 +22,7 @@ class Consistency(SemiMethod):
 
     slot_views: ClassVar[tuple[str, ...]] = ("weak", "strong")
 
-    def __init__(
-        self, loss: Any = None, *, unlabelled_weight: float = 1.0, strong_views: int = 1, **slot: Any
-    ) -> None:
+    def __init__(self, loss: Any = None, *, unlabelled_weight: float = 1.0, strong_views: int = 1, **slot: Any) -> None:
         super().__init__(loss, **slot)
         self.check_range(0, math.inf, unlabelled_weight=unlabelled_weight)
         self.check_range(1, math.inf, strong_views=strong_views)

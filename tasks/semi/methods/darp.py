@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import newton
 from torch import Tensor
 
+from dembench.tasks.common.devices import send
 from dembench.tasks.semi.methods.base import Batch
 from dembench.tasks.semi.methods.fixmatch import FixMatch
 
@@ -34,7 +35,6 @@ class DARP(FixMatch):
     name = "darp"
     predicted: Tensor
     refined: Tensor
-    numbers: Tensor
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class DARP(FixMatch):
         uniform = torch.full((num_unlabelled, self.num_classes), 1 / self.num_classes)
         self.register_buffer("predicted", uniform)
         self.register_buffer("refined", uniform.clone())
-        self.register_buffer("numbers", num_unlabelled * counts.double() / counts.sum())
+        self.numbers = (num_unlabelled * counts.double() / counts.sum()).numpy()
 
     def targets(self, weak: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.rows is None:
@@ -71,16 +71,15 @@ class DARP(FixMatch):
         since = batch.step % self.every
         if batch.progress * (1 - since / max(batch.step, 1)) > self.start:  # the last multiple of ``every``
             if since == 0:
-                self.refined.copy_(self.refine())
+                self.refined.copy_(send(self.refine(), weak.device))
             p = self.refined[batch.rows]
         confidence, target = p.max(1)
         return target, (confidence >= self.threshold).float()
 
     def refine(self) -> Tensor:
-        """(N, C)."""
-        numbers = self.numbers.cpu().numpy()
-        likely = without_noise(self.predicted.double().cpu().numpy(), numbers, self.surest)
-        return torch.from_numpy(refine(likely, numbers, self.sweeps, self.tolerance))
+        """All predictions refined, (N, C) float32 on the CPU."""
+        likely = without_noise(self.predicted.double().cpu().numpy(), self.numbers, self.surest)
+        return torch.from_numpy(refine(likely, self.numbers, self.sweeps, self.tolerance)).float()
 
 
 def without_noise(p: np.ndarray, numbers: np.ndarray, surest: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from dembench.report.figures.shares import shares
 from dembench.report.figures.stream_accuracy import window_accuracy
 from dembench.report.judge.group import build_blocks
 from dembench.report.read.load import load
-from dembench.report.tables.results import detail_table
+from dembench.report.tables.results import default_cell, default_label, detail_table
 
 
 def test_window_accuracy_starts_again_with_each_slice(tmp_path: Path):
@@ -32,6 +32,25 @@ def test_window_accuracy_starts_again_with_each_slice(tmp_path: Path):
     slices, accuracy = window_accuracy(run, 2)
     assert slices == ("a", "a", "a", "b", "b")
     np.testing.assert_allclose(accuracy, [50, 70, 100 * 29 / 30, 10, 100 * 31 / 40])
+
+
+def test_a_panel_names_the_setting_that_its_losses_share(tmp_path: Path):
+    def label(**settings: str) -> str:
+        root = tmp_path / "_".join(settings.values())
+        for loss, aggregate in settings.items():
+            make_run(root, loss=loss, config={"method.aggregate": aggregate})
+        block = only_block(root)
+        cells = [default_cell(block, "tent", column) for column in block.losses_of("tent")]
+        return default_label(block, [cell for cell in cells if cell])
+
+    assert label(em="marginal", adadem="marginal") == ""  # nothing varies
+    assert label(em="marginal", adadem="per_view") == "each loss at its default setting"
+    for loss in ("em", "adadem"):
+        for lr in (1e-3, 1e-2):
+            make_run(tmp_path / "rates", loss=loss, lr=lr)
+    block = only_block(tmp_path / "rates")
+    cells = [default_cell(block, "tent", column) for column in block.losses_of("tent")]
+    assert default_label(block, [cell for cell in cells if cell]) == "every loss at lr 1e-3"
 
 
 def test_shares_are_sorted_within_each_slice(tmp_path: Path):

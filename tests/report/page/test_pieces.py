@@ -20,7 +20,7 @@ from dembench.report.figures.gallery import LARGEST, Gallery
 from dembench.report.figures.learning import learning_figure, mean_band
 from dembench.report.figures.sensitivity import across_figure, params_figure
 from dembench.report.judge.group import build_blocks
-from dembench.report.page.provenance import commits
+from dembench.report.page.provenance import commits, notes_of
 from dembench.report.read.load import load
 from dembench.report.tables.detail import runs_table
 from dembench.report.tables.results import main_table
@@ -192,3 +192,9 @@ def test_learning_curves_of_many_settings_show_the_best_ones(tmp_path: Path):
         write_series(folder, [(0, 0.0), (10, float(step))])
     (line,) = learning_figure(only_block(tmp_path)).canvas.axes[0].get_lines()
     assert line.get_ydata().tolist() == [0, 19]  # of the rate with the lowest error
+
+
+def test_a_note_on_a_method_is_quiet_but_for_what_it_is_shown(tmp_path: Path):
+    make_run(tmp_path)
+    make_run(tmp_path, method="t3a", notes=(("made", "of this"), ("stream", "in an order")))
+    assert {note.key: note.quiet for note in notes_of(only_block(tmp_path))} == {"made": True, "stream": False}

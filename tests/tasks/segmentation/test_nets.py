@@ -275,9 +275,14 @@ def test_a_configuration_file_that_is_none_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="model.config_file: no file"):
         from_config(tmp_path / "none.py")
     file = tmp_path / "x.py"
-    file.write_text("model = dict(type='CascadeEncoderDecoder')")
-    with pytest.raises(ValueError, match="expected a model of type 'EncoderDecoder', got 'Cascade"):
-        from_config(file)
+    for content, reason in {
+        "model = dict(type='CascadeEncoderDecoder')": "expected a model of type 'EncoderDecoder', got 'Cascade",
+        "model = dict(type='EncoderDecoder', decode_head=dict(type='MaskFormerHead'))": "gives masks with classes",
+        "custom_imports = dict(imports='none_such.models')": "a package that is not here: .*none_such.models[^,]*$",
+    }.items():
+        file.write_text(content)
+        with pytest.raises(ValueError, match=reason):
+            from_config(file)
 
 
 @pytest.mark.slow

@@ -296,13 +296,13 @@ def test_sharpen() -> None:
 
 def test_remixmatch_over_three_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(0.3))
-    method = ReMixMatch(EM(), num_classes=C, ramp=0.4, momentum=0.7, loss_view="strong")
+    method = ReMixMatch(EM(), num_classes=C, ramp=0.4, momentum=0.7, loss_view="strong", loss_weight=0.3)
     plain = linear()
     body, first = plain[0], copy.deepcopy(plain[1])
     model = ready(method, plain)
     second, marginal = model[1].second, None
     assert method.needed_views == ("strong", "strong2", "weak")
-    for step in range(3):
+    for _ in range(3):
         data, order = batch(progress=0.1), torch.randperm(5 + 36)
         turns = torch.randint(4, (12,))
         with monkeypatch.context() as patch:
@@ -340,7 +340,9 @@ def test_remixmatch_without_rotation_has_one_head_and_turns_squares_alone() -> N
 
 @pytest.mark.parametrize(("hard", "views"), [(False, 2), (True, 1)])
 def test_abc(hard: bool, views: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = ABC(EM(), num_classes=C, threshold=0.6, hard=hard, strong_views=views, balanced_weight=0.8)
+    method = ABC(
+        EM(), num_classes=C, threshold=0.6, hard=hard, strong_views=views, balanced_weight=0.8, loss_weight=0.3
+    )
     data = batch(progress=0.3)
     drawn = {5: torch.rand(5), 12: torch.rand(12)}
     monkeypatch.setattr(torch, "bernoulli", lambda p: (drawn[len(p)] < p).float())
