@@ -198,7 +198,7 @@ def check_task(cfg: Any) -> None:
     if getattr(task, "splits", None) is None:
         raise ConfigError(f"the task {cfg.choices.task} does not support part=search")
     if not getattr(locate(cfg.method["_target_"], "method"), "uses_loss", True):
-        raise ConfigError(f"method={cfg.choices.method} lowers no loss, so there is no (tau, alpha) to search for")
+        raise ConfigError(f"method={cfg.choices.method} lowers no loss: no loss is searched or tuned for it")
 
 
 def _optuna() -> dict[str, str]:
