@@ -15,6 +15,7 @@ from torch import Tensor
 from dembench.tasks.common.corruptions.draws import Draws
 from dembench.tasks.common.corruptions.pixels import (
     GUARD,
+    added,
     centre_zoom,
     divide,
     gather_pixels,
@@ -155,7 +156,7 @@ def motion(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor
     height, width = images.shape[2:]
     steps = torch.arange(2 * radius + 1, device=images.device, dtype=torch.float64)
     weights = [math.exp(-(step**2) / (2 * sigma**2)) for step in range(2 * radius + 1)]
-    whole = sum(weights)
+    whole = added(weights)
     angle = degrees * (math.pi / 180)
     right = torch.ceil(steps * angle.cos()[:, None] - 0.5).long().tolist()
     down = torch.ceil(steps * angle.sin()[:, None] - 0.5).long().tolist()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -66,8 +67,13 @@ def gaussian_weights(sigma: float, truncate: float) -> list[float]:
     """The 2 * int(truncate * sigma + 0.5) + 1 weights of scipy.ndimage's Gaussian filter."""
     radius = int(truncate * sigma + 0.5)
     weights = [math.exp(-0.5 * (step / sigma) ** 2) if step else 1.0 for step in range(-radius, radius + 1)]
-    total = sum(weights)
+    total = added(weights)
     return [weight / total for weight in weights]
+
+
+def added(numbers: list[float]) -> float:
+    """Their sum one after the other, as SciPy and C form it: from Python 3.12 on ``sum`` compensates what it rounds."""
+    return reduce(add, numbers)
 
 
 @per_device

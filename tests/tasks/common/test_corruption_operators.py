@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dembench.tasks.common.corruptions import blur, corrupt, digital, ice, weather
+from dembench.tasks.common.corruptions.pixels import gaussian_weights
 from dembench.tasks.common.corruptions.recipes import CIFAR, IMAGENET, Recipe
 
 ALL = pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
@@ -25,12 +26,18 @@ ALL = pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 # Blurs
 
 
+@pytest.mark.parametrize("sigma", [0.25, 0.4, 0.7, 1.5])
+def test_weights_of_a_gaussian_are_added_one_after_the_other(sigma: float):
+    """To the last bit, in every version of Python: glass blur cuts what comes of them off to whole grey levels."""
+    radius = int(4 * sigma + 0.5)
+    weights = np.array([math.exp(-0.5 * (place / sigma) ** 2) for place in range(-radius, radius + 1)])
+    assert gaussian_weights(sigma, 4.0) == (weights / weights.cumsum()[-1]).tolist()
+
+
 @ALL
-@pytest.mark.parametrize(("recipe", "side"), [(CIFAR, 32), (IMAGENET, 40)], ids=["cifar", "imagenet"])
-def test_glass_blur_is_a_sequential_loop_of_copies(severity: int, recipe: Recipe, side: int):
-    """Even areas, such as saturated ones, can end at either of two grey levels, twice: SciPy 1.18 sums otherwise than
-    1.17. Whole images of one grey are left out, and 3 of 1,000 values may differ by 1."""
-    images = pictures(9, side)[4:]
+@pytest.mark.parametrize(("recipe", "side", "skip"), [(CIFAR, 32, 0), (IMAGENET, 40, 4)], ids=["cifar", "imagenet"])
+def test_glass_blur_is_a_sequential_loop_of_copies(severity: int, recipe: Recipe, side: int, skip: int):
+    images = pictures(9, side)[skip:]  # of wide blurs even areas end at either of two grey levels, twice
     sigma, reach, passes = recipe.glass_blur[severity - 1]
     offsets = np.random.default_rng(4).integers(0, 2 * reach, size=(len(images), passes, 2, side, side))
     expected = []
@@ -42,7 +49,7 @@ def test_glass_blur_is_a_sequential_loop_of_copies(severity: int, recipe: Recipe
                     down, right = offset[number, :, row, column]
                     grey[row, column] = grey[row + down, column + right]
         expected.append(skimage.filters.gaussian(grey / 255.0, sigma=sigma, channel_axis=-1))
-    assert_near(blur.glass_blur(images, severity, Replay(offsets=offsets), recipe), np.stack(expected), share=3e-3)
+    assert_near(blur.glass_blur(images, severity, Replay(offsets=offsets), recipe), np.stack(expected), share=1e-3)
 
 
 def motion_loop(image: NDArray, degrees: float, radius: int, sigma: float) -> NDArray:
