@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from dembench.core import functional
 from dembench.tasks.common.devices import send
-from dembench.tasks.segmentation.methods.base import Data, EntropyTerm, UDAMethod, Values, pixel_entropy
+from dembench.tasks.segmentation.methods.base import Data, Values
+from dembench.tasks.segmentation.methods.min_ent import MinEnt
 
 EPSILON = 1e-8  # beside the squared entropy, as in the authors' code; the paper's text has 0.001 squared
 
 
-class FDA(UDAMethod):
+class FDA(MinEnt):
     """Cross entropy on source images in the target's style, plus a penalised loss on target pixels.
 
     Args:
@@ -38,7 +39,6 @@ class FDA(UDAMethod):
 
     name = "fda"
     repeated_in = ("FDA", "fda")
-    replaces_entropy = True
 
     def __init__(
         self,
@@ -55,17 +55,13 @@ class FDA(UDAMethod):
         if not 0 <= beta < 0.5 or eta <= 0:
             raise ValueError(f"fda: expected beta from 0 to below 0.5 and eta > 0, got {beta} and {eta}")
         robust = None if loss is None else Robust(loss, eta)
-        super().__init__(term=EntropyTerm(robust, weight, aux_weight, "nats", resolution, ramp), **settings)
+        super().__init__(
+            robust, weight=weight, aux_weight=aux_weight, unit="nats", resolution=resolution, ramp=ramp, **settings
+        )
         self.beta = beta
 
     def gradients(self, data: Data) -> Values:
-        source, _ = self.source_term(self.in_style(data["source"], data["target"]))
-        values = {"source": self.backward(source)}
-        if self.term.active:
-            target = self.target_logits(data["target"])
-            values["entropy_term"] = self.backward(self.term(target, data["progress"]))
-            values["entropy"] = pixel_entropy(target.main)
-        return values
+        return super().gradients({**data, "source": self.in_style(data["source"], data["target"])})
 
     def in_style(self, source: Data, target: Data) -> dict[str, Any]:
         """The source's batch with each image in the style of the target's image in the same place.
