@@ -34,9 +34,8 @@ def _unmarked(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if NAME not in sys.modules:
             return function(*args, **kwargs)
-        marked = sys.modules[NAME].disable(function, True, wrapping=False)
-        vars(function)["__dynamo_disable"] = marked  # where torch looks
-        return marked(*args, **kwargs)
+        vars(function).pop("__dynamo_disable", None)  # where torch looks, and now leaves its own mark
+        return torch._compile._disable_dynamo(function)(*args, **kwargs)
 
     return call
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from dembench.scripts.cli import Parser, fail
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     columns = TextColumn("{task.description:<9}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bars = Progress(*columns, console=console)
+        with bars if console.is_terminal else nullcontext():
             shown: dict[str, object] = {}
 
             def report(doing: str, done: int, total: int) -> None:

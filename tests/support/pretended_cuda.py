@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.optim  # torch 2.11 compiles its functions from their source, with the true torch.tensor
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing

@@ -31,7 +31,10 @@ def test_words_give_what_the_library_encodes(kind, encoding):
 @encodings
 @pytest.mark.parametrize("pool", ["argmax", "eos"])
 def test_an_open_context_and_its_gradient_equal_the_library_with_a_hook(kind, encoding, pool):
-    clip = tiny_clip(kind, torch.float64, pool_type=pool, eos_id=49407)
+    named = "eos_id" in open_clip.model.CLIPTextCfg.__dataclass_fields__
+    if pool == "eos" and not named:
+        pytest.skip("this open_clip pools at the greatest token alone")
+    clip = tiny_clip(kind, torch.float64, pool_type=pool, **({"eos_id": 49407} if named else {}))
     context = torch.randn(2, 4, 48, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(len(NAMES), 24, dtype=torch.float64)
     prompts = Prompts(clip, NAMES, TEMPLATE, encoding=encoding, group=4)
