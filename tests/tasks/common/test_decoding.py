@@ -52,10 +52,8 @@ def test_every_suffix_has_a_format() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_of_16_bits_the_upper_8_are_kept(kind: str) -> None:
     deep = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    if kind == "PPM":  # which older Pillow reads and does not write
-        data = b"P5 16 16 65535\n" + deep.astype(">u2").tobytes()
-    else:
-        data = encoded(Image.fromarray(deep), kind)
+    ppm = b"P5 16 16 65535\n" + deep.astype(">u2").tobytes()  # which older Pillow reads and does not write
+    data = ppm if kind == "PPM" else encoded(Image.fromarray(deep), kind)
     found = np.asarray(decode(data, "x"))
     assert (found == (deep // 257)[..., None]).all()
 
