@@ -68,6 +68,28 @@ def test_optimizers_without_the_compiler_step_as_they_do_with_it(name: str) -> N
     assert torch.equal(ends(), by_hand(name))
 
 
+def test_once_the_compiler_is_there_optimizers_are_as_torch_made_them() -> None:
+    script = """
+import sys, torch
+from dembench.harness import compiler
+compiler.on_demand()
+def ends():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    (weight ** 2).sum().backward()
+    optimizer.step()
+    return weight.detach()
+first = ends()
+assert "torch._dynamo" not in sys.modules
+import torch._dynamo
+assert torch.equal(ends(), first)
+marked = vars(torch.optim.Optimizer.add_param_group.__wrapped__)["__dynamo_disable"]
+assert marked.__module__.startswith("torch."), marked.__module__
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def by_hand(name: str) -> torch.Tensor:
     """The same three steps by torch's own functions for lists of tensors, which no wrapper surrounds."""
     from torch.optim import adam, adamw, sgd
