@@ -49,6 +49,15 @@ class Verdict:
         rates = [c.lr for c in self.block.settings(self.method, column) if c.lr is not None]
         return self.what == "learning rate" and len(rates) > 1 and cell.lr in (min(rates), max(rates))
 
+    @property
+    def passed_over(self) -> bool:
+        """Whether a setting could not be the best one because others have more seeds."""
+        metric = self.block.metric
+        seeds = [
+            {len(cell.values(metric)) for cell in self.block.settings(self.method, c)} for c in (self.column, self.base)
+        ]
+        return any(len(numbers) > 1 for numbers in seeds)
+
     def short(self, cell: Cell, column: Key) -> str:
         text = show(cell.lr) if self.what == "learning rate" else self.block.setting_label(cell)
         return text + (", edge of the grid" if self.edge(cell, column) else "")

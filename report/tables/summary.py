@@ -55,6 +55,7 @@ def summary_table(items: list[Verdict]) -> Table:
         + (
             " “Best against best”: each loss at the setting with the best mean over seeds, chosen on the test stream "
             "itself, so optimistic for both."
+            + (" Only settings with the most seeds can be the best one." if any(v.passed_over for v in items) else "")
             if swept
             else ""
         )

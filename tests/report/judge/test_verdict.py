@@ -50,6 +50,15 @@ def test_verdict_says_what_the_numbers_say(tmp_path: Path, offsets: tuple[float,
 def test_best_rate_needs_all_seeds(tmp_path: Path):
     for seed in range(3):
         make_run(tmp_path, EM[seed], seed=seed)
+        make_run(tmp_path, EM[seed], loss="adadem", seed=seed)
+        make_run(tmp_path, EM[seed], loss="adadem", seed=seed, lr=1e-2)
     make_run(tmp_path, (0.01, 0.01, 0.01), seed=0, lr=1e-2)  # lucky, and one seed only
     block = only_block(tmp_path)
     assert block.best("tent", block.em).lr == 1e-3
+    said = "Only settings with the most seeds can be the best one."
+    assert said in summary_table(verdicts(block)).caption
+    for seed in (1, 2):
+        make_run(tmp_path, (0.01, 0.01, 0.01), seed=seed, lr=1e-2)
+    block = only_block(tmp_path)
+    assert block.best("tent", block.em).lr == 1e-2
+    assert said not in summary_table(verdicts(block)).caption
