@@ -28,8 +28,9 @@ A and B are each a folder or a file of runs, filters on the runs of --runs, or b
   dembench compare "runs loss=em task=tta" "runs loss=adadem,dem task=tta"
   dembench compare method.lr=1e-3 method.lr=1e-2 --metric nll
 
-A filter is KEY=VALUE[,VALUE] with any key of the command line. Runs are paired that have the same seed and are alike in
-every key but those in which A and B have no value in common; these keys are what is compared.
+A filter is KEY=VALUE[,VALUE] with any key of the command line; KEY=null: runs without it, too. Runs
+are paired that have the same seed and are alike in every key but those in which A and B have no value in common; these
+keys are what is compared.
 """
 
 

@@ -12,6 +12,7 @@ from dembench.report.read.load import Run, load
 
 NAMES = ("task", "data", "model", "protocol", "method", "loss", "seed", "status")
 UNSEARCHED = ("task", "out", "force", "progress", "hydra")  # keys that say nothing of a run, or say it again
+UNSET = {"null"}  # of a key that a run does not have
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def side(text: str, default: Path) -> Side:
 
 
 def select(wanted: Side, runs: Sequence[Run]) -> tuple[Run, ...]:
-    """The runs of a side.
+    """The runs of a side; a key that some runs lack is ``null`` in those.
 
     Raises: ValueError for a key that no run has, and where no run has the values.
     """
@@ -56,14 +57,14 @@ def select(wanted: Side, runs: Sequence[Run]) -> tuple[Run, ...]:
     keys = sorted({key for found in known.values() for key in found})
     for key, values in wanted.filters:
         lookup(key, [*NAMES, *(name for name in keys if name not in NAMES)], "key")
-        there = {text for found in known.values() for text in found.get(key, ())}
+        there = {text for found in known.values() for text in found.get(key, UNSET)}
         for value in values:
             if not matches({value}, there):
                 lookup(value, sorted(there), f"value of {key}")
     kept = [
         run
         for run in runs
-        if all(matches(set(values), known[run.id].get(key, set())) for key, values in wanted.filters)
+        if all(matches(set(values), known[run.id].get(key, UNSET)) for key, values in wanted.filters)
     ]
     if not kept:
         raise ValueError(f"{wanted.text!r}: none of {len(runs)} runs has all of these values")

@@ -56,6 +56,17 @@ def test_each_loss_of_a_side_has_its_row_though_only_one_has_parameters(root):
     assert {name: gain.cells for name, gain in found.totals["tta"].items()} == {"B: DEM": 2, "B: AdaDEM": 1}
 
 
+def test_a_key_that_a_run_lacks_is_null(tmp_path):
+    for params in (None, {"mec": False}):
+        make_run(tmp_path, loss="adadem", params=params)
+    words = (f"{tmp_path} loss.mec={value}" for value in ("null", "false", "null,false"))
+    plain, ablation, both = (read(side(word, tmp_path)) for word in words)
+    assert (len(plain), len(ablation), len(both)) == (1, 1, 2)
+    assert "mec" not in plain[0].config["loss"]
+    with pytest.raises(ValueError, match="loss.mcc"):
+        read(side(f"{tmp_path} loss.mcc=null", Path("runs")))
+
+
 def test_settings_methods_and_folders_are_compared_likewise(root, tmp_path):
     rates = sides("loss=em method.lr=1e-3", "loss=em method.lr=1e-2", root)
     assert rates.differs["tta"] == {"method.lr": (("1e-3",), ("1e-2",))}
