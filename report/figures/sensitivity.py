@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dembench.report.figures.drawing import GREY, LINES, SPARE, STYLE, Figure, canvas, colour_of, line_of
-from dembench.report.judge.group import Block, Cell, Key, leaf, show
+from dembench.report.judge.group import Block, Cell, Key, Setting, leaf, show
 from dembench.report.judge.wording import number
 from dembench.report.read.names import pretty
 from dembench.report.tables.table import capital, slug
@@ -72,16 +72,17 @@ def rate_figure(block: Block, method: str) -> Figure | None:
     if key is None:
         return None
     what = "learning rate" if leaf(key) == "lr" else leaf(key).replace("_", " ")
+    others = most_swept(block, method, key)
     series = {}
     for column in block.losses_of(method):
         if column in block.shown_columns:
-            best: dict[float, Cell] = {}
-            for cell in block.settings(method, column):
-                value = dict(cell.setting).get(key)
-                if value is not None and numeric(value) and cell.values(block.metric):
-                    best.setdefault(float(value), cell)
-            if len(best) > 1:
-                series[column] = sorted(best.items())
+            found = {
+                float(value): cell
+                for cell in block.settings(method, column)
+                if (value := along(cell, key, block)) is not None and without(cell.setting, key) == others
+            }
+            if len(found) > 1:
+                series[column] = sorted(found.items())
     if not series:
         return None
     means = [cell.estimate(block.metric).mean for cells in series.values() for _, cell in cells]
@@ -98,12 +99,34 @@ def rate_figure(block: Block, method: str) -> Figure | None:
         axes[0][0].set_ylabel(axis_label(block))
         axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     marked = crosses(cell for cells in series.values() for _, cell in cells)
+    fixed = "".join(f", {leaf(name)} {show(value)}" for name, value in others if name in block.varying[method])
     caption = (
-        f"{capital(block.metric.label)} against {what}, mean over seeds with 95% t intervals; "
+        f"{capital(block.metric.label)} against {what}{fixed}, mean over seeds with 95% t intervals; "
         f"grey lines learn nothing. {marked}"
     )
     title = f"{block.title}: sensitivity to {'the ' * (leaf(key) == 'lr')}{what}, {pretty(method)}"
     return Figure(slug(leaf(key), block.task, block.title, method), title, caption, figure)
+
+
+def along(cell: Cell, key: str, block: Block) -> float | None:
+    """Where a cell stands on the axis of ``key``, if it does and has a value."""
+    value = dict(cell.setting).get(key)
+    return float(value) if value is not None and numeric(value) and cell.values(block.metric) else None
+
+
+def without(setting: Setting, key: str) -> Setting:
+    return tuple((name, value) for name, value in setting if name != key)
+
+
+def most_swept(block: Block, method: str, key: str) -> Setting:
+    """The other hyperparameters, such as the optimizer, with which most values of ``key`` were run: a line that changed
+    them on its way would not be one over ``key``."""
+    values: dict[Setting, set[float]] = {}
+    for column in block.losses_of(method):
+        for cell in block.settings(method, column):
+            if (value := along(cell, key, block)) is not None:
+                values.setdefault(without(cell.setting, key), set()).add(value)
+    return max(values, key=lambda others: len(values[others]), default=())
 
 
 def rate_panel(axes: Axes, block: Block, series: dict[Key, list[tuple[float, Cell]]], what: str) -> None:

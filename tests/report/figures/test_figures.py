@@ -109,6 +109,16 @@ def test_what_varies_alone_gets_a_line(tmp_path: Path):
     assert rate_figure(only_block(tmp_path), "tent") is None  # two things vary, and neither is the rate
 
 
+def test_a_line_over_the_rate_keeps_the_optimizer(tmp_path: Path):
+    for rate, error in ((1e-3, 0.3), (1e-2, 0.2), (0.1, 0.4)):
+        make_run(tmp_path, (error,) * 3, lr=rate, config={"method.optimizer": "sgd"})
+    for rate in (1e-2, 1):  # of the optimizer that the helper has by itself
+        make_run(tmp_path, (0.1,) * 3, lr=rate)
+    figure = rate_figure(only_block(tmp_path), "tent")
+    np.testing.assert_allclose(figure.canvas.axes[0].get_lines()[0].get_xydata(), [(1e-3, 30), (1e-2, 20), (0.1, 40)])
+    assert "against learning rate, optimizer sgd, mean" in figure.caption
+
+
 def test_the_table_of_classes_shows_what_classes_have(tmp_path: Path):
     rows = [{"slice": "mean", "metric": "accuracy", "value": 0.6, "unit": "fraction", "n": 10}]
     for part, recall in (("cat", 0.25), ("dog", 0.75)):
